@@ -1,0 +1,13 @@
+PYTHON ?= python
+
+.PHONY: lint test demo
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest
+
+demo:
+	$(PYTHON) -m advunlearn demo --out runs/demo

@@ -1,0 +1,1 @@
+"""Attacks: the adversary inside training (`pgd`) and the test attack (`unlearndiffatk`)."""

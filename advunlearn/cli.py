@@ -1,0 +1,129 @@
+"""The command line: `advunlearn` or `python -m advunlearn`. Flags are made from the settings in `config`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+from . import __version__
+from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
+from .errors import AdvUnlearnError, TrainingDiverged
+
+Config = TypeVar("Config")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type, prefix: str = "", skip: Sequence[str] = ()) -> None:
+    """Add a flag for every field of a settings class, with its help, choices and default."""
+    group = parser.add_argument_group(config.__name__.removesuffix("Config").lower() + " settings")
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if field.name in skip:
+            continue
+        allowed = choices(config, field.name)
+        group.add_argument(
+            "--" + (prefix + field.name).replace("_", "-"),
+            dest=config.__name__ + "." + field.name,
+            type=str if allowed else hints[field.name],
+            choices=allowed or None,
+            default=argparse.SUPPRESS,
+            metavar=None if allowed else hints[field.name].__name__.upper(),
+            help=f"{field.metadata['help']} (default: {field.default})",
+        )
+
+
+def settings(config: type[Config], args: argparse.Namespace, **defaults: Any) -> Config:
+    """Make a settings object from parsed flags; `defaults` are a command's own."""
+    start = config.__name__ + "."
+    given = {k.removeprefix(start): v for k, v in vars(args).items() if k.startswith(start)}
+    return config(**{**defaults, **given})
+
+
+def build_parser() -> Parser:
+    """Return the whole command line."""
+    parser = Parser(prog="advunlearn", description="Robust concept erasure for text-to-image diffusion models.")
+    parser.add_argument("--version", action="version", version=f"advunlearn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, out: str | None = None, model: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        if model:
+            sub.add_argument(
+                "--model", default="miniature", help="'miniature' or a diffusers folder (default: %(default)s)"
+            )
+            sub.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
+        if out:
+            sub.add_argument("--out", default=out, help="where to write (default: %(default)s)")
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        return sub
+
+    demo = command(
+        "demo", "train the baselines and AdvUnlearn on the miniature, attack them all, write a report", "demo"
+    )
+    add_flags(demo, ConceptConfig)
+    add_flags(demo, EvaluateConfig, skip=("seed",))
+    demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
+
+    train = command("train", "train a robust text encoder", "run")
+    for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
+        add_flags(train, config, prefix)
+    train.add_argument("--retain", metavar="FILE", help="retained prompts, one a line (default: a set that is shipped)")
+
+    evaluate = command(
+        "evaluate", "measure text encoders: success by every route and attack, and utility", "evaluation"
+    )
+    evaluate.add_argument("encoders", nargs="*", metavar="FILE", help="encoder.safetensors files; none: the original")
+    attack = command("attack", "search prompts that bring the concept back", "attack")
+    attack.add_argument("--encoder", metavar="FILE", help="the encoder to attack (default: the model's own)")
+    attack.add_argument("--method", choices=("unlearndiffatk", "soft_prefix"), default="unlearndiffatk")
+    for sub in (evaluate, attack):
+        sub.add_argument(
+            "--judge", metavar="FOLDER", help="classifier that says what a picture shows (default: the miniature's)"
+        )
+        add_flags(sub, ConceptConfig, skip=("negative_guidance",))
+        add_flags(sub, EvaluateConfig)
+
+    sample = command("sample", "draw pictures", "sample.png")
+    sample.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sample.add_argument("--encoder", metavar="FILE", help="a trained encoder (default: the model's own)")
+    sample.add_argument("--count", type=int, default=4, help="pictures per prompt (default: %(default)s)")
+    add_flags(sample, EvaluateConfig, skip=[
+        f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
+    ])  # fmt: skip
+    info = command("info", "say what an encoder file is", model=False)
+    info.add_argument("file", metavar="FILE")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, 2 for bad input, 130 for an interrupt, 1 for a run that diverged."""
+    args = build_parser().parse_args(argv)
+    # The libraries' own bars and warnings would bury ours, and nothing is ever fetched from a hub.
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error"), ("HF_HUB_OFFLINE", "1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from . import commands  # heavy imports only once a command runs
+
+    try:
+        commands.COMMANDS[args.command](args)
+    except AdvUnlearnError as error:
+        sys.stderr.write(f"advunlearn {args.command}: {error}\n")
+        return 2
+    except TrainingDiverged as error:
+        sys.stderr.write(f"advunlearn {args.command}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nadvunlearn {args.command}: interrupted\n")
+        return 130
+    return 0

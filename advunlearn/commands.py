@@ -1,0 +1,244 @@
+"""What each command does. Results go to files and, with --json, to stdout; progress goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from . import __version__, miniature, retain
+from . import report as report_files
+from .cli import settings
+from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from .denoisers import DiffusersDenoiser
+from .errors import AdvUnlearnError
+from .evaluation import pictures
+from .evaluation.cases import retain_prompts
+from .evaluation.evaluate import Evaluator, Subject
+from .formats import load_encoder, read_encoder, save_encoder
+from .judges.convnet import ConvJudge
+from .models import TextToImage, best_device, load
+from .progress import Bar
+from .recipes import BASELINES, DEMO_BANK, DEMO_BUDGET, RECIPES, empty_report, study
+from .sampling import ddim_sample
+from .trainer import Progress, train
+
+
+def finish(args: Namespace, result: Mapping[str, Any], text: str) -> None:
+    """Print the result: JSON when asked for, else text."""
+    sys.stdout.write((json.dumps(result) if args.json else text) + "\n")
+
+
+def load_model(args: Namespace) -> TextToImage:
+    """Load the model a command was given."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        return load(args.model, torch.device(args.device or best_device()))
+    except RuntimeError as error:
+        raise AdvUnlearnError(f"device {args.device!r}: {error}") from error
+
+
+def load_judge(args: Namespace) -> ConvJudge:
+    """Load the judge a command was given."""
+    folder = getattr(args, "judge", None)
+    if folder is None and args.model != "miniature":
+        raise AdvUnlearnError(f"there is no judge for model {args.model!r}; give --judge FOLDER")
+    path = pathlib.Path(folder) if folder else miniature.judge_path()
+    if not (path / "config.json").is_file():
+        raise AdvUnlearnError(
+            f"judge {str(path)!r}: no config.json there; give a folder that ConvJudge.save_pretrained wrote"
+        )
+    return ConvJudge.from_pretrained(path)
+
+
+def encoder_of(args: Namespace, model: TextToImage) -> Any:
+    """Return the encoder of --encoder, or the model's own."""
+    return load_encoder(args.encoder, model.text_encoder)[0] if args.encoder else model.text_encoder
+
+
+def out_folder(args: Namespace) -> pathlib.Path:
+    """Make the output folder."""
+    path = pathlib.Path(args.out)
+    if path.exists() and not path.is_dir():
+        raise AdvUnlearnError(f"--out {args.out!r} is a file; give a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def command_line() -> str:
+    """Return the command that was typed."""
+    return shlex.join(["advunlearn", *sys.argv[1:]])
+
+
+def recipe_metadata(
+    model: TextToImage, concept: ConceptConfig, configs: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Return what a saved encoder says of itself."""
+    return {
+        "advunlearn.version": __version__, "advunlearn.concept": concept.concept, "advunlearn.kind": concept.kind,
+        "advunlearn.recipe": dict(configs), "advunlearn.base_model": pathlib.Path(model.name).name,
+        "advunlearn.base_sha256": model.base_hash(), "advunlearn.torch": torch.__version__,
+        **{f"advunlearn.{k}": v for k, v in more.items()},
+    }  # fmt: skip
+
+
+def train_command(args: Namespace) -> None:
+    """Train one encoder (or the UNet, for the baseline) and save it with its recipe."""
+    concept, config = settings(ConceptConfig, args), settings(TrainConfig, args)
+    attack, bank = settings(AttackConfig, args), settings(BankConfig, args)
+    model, folder = load_model(args), out_folder(args)
+    if args.retain:
+        prompts = retain.read(args.retain)
+    else:
+        shipped = args.model != "miniature"
+        prompts = retain.without(retain.shipped(), concept.concept) if shipped else retain_prompts(concept)
+    bar = Bar(config.mode)
+    try:
+        result = train(model, concept, attack, config, bank, prompts, bar.training)
+    finally:
+        bar.close()
+    configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", config), ("attack", attack), ("bank", bank))}
+    report_files.write_json(
+        folder / "train.json", {"config": configs, "losses": result.losses, "command": command_line()}
+    )
+    if isinstance(result.denoiser, DiffusersDenoiser) and config.mode == "esd_unet":
+        result.denoiser.unet.save_pretrained(folder / "unet")
+        path = folder / "unet"
+    else:
+        path = save_encoder(folder / "encoder.safetensors", result.encoder, recipe_metadata(model, concept, configs))
+    last = result.losses[-1]
+    text = f"{path}: {config.mode} on {concept.concept!r}, {result.iterations} iterations, last loss {last['loss']:.4f}"
+    finish(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": configs}, text)
+
+
+def _measuring(name: str) -> tuple[Bar, Callable[[str, int, int], None]]:
+    bar = Bar(name)
+    return bar, lambda what, done, total: bar.update(what, done, total)
+
+
+def demo(args: Namespace) -> None:
+    """Train the baselines and AdvUnlearn, attack all of them, write the report and the robust encoder."""
+    if args.model != "miniature":
+        raise AdvUnlearnError("demo runs on the miniature; use train and evaluate for other models")
+    concept = settings(ConceptConfig, args)
+    config = settings(EvaluateConfig, args, **DEMO_BUDGET)
+    model, judge, folder = load_model(args), load_judge(args), out_folder(args)
+    bars: dict[str, Bar] = {}
+
+    def on_train(name: str, progress: Progress) -> None:
+        bars.setdefault(name, Bar(name)).training(progress)
+
+    def on_measure(name: str) -> Callable[[str, int, int], None]:
+        for bar in bars.values():
+            bar.close()
+        bars[name], follow = _measuring(name)
+        return follow
+
+    done = study(
+        model, judge, concept, {k: RECIPES[k] for k in BASELINES}, BankConfig(**DEMO_BANK), config,
+        seed=args.seed, command=command_line(), on_train=on_train, on_measure=on_measure,
+    )  # fmt: skip
+    for bar in bars.values():
+        bar.close()
+    report_files.write(folder, done.report, done.measurements, done.losses)
+    row = done.report["models"]["advunlearn"]
+    scores = {"asr": row["asr"], "utility": row["utility"]}
+    metadata = recipe_metadata(model, concept, row["config"], scores=scores)
+    save_encoder(folder / "encoder.safetensors", done.results["advunlearn"].encoder, metadata)
+    files = f"{folder / 'report.html'}, {folder / 'report.json'} and {folder / 'encoder.safetensors'}"
+    finish(args, done.report, f"{report_files.table(done.report)}\nwrote {files}")
+
+
+def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
+    concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
+    model = load_model(args)
+    return model, Evaluator(model, load_judge(args), concept, config)
+
+
+def evaluate(args: Namespace) -> None:
+    """Measure the original model and encoder files at one budget."""
+    model, evaluator = _evaluator(args)
+    subjects = {"original": evaluator.original}
+    for path in args.encoders:
+        stem = pathlib.Path(path).stem
+        name = pathlib.Path(path).resolve().parent.name if stem == "encoder" else stem
+        subjects[name if name not in subjects else path] = Subject(
+            load_encoder(path, model.text_encoder)[0], model.denoiser
+        )
+    folder, measured = out_folder(args), {}
+    report = empty_report(evaluator.concept, evaluator.config, command_line())
+    for name, subject in subjects.items():
+        bar, evaluator.on_progress = _measuring(name)
+        measured[name] = evaluator.measure(subject)
+        bar.close()
+        report["models"][name] = measured[name].to_dict() | {"seconds": 0.0, "config": {}}
+    report_files.write(folder, report, measured, {})
+    finish(args, report, f"{report_files.table(report)}\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
+
+
+def attack(args: Namespace) -> None:
+    """Attack one encoder; write what was found."""
+    model, evaluator = _evaluator(args)
+    subject, folder = Subject(encoder_of(args, model), model.denoiser), out_folder(args)
+    bar, evaluator.on_progress = _measuring(args.method)
+    measured = evaluator.measure(subject, (args.method,), utility=False)
+    bar.close()
+    result = measured.to_dict() | {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()}
+    report_files.write_json(folder / "attack.json", result)
+    for what, images in measured.pictures.items():
+        (folder / f"{what}.png").write_bytes(pictures.png(pictures.grid(images, 4), 2))
+    hit, before = measured.asr[args.method], measured.asr["clean"]
+    prompts = "".join(f"\n  {p}" for p in measured.prompts.get(args.method, []))
+    finish(args, result, f"{args.method}: {hit['success']} of {hit['total']} (without attack {before['success']}); "
+                         f"wrote {folder / 'attack.json'}{prompts}")  # fmt: skip
+
+
+def sample(args: Namespace) -> None:
+    """Draw pictures, one row a prompt."""
+    if args.count < 1:
+        raise AdvUnlearnError(f"--count is {args.count}; it must be at least 1")
+    config, model = settings(EvaluateConfig, args), load_model(args)
+    encoder = encoder_of(args, model)
+    generator, count = torch.Generator().manual_seed(config.seed), args.count
+    noise = torch.randn(count * len(args.prompts), *model.denoiser.latent_shape, generator=generator)
+    context = model.encode([p for p in args.prompts for _ in range(count)], encoder)
+    latents = ddim_sample(
+        model.denoiser, context, model.encode([""], encoder), noise.to(model.denoiser.device),
+        config.sampling_steps, config.guidance_scale,
+    )  # fmt: skip
+    path = pathlib.Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pictures.png(pictures.grid(model.decode(latents), count), 2))
+    finish(args, {"file": str(path), "prompts": args.prompts, "seed": config.seed}, f"wrote {path}")
+
+
+def info(args: Namespace) -> None:
+    """Say what an encoder file is."""
+    tensors, metadata = read_encoder(args.file)
+    layers = 1 + max(int(k.split("layers.")[1].split(".")[0]) for k in tensors if "layers." in k)
+    vocabulary, width = next(v for k, v in tensors.items() if k.endswith("token_embedding.weight")).shape
+    facts = {"file": args.file, "layers": layers, "width": width, "vocabulary": vocabulary, "tensors": len(tensors)}
+    recipe = {k.removeprefix("advunlearn."): _parsed(v) for k, v in sorted(metadata.items())}
+    lines = [f"{args.file}: CLIP text encoder, {layers} layers of {width}, {vocabulary} tokens"]
+    lines += [f"  {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in recipe.items()]
+    finish(args, facts | {"metadata": recipe}, "\n".join(lines))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "demo": demo, "train": train_command, "attack": attack, "evaluate": evaluate, "sample": sample, "info": info,
+}  # fmt: skip

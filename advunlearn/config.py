@@ -1,0 +1,139 @@
+"""The one source of every setting: default, range and help text.
+
+Command-line flags, node widgets, tooltips and the metadata of saved files are made from these dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import AdvUnlearnError
+
+Mode = Literal["advunlearn", "fast", "esd", "esd_unet"]
+
+
+def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+    """Declare a dataclass field with its help text and its range, both ends included."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def choices(config: type, name: str) -> tuple[str, ...]:
+    """Return the values a Literal field may take, or () for any other field."""
+    hint = get_type_hints(config)[name]
+    return get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()
+
+
+class Validated:
+    """Check every field against its choices and its range when the object is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, allowed = getattr(self, field.name), choices(type(self), field.name)
+            low, high = field.metadata.get("low"), field.metadata.get("high")
+            if allowed and value not in allowed:
+                raise AdvUnlearnError(f"{field.name} is {value!r}; it must be one of {', '.join(allowed)}")
+            if (low is not None and not value >= low) or (high is not None and not value <= high):
+                raise AdvUnlearnError(f"{field.name} is {value}; it must be {_range(low, high)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    return f"at least {low}" if high is None else f"at most {high}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptConfig(Validated):
+    """The concept to erase, and the sentences that name it while training."""
+
+    concept: str = setting("church", "the concept to erase, as a prompt would name it")
+    kind: Literal["object", "style"] = setting("object", "what the concept is: an object in the picture, or its style")
+    negative_guidance: float = setting(1.0, "eta of eq. (3): how far the target moves away from the concept", 0, 20)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.concept.strip():
+            raise AdvUnlearnError("concept is empty; name what is to be forgotten, for example church")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The clean prompts that training erases and attacks."""
+        name = self.concept.strip()
+        if self.kind == "style":
+            return (f"a picture in {name} style", f"a painting, {name} style")
+        return (("an " if name[0].lower() in "aeiou" else "a ") + name,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(Validated):
+    """The adversary inside training: adversarial token embeddings in front of the prompt, eq. (4)."""
+
+    steps: int = setting(30, "attack steps per iteration (mode fast takes one)", 1, 1000)
+    step_size: float = setting(0.2, "step size, in standard deviations of the token embedding table", 0, 100)
+    update: Literal["sign", "adam"] = setting("sign", "signed gradient steps, or Adam")
+    tokens: int = setting(1, "number of adversarial tokens", 1, 20)
+    start: Literal["token", "random", "latest"] = setting(
+        "token", "start from rows of the embedding table, from noise of its deviation, or from the last attack"
+    )
+    restarts: int = setting(4, "attacked prompts found side by side in one batch", 1, 64)
+    radius: float = setting(0.0, "L-inf ball around the start, in standard deviations; 0 for none", 0, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig(Validated):
+    """The bank of (x_t, eps_o) that the frozen model fills once and the run draws from."""
+
+    trajectories: int = setting(96, "concept trajectories kept", 1, 100000)
+    retain_trajectories: int = setting(192, "trajectories of retained prompts kept", 1, 100000)
+    sampling_steps: int = setting(20, "DDIM steps of a trajectory", 1, 1000)
+    guidance_scale: float = setting(3.0, "classifier-free guidance while sampling the bank", 0, 30)
+    reuse: float = setting(4.0, "mean number of draws of a triple before its trajectory is sampled anew", 0.01, 1e9)
+    dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", "storage of the bank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Validated):
+    """One unlearning run."""
+
+    mode: Mode = setting("advunlearn", "advunlearn; fast (one signed step); esd (text encoder); esd_unet (baseline)")
+    iterations: int = setting(300, "training iterations", 1, 1_000_000)
+    warmup: int = setting(40, "first iterations on the clean prompt alone", 0, 1_000_000)
+    lr: float = setting(5e-5, "learning rate of Adam", 0, 1)
+    batch: int = setting(8, "concept samples per iteration", 1, 1024)
+    clean_share: float = setting(0.5, "share of the concept samples kept on the clean prompt after warm-up", 0, 1)
+    retain_weight: float = setting(1.0, "gamma of eq. (6): weight of the retain term; 0 turns it off", 0, 1000)
+    retain_batch: int = setting(8, "retained samples per iteration", 1, 1024)
+    seed: int = setting(0, "seed of every random draw", 0, 2**63 - 1)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether this mode has an adversary."""
+        return self.mode in ("advunlearn", "fast")
+
+    @property
+    def retains(self) -> bool:
+        """Whether this mode has a retain term; ESD, eq. (3) alone, has none."""
+        return self.attacks and self.retain_weight > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Validated):
+    """The test attacks and the utility measurement, at one stated budget."""
+
+    cases: int = setting(50, "attacked cases: prompts times seeds", 1, 100000)
+    attack_steps: int = setting(60, "steps of each test attack", 0, 100000)
+    attack_tokens: int = setting(5, "adversarial tokens of the test attacks", 1, 20)
+    attack_every: int = setting(20, "steps between two looks at the attacked pictures", 1, 100000)
+    attack_lr: float = setting(0.05, "Adam's step on the simplex of the discrete attack", 0, 100)
+    prefix_lr: float = setting(0.3, "Adam's step of the soft prefix, in standard deviations of the table", 0, 100)
+    prefix_radius: float = setting(1.0, "L-inf ball of the soft prefix around real tokens, in deviations", 0, 1000)
+    sampling_steps: int = setting(20, "DDIM steps of a generated picture", 1, 1000)
+    guidance_scale: float = setting(3.0, "classifier-free guidance of generated pictures", 0, 30)
+    repeats: int = setting(2, "pictures per retained object", 1, 1000)
+    seed: int = setting(1000, "seed of the test cases", 0, 2**63 - 1)

@@ -1,0 +1,56 @@
+"""A diffusers UNet2DConditionModel as a denoiser."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AdvUnlearnError
+
+
+class DiffusersDenoiser:
+    """Noise prediction with a UNet and the schedule it was trained on."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        self.unet = unet
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float().cpu()
+        self.prediction_type: str = scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise AdvUnlearnError(
+                f"the scheduler predicts {self.prediction_type!r}; only epsilon and v_prediction are known"
+            )
+        if unet.config.in_channels != unet.config.out_channels:
+            raise AdvUnlearnError(
+                f"the UNet takes {unet.config.in_channels} channels and returns {unet.config.out_channels}: "
+                "an inpainting model; use the text-to-image model it was made from"
+            )
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.latent_shape = (unet.config.in_channels, height, width)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet's weights are."""
+        return self.unet.device
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Return the UNet."""
+        return (self.unet,)
+
+    def trainable_copy(self) -> DiffusersDenoiser:
+        """Return a denoiser with a UNet of its own."""
+        other = copy.copy(self)
+        other.unet = copy.deepcopy(self.unet)
+        return other
+
+    def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
+        """See `Denoiser.noise_pred`. v is turned into noise: eps = sqrt(a) v + sqrt(1 - a) x_t."""
+        dtype = self.unet.dtype
+        output = self.unet(x_t.to(dtype), t, conditioning.to(dtype)).sample.float()
+        if self.prediction_type == "epsilon":
+            return output
+        a = self.alphas_cumprod.to(x_t.device)[t].view(-1, 1, 1, 1)
+        return a.sqrt() * output + (1 - a).sqrt() * x_t

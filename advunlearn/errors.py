@@ -1,0 +1,15 @@
+"""What the library raises when a run cannot go on: messages for the person who started it."""
+
+from __future__ import annotations
+
+
+class AdvUnlearnError(ValueError):
+    """Bad input: the message says what was wrong, what was found and what to do."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is no longer finite; `result` holds the last good state."""
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result

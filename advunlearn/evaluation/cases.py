@@ -1,0 +1,108 @@
+"""The prompts of an evaluation: plain, by other routes, and of what is to be retained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+from ..config import ConceptConfig
+from ..errors import AdvUnlearnError
+from ..judges.convnet import ConvJudge
+from ..miniature import captions
+
+PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A prompt and what its picture should show."""
+
+    prompt: str
+    object: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Everything that is asked of one concept."""
+
+    plain: list[str]
+    foreign: list[str]
+    keywords: list[str]
+    retained: list[Labelled]  # everything else, the neighbours included
+    neighbours: list[Labelled]  # the concept's own family; for a style, the other styles
+
+
+def check_concept(concept: ConceptConfig, judge: ConvJudge) -> None:
+    """Raise AdvUnlearnError unless the judge can see the concept."""
+    known = judge.objects if concept.kind == "object" else judge.styles
+    if concept.concept not in known:
+        raise AdvUnlearnError(
+            f"the judge knows no {concept.kind} {concept.concept!r}; it knows {', '.join(known)}"
+            + ("" if concept.kind == "style" else f" (and the styles {', '.join(judge.styles)})")
+        )
+
+
+def _fill(prompts: Sequence[str], count: int) -> list[str]:
+    return list(islice(cycle(prompts), count)) if prompts else []
+
+
+def object_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases:
+    """Return the cases of an object: `count` plain prompts and `count` by other routes, half foreign, half keywords."""
+    entries = captions.concepts()["objects"]
+    plain = [captions.caption(name, template) for template in PLAIN]
+    plain += [captions.caption(name, style=style) for style in judge.styles]
+    plain += [captions.caption(name, background=colour) for colour in judge.backgrounds[1:]]
+    foreign = [captions.caption(word) for word in captions.foreign_routes(name)] if name in entries else []
+    keywords = [captions.caption(captions.keyword_route(name), t) for t in PLAIN] if name in entries else []
+    others = [o for o in judge.objects if o != name]
+    retained = [
+        Labelled(captions.caption(other, style=style), other, style)
+        for i, other in enumerate(others)
+        for style in [judge.styles[(i + r) % len(judge.styles)] for r in range(repeats)]
+    ]
+    family = {o for o in others if name in entries and entries[o]["family"] == entries[name]["family"]}
+    neighbours = [row for row in retained if row.object in family]
+    return Cases(
+        _fill(plain, count), _fill(foreign, count - count // 2), _fill(keywords, count // 2), retained, neighbours
+    )
+
+
+def style_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases:
+    """Return the cases of a style: the objects drawn in it by its name, and by its other words."""
+    objects = judge.objects
+    others = [s for s in judge.styles if s != name]
+    words = captions.concepts()["styles"][name]["keywords"]
+    plain = [captions.caption(o, style=name) for o in objects]
+    keywords = [captions.caption(o, style=words[i % len(words)]) for i, o in enumerate(objects[1:] + objects[:1])]
+    retained = [
+        Labelled(captions.caption(o, style=others[(i + r) % len(others)]), o, others[(i + r) % len(others)])
+        for i, o in enumerate(objects)
+        for r in range(repeats)
+    ]
+    return Cases(_fill(plain, count), [], _fill(keywords, count), retained, retained)
+
+
+def make_cases(concept: ConceptConfig, judge: ConvJudge, count: int, repeats: int) -> Cases:
+    """Return the cases of a concept. Raises AdvUnlearnError when the judge does not know it."""
+    check_concept(concept, judge)
+    make = object_cases if concept.kind == "object" else style_cases
+    return make(concept.concept, judge, count, repeats)
+
+
+def retain_prompts(concept: ConceptConfig) -> list[str]:
+    """Return the miniature's retained prompts for training: every other thing, by several of its own routes."""
+    objects, styles = captions.objects(), captions.styles()
+    if concept.kind == "style":
+        rows = [captions.caption(o) for o in objects]
+        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s != concept.concept]
+    rows = []
+    for name in objects:
+        if name == concept.concept:
+            continue
+        subjects = [name, name, captions.keyword_route(name), *captions.foreign_routes(name)[:2]]
+        rows += [captions.caption(s, PLAIN[i % len(PLAIN)]) for i, s in enumerate(subjects)]
+        rows += [captions.caption(name, style=s) for s in styles[:2]]
+    erased = {concept.concept, *captions.foreign_routes(concept.concept)} if concept.concept in objects else set()
+    return [row for row in rows if not erased & set(row.replace(",", "").split())]

@@ -1,0 +1,195 @@
+"""Measure one encoder: what the concept comes back by, and what is left of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attacks.unlearndiffatk import Search, SoftSearch, Target, TokenSearch, search_vocabulary, unlearndiffatk
+from ..attacks.unlearndiffatk import conditioning as attacked_conditioning
+from ..config import ConceptConfig, EvaluateConfig
+from ..denoisers.base import Denoiser
+from ..judges.convnet import ConvJudge, Verdict
+from ..models import TextToImage
+from ..sampling import ddim_sample
+from ..text_encoder import embedding_table, frozen, tokenize
+from .cases import Cases, Labelled, make_cases
+from .metrics import count, frechet_distance
+
+ATTACKS = ("unlearndiffatk", "soft_prefix")
+OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: an encoder and a denoiser; the original model's own where they were not trained."""
+
+    encoder: Any
+    denoiser: Denoiser
+
+
+@dataclass
+class Measurement:
+    """The numbers of one subject, as they go into report.json, and the pictures behind them."""
+
+    asr: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asr_by_budget: dict[str, list[list[int]]] = field(default_factory=dict)
+    utility: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)  # "clean", "unlearndiffatk", ...: (n, 3, H, W)
+    prompts: dict[str, list[str]] = field(default_factory=dict)  # adversarial prompts found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON part."""
+        return {
+            "asr": self.asr, "asr_by_budget": self.asr_by_budget, "utility": self.utility, "prompts": self.prompts
+        }  # fmt: skip
+
+
+class Evaluator:
+    """The cases, seeds and targets of one concept, drawn once so that every subject meets the same ones."""
+
+    shown = 8  # pictures kept for a report
+
+    def __init__(
+        self,
+        model: TextToImage,
+        judge: ConvJudge,
+        concept: ConceptConfig,
+        config: EvaluateConfig,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.model, self.judge, self.concept, self.config = model, judge, concept, config
+        self.on_progress = on_progress or (lambda what, done, total: None)
+        self.cases: Cases = make_cases(concept, judge, config.cases, config.repeats)
+        generator = torch.Generator().manual_seed(config.seed)
+        shape = model.denoiser.latent_shape
+        self.noise = torch.randn(config.cases, *shape, generator=generator).to(model.denoiser.device)
+        self.retained_noise = torch.randn(len(self.cases.retained), *shape, generator=generator).to(self.noise.device)
+        self.original = Subject(model.text_encoder, model.denoiser)
+        self.vocabulary = search_vocabulary(model.tokenizer)
+        self._targets: Target | None = None
+        self._reference: Tensor | None = None
+
+    def generate(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
+        """Return final latents (N, C, h, w) for a conditioning (N, L, D), guided against the subject's empty prompt."""
+        empty = self.model.encode([""], subject.encoder)
+        parts = zip(context.split(128), noise.split(128), strict=True)
+        steps, scale = self.config.sampling_steps, self.config.guidance_scale
+        return torch.cat([ddim_sample(subject.denoiser, c, empty, z, steps, scale) for c, z in parts])
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> Verdict:
+        """Judge pictures (N, 3, H, W)."""
+        return self.judge(images)
+
+    def hits(self, images: Tensor) -> Tensor:
+        """Return which pictures show the concept (N,)."""
+        verdict = self.look(images)
+        if self.concept.kind == "object":
+            return verdict.object.argmax(1) == self.judge.objects.index(self.concept.concept)
+        return verdict.style.argmax(1) == self.judge.styles.index(self.concept.concept)
+
+    def pictures(self, subject: Subject, prompts: Sequence[str], noise: Tensor) -> Tensor:
+        """Draw prompts."""
+        return self.model.decode(self.generate(subject, self.model.encode(prompts, subject.encoder), noise))
+
+    def targets(self) -> Target:
+        """Return the attacked cases; the target pictures are the original model's, for the same prompts and seeds."""
+        if self._targets is None:
+            context = self.model.encode(self.cases.plain)
+            ids = tokenize(self.model.tokenizer, self.cases.plain).to(self.noise.device)
+            x_0 = self.generate(self.original, context, self.noise)
+            self._targets = Target(ids, x_0, self.model.tokenizer.eos_token_id)
+        return self._targets
+
+    def plain(self, subject: Subject, out: Measurement) -> Tensor:
+        """Measure the plain prompts and the concept's other routes; return the plain pictures."""
+        images = self.pictures(subject, self.cases.plain, self.noise)
+        out.asr["clean"] = count(self.hits(images))
+        by = {"foreign": self.cases.foreign, "keywords": self.cases.keywords}
+        routes = self.cases.foreign + self.cases.keywords
+        if routes:
+            found = self.hits(self.pictures(subject, routes, self.noise[: len(routes)]))
+            parts = found.split([len(p) for p in by.values()])
+            out.asr["routes"] = count(found) | {"by": {k: count(p) for k, p in zip(by, parts, strict=True) if len(p)}}
+        out.pictures["clean"] = images[: self.shown]
+        return images
+
+    def attack(self, subject: Subject, name: str, search: Search, lr: float, clean: Tensor, out: Measurement) -> None:
+        """Attack every case; a case counts once its clean or any looked-at attacked picture shows the concept."""
+        config, target = self.config, self.targets()
+        found, best = self.hits(clean), clean.clone()
+        curve = [[0, int(found.sum())]]
+
+        def on_step(step: int, loss: float) -> None:
+            self.on_progress(name, step, config.attack_steps)
+            if step % config.attack_every and step != config.attack_steps:
+                return
+            with torch.no_grad():
+                context = attacked_conditioning(subject.encoder, target, search.found())
+            images = self.model.decode(self.generate(subject, context, self.noise))
+            new = self.hits(images) & ~found
+            best[~found] = images[~found]
+            found.logical_or_(new)
+            curve.append([step, int(found.sum())])
+
+        generator = torch.Generator().manual_seed(config.seed + 1)
+        unlearndiffatk(
+            subject.denoiser, subject.encoder, target, search,
+            steps=config.attack_steps, lr=lr, generator=generator, on_step=on_step,
+        )  # fmt: skip
+        out.asr[name], out.asr_by_budget[name] = count(found), curve
+        out.pictures[name] = best[: self.shown]
+        if isinstance(search, TokenSearch):
+            words = self.model.tokenizer.batch_decode(search.token_ids())
+            out.prompts[name] = [
+                f"{w} {p}" for w, p, hit in zip(words, self.cases.plain, found.tolist(), strict=True) if hit
+            ][:10]
+
+    def searches(self, subject: Subject) -> dict[str, tuple[Search, float]]:
+        """Return the test attacks by name: what each searches, and its learning rate."""
+        config, table = self.config, embedding_table(subject.encoder).detach()
+        sigma, generator = table.float().std().item(), torch.Generator().manual_seed(self.config.seed + 2)
+        size = (config.cases, config.attack_tokens, generator)
+        return {
+            "unlearndiffatk": (TokenSearch(table, self.vocabulary, *size), config.attack_lr),
+            "soft_prefix": (
+                SoftSearch(table, self.vocabulary, *size, config.prefix_radius * sigma),
+                config.prefix_lr * sigma,
+            ),
+        }
+
+    def utility(self, subject: Subject, out: Measurement) -> None:
+        """Measure what is left of everything else."""
+        rows = self.cases.retained
+        verdict = self.look(self.pictures(subject, [r.prompt for r in rows], self.retained_noise))
+        right = self._right(verdict, rows)
+        near = torch.tensor([r in self.cases.neighbours for r in rows])
+        styles = torch.tensor([self.judge.styles.index(r.style) for r in rows])
+        out.utility["retained_accuracy"] = count(right, "correct")
+        out.utility["neighbour_accuracy"] = count(right[near], "correct")
+        out.utility["style_accuracy"] = count(verdict.style.argmax(1).cpu() == styles, "correct")
+        if self._reference is None:
+            original = self.pictures(self.original, [r.prompt for r in rows], self.retained_noise.flip(0))
+            self._reference = self.look(original).features
+        out.utility["feature_distance"] = round(frechet_distance(verdict.features, self._reference), 4)
+
+    def _right(self, verdict: Verdict, rows: list[Labelled]) -> Tensor:
+        objects = torch.tensor([self.judge.objects.index(r.object) for r in rows])
+        return verdict.object.argmax(1).cpu() == objects
+
+    def measure(self, subject: Subject, attacks: Sequence[str] = ATTACKS, utility: bool = True) -> Measurement:
+        """Measure a subject: plain prompts, routes, the named test attacks, utility."""
+        out = Measurement()
+        with frozen(subject.encoder, *subject.denoiser.modules(), self.judge):
+            clean = self.plain(subject, out)
+            if utility:
+                self.utility(subject, out)
+            for name, (search, lr) in self.searches(subject).items():
+                if name in attacks and self.config.attack_steps:
+                    self.attack(subject, name, search, lr, clean, out)
+        return out

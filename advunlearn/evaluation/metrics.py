@@ -1,0 +1,29 @@
+"""Numbers: distances between sets of pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Return the square root of a symmetric positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Return |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features (N, D), (M, D).
+
+    The Frechet distance of arXiv 1706.08500, on a judge's features instead of Inception's.
+    """
+    a, b = a.double(), b.double()
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    root = _root(cov_a)
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def count(hits: Tensor, key: str = "success") -> dict[str, int]:
+    """Return {"success": n, "total": N} of a boolean tensor: counts, never bare percentages."""
+    return {key: int(hits.sum()), "total": len(hits)}

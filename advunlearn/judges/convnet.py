@@ -1,0 +1,68 @@
+"""The miniature's judge: a small convolutional classifier of object, style and background."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in B images: class logits and the features under them."""
+
+    object: Tensor  # (B, objects + 1); the last class is "none of these"
+    style: Tensor  # (B, styles)
+    background: Tensor  # (B, backgrounds)
+    features: Tensor  # (B, 128)
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    """Halve the resolution with two 3x3 convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+    )  # fmt: skip
+
+
+class ConvJudge(nn.Module):
+    """Classify 64 x 64 pictures. `objects`, `styles` and `backgrounds` name the classes in logit order."""
+
+    def __init__(self, objects: list[str], styles: list[str], backgrounds: list[str], width: int = 32) -> None:
+        super().__init__()
+        self.objects, self.styles, self.backgrounds = list(objects), list(styles), list(backgrounds)
+        self.width = width
+        self.trunk = nn.Sequential(
+            _block(3, width), _block(width, 2 * width), _block(2 * width, 4 * width), _block(4 * width, 4 * width)
+        )
+        self.project = nn.Linear(16 * width, 128)
+        self.object_head = nn.Linear(128, len(objects) + 1)
+        self.style_head = nn.Linear(128, len(styles))
+        self.background_head = nn.Linear(128, len(backgrounds))
+
+    def forward(self, images: Tensor) -> Verdict:
+        """Judge `images` (B, 3, H, W) in [0, 1]."""
+        h = self.trunk(images * 2 - 1)
+        h = F.relu(self.project(F.adaptive_avg_pool2d(h, 2).flatten(1)))
+        return Verdict(self.object_head(h), self.style_head(h), self.background_head(h), h)
+
+    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+        """Write `config.json` and fp16 `model.safetensors` into `folder`."""
+        path = pathlib.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        config = {"objects": self.objects, "styles": self.styles, "backgrounds": self.backgrounds, "width": self.width}
+        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        tensors = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}
+        save_file(tensors, path / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | pathlib.Path) -> ConvJudge:
+        """Read a judge written by `save_pretrained`, in fp32 and evaluation mode."""
+        path = pathlib.Path(folder)
+        judge = cls(**json.loads((path / "config.json").read_text()))
+        judge.load_state_dict(load_file(path / "model.safetensors"))
+        return judge.eval()

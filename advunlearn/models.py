@@ -1,0 +1,103 @@
+"""Load a text-to-image model into the parts the method works on."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import miniature
+from .denoisers import Denoiser, DiffusersDenoiser
+from .errors import AdvUnlearnError
+from .text_encoder import encode, tokenize
+
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """A latent diffusion model in parts. `denoiser` is the seam: any `Denoiser` will do."""
+
+    name: str
+    tokenizer: Any
+    text_encoder: Any  # transformers CLIPTextModel
+    denoiser: Denoiser
+    vae: Any
+
+    def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:
+        """Return the conditioning (B, L, D) of prompts, under this model's encoder or another one."""
+        ids = tokenize(self.tokenizer, prompts).to(self.denoiser.device)
+        with torch.no_grad():
+            return torch.cat([encode(encoder or self.text_encoder, part) for part in ids.split(128)])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents (B, C, h, w) into pictures (B, 3, H, W) in [0, 1]."""
+        scaled = latents / self.vae.config.scaling_factor
+        rows = [self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in scaled.split(64)]
+        return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
+
+    def base_hash(self) -> str:
+        """Return the SHA-256 of the text encoder's weights, which tells one base model from another."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.text_encoder.state_dict().items()):
+            digest.update(name.removeprefix("text_model.").encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def resolve(name: str) -> pathlib.Path:
+    """Return the folder of a model: the shipped miniature, or a diffusers folder on disk."""
+    if name == "miniature":
+        return miniature.path()
+    folder = pathlib.Path(name)
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        found = "no such folder" if not folder.is_dir() else f"it has no {', '.join(missing)}"
+        raise AdvUnlearnError(
+            f"model {name!r}: {found}; give 'miniature' or a diffusers folder with {', '.join(PARTS)}"
+        )
+    return folder
+
+
+def load(
+    name: str = "miniature", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> TextToImage:
+    """Load a model from disk, never from a hub.
+
+    The text encoder, which trains, is in fp32; the frozen UNet and autoencoder are in `dtype`.
+    Raises AdvUnlearnError when the folder is not a Stable Diffusion 1.x style diffusers model.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = resolve(name)
+    try:
+        vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", torch_dtype=torch.float32, local_files_only=True
+        )
+        unet, vae = (
+            kind.from_pretrained(folder / part, torch_dtype=dtype, local_files_only=True)
+            for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
+        )
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise AdvUnlearnError(f"model {name!r} could not be read: {error}") from error
+    parts: tuple[nn.Module, ...] = (encoder, unet, vae)
+    for part in parts:
+        part.to(device).eval().requires_grad_(False)
+    return TextToImage(name, tokenizer, encoder, DiffusersDenoiser(unet, scheduler), vae)
+
+
+def best_device() -> str:
+    """Return cuda, mps or cpu, the first that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,131 @@
+"""What `demo` and `evaluate` do: train the baselines and AdvUnlearn, attack them all alike, collect one report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from . import __version__
+from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from .evaluation.cases import retain_prompts
+from .evaluation.evaluate import Evaluator, Measurement, OnProgress, Subject
+from .models import TextToImage
+from .trainer import Callback, Progress, TrainResult, make_banks, train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to erase."""
+
+    train: TrainConfig
+    attack: AttackConfig = field(default_factory=AttackConfig)
+
+
+# Chosen on the miniature; the table is in docs/results.md.
+RECIPES: dict[str, Recipe] = {
+    "esd": Recipe(TrainConfig(mode="esd_unet", iterations=100, lr=1e-4)),
+    "esd_text": Recipe(TrainConfig(mode="esd", iterations=80, lr=1e-4)),
+    "advunlearn": Recipe(TrainConfig()),
+    "advunlearn_no_retain": Recipe(TrainConfig(retain_weight=0.0)),
+}
+BASELINES = ("esd", "esd_text", "advunlearn")
+# A demo has five minutes on two cores: fewer cases, and a smaller bank.
+DEMO_BUDGET: dict[str, Any] = {"cases": 24, "attack_steps": 40, "repeats": 1}
+DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 128}
+
+
+@dataclass
+class Study:
+    """The outcome of a demo or an evaluation."""
+
+    report: dict[str, Any]
+    measurements: dict[str, Measurement]
+    losses: dict[str, list[dict[str, float]]]
+    results: dict[str, TrainResult]
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a figure depends on."""
+    import diffusers
+    import transformers
+
+    return {
+        "advunlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "diffusers": diffusers.__version__, "python": platform.python_version(), "machine": platform.machine(),
+    }  # fmt: skip
+
+
+def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:
+    """Return a report without models."""
+    return {
+        "concept": concept.concept, "kind": concept.kind, "models": {}, "budget": config.to_dict(),
+        "environment": environment(), "command": command,
+    }  # fmt: skip
+
+
+def train_all(
+    model: TextToImage,
+    concept: ConceptConfig,
+    recipes: Mapping[str, Recipe],
+    bank: BankConfig,
+    seed: int,
+    callback: Callable[[str, Progress], None] | None = None,
+) -> dict[str, tuple[TrainResult, float]]:
+    """Run several recipes on one concept; all draw from the same banks. Return each result and its seconds."""
+    prompts = retain_prompts(concept)
+    generator = torch.Generator().manual_seed(seed)
+    banks, results = None, {}
+    for name, recipe in recipes.items():
+
+        def report(progress: Progress, name: str = name) -> None:
+            if callback is not None:
+                callback(name, progress)
+
+        call: Callback = report
+        banks = banks or make_banks(model, concept, prompts, bank, generator, call)
+        start = time.perf_counter()
+        result = train(model, concept, recipe.attack, replace(recipe.train, seed=seed), bank, prompts, call, banks)
+        results[name] = (result, time.perf_counter() - start)
+    return results
+
+
+def study(
+    model: TextToImage,
+    judge: Any,
+    concept: ConceptConfig,
+    recipes: Mapping[str, Recipe],
+    bank: BankConfig,
+    config: EvaluateConfig,
+    *,
+    seed: int = 0,
+    command: str = "",
+    on_train: Callable[[str, Progress], None] | None = None,
+    on_measure: Callable[[str], OnProgress] | None = None,
+) -> Study:
+    """Train each recipe, measure the original model and every result at the same budget."""
+    trained = train_all(model, concept, recipes, bank, seed, on_train)
+    evaluator = Evaluator(model, judge, concept, config)
+    out = Study(empty_report(concept, config, command), {}, {}, {k: r for k, (r, _) in trained.items()})
+    subjects = {"original": evaluator.original}
+    subjects |= {name: Subject(result.encoder, result.denoiser) for name, (result, _) in trained.items()}
+    for name, subject in subjects.items():
+        if on_measure is not None:
+            evaluator.on_progress = on_measure(name)
+        measured = evaluator.measure(subject)
+        row = measured.to_dict() | {"seconds": 0.0, "config": {}}
+        if name in trained:
+            result, seconds = trained[name]
+            recipe = recipes[name]
+            row["seconds"] = round(seconds, 1)
+            row["config"] = {
+                "train": replace(recipe.train, seed=seed).to_dict(), "attack": recipe.attack.to_dict(),
+                "bank": bank.to_dict(), "concept": concept.to_dict(),
+            }  # fmt: skip
+            out.losses[name] = result.losses
+        out.report["models"][name], out.measurements[name] = row, measured
+    return out

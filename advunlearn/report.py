@@ -1,0 +1,50 @@
+"""Write what was measured: report.json, report.html, and a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from .evaluation import html, pictures
+from .evaluation.evaluate import Measurement
+
+LOSSES = ("erase", "retain", "attack_start", "attack_end")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return a report's counts as columns of text."""
+    heads = ("clean", "routes", "unlearndiffatk", "soft_prefix")
+    lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{h:>16}" for h in (*heads, "retained"))]
+    for name, row in report["models"].items():
+        cells = [f"{c['success']}/{c['total']}" if (c := row["asr"].get(h)) else "-" for h in heads]
+        kept = row["utility"]["retained_accuracy"]
+        cells.append(f"{kept['correct']}/{kept['total']}")
+        lines.append(f"{name:<24}" + "".join(f"{c:>16}" for c in cells))
+    return "\n".join(lines)
+
+
+def write(
+    folder: pathlib.Path,
+    report: dict[str, Any],
+    measured: Mapping[str, Measurement],
+    losses: Mapping[str, list[dict[str, float]]],
+) -> None:
+    """Write report.json and a self-contained report.html with the pictures and the loss curves."""
+    images = {
+        f"{name}: {what}": pictures.png(pictures.grid(rows, 4), 2)
+        for name, m in measured.items()
+        for what, rows in m.pictures.items()
+    }
+    curves = {
+        f"Training losses: {name}": {k: values for k in LOSSES if (values := [row[k] for row in rows if k in row])}
+        for name, rows in losses.items()
+    }
+    write_json(folder / "report.json", report)
+    (folder / "report.html").write_text(html.render(report, images, curves), encoding="utf-8")

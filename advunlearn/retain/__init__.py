@@ -1,0 +1,36 @@
+"""Retain sets: prompts that are to keep their meaning while a concept is erased."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Iterable
+
+from ..errors import AdvUnlearnError
+
+
+def without(prompts: Iterable[str], concept: str) -> list[str]:
+    """Leave out the prompts that contain a word of the concept, as a whole word, singular or plural."""
+    words = [re.escape(w) for w in re.findall(r"\w+", concept.lower())]
+    pattern = re.compile(rf"\b({'|'.join(words)})(s|es)?\b") if words else None
+    return [p for p in prompts if pattern is None or not pattern.search(p.lower())]
+
+
+def read(path: str | pathlib.Path) -> list[str]:
+    """Read a text file of one prompt a line; empty lines and lines that begin with # are passed over.
+
+    Raises AdvUnlearnError when the file is missing or holds no prompt.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise AdvUnlearnError(f"{path}: no such file; give a text file with one retained prompt a line")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise AdvUnlearnError(f"{path} holds no prompt; write one retained prompt a line")
+    return prompts
+
+
+def shipped(name: str = "coco") -> list[str]:
+    """Return a retain set that ships with the library: "a photo of a <class>" over the 80 COCO classes."""
+    return [f"a photo of {line}" for line in read(pathlib.Path(__file__).parent / f"{name}.csv")]

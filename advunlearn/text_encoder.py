@@ -1,0 +1,125 @@
+"""CLIP's text encoder: encode from ids or from embeddings, find and insert tokens, choose what trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import AdvUnlearnError
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Return token ids (B, L), padded and cut to the tokenizer's full length (77 for CLIP), as every host does."""
+    length = tokenizer.model_max_length
+    batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return batch.input_ids
+
+
+def end_position(ids: Tensor, eos: int) -> Tensor:
+    """Return the index (B,) of each row's first end-of-text token; `ids` is (B, L)."""
+    return (ids == eos).int().argmax(dim=1)
+
+
+def find_span(ids: Sequence[int], phrase: Sequence[int]) -> slice:
+    """Return where the token ids of a phrase stand in a prompt's token ids.
+
+    The span is counted in tokens, not in words: "nudity" is two tokens, and both belong to it.
+    Raises AdvUnlearnError when the phrase is not there.
+    """
+    size = len(phrase)
+    for start in range(len(ids) - size + 1):
+        if size and list(ids[start : start + size]) == list(phrase):
+            return slice(start, start + size)
+    raise AdvUnlearnError(f"the tokens {list(phrase)} do not occur in the prompt's tokens {list(ids)}")
+
+
+def insert_prefix(ids: Tensor, count: int, eos: int, placeholder: int = 0) -> tuple[Tensor, slice]:
+    """Make room for `count` tokens right after the start token.
+
+    Args:
+        ids: (B, L) token ids with a start token first and at least one `eos`.
+        count: number of tokens to insert.
+        eos: id of the end-of-text token.
+        placeholder: id that stands in the inserted places; its embedding is replaced by the caller.
+
+    Returns:
+        ids (B, L) and the inserted span. A prompt that would overflow loses words at its end, never its end token.
+    """
+    room = ids.new_full((len(ids), count), placeholder)
+    longer = torch.cat([ids[:, :1], room, ids[:, 1:]], dim=1)[:, : ids.shape[1]]
+    longer[:, -1] = eos
+    return longer, slice(1, 1 + count)
+
+
+def embedding_table(encoder: nn.Module) -> Tensor:
+    """Return the token embedding table (V, D)."""
+    return encoder.get_input_embeddings().weight  # type: ignore[operator, no-any-return]
+
+
+def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at: slice | None = None) -> Tensor:
+    """Encode a prompt to the hidden states that condition the denoiser.
+
+    Args:
+        encoder: a transformers CLIPTextModel.
+        ids: (B, L) token ids; positions, the causal mask and the end of text follow from them.
+        embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
+        at: the k positions to replace.
+
+    Returns:
+        (B, L, D) last hidden states after the final layer norm.
+    """
+    if embeddings is None:
+        return encoder(ids).last_hidden_state
+    if at is None or at.stop - at.start != embeddings.shape[1]:
+        raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
+
+    def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, : at.start], embeddings.to(output.dtype), output[:, at.stop :]], dim=1)
+
+    # A hook on the embedding table works alike in transformers 4 and 5, whose forward methods differ inside.
+    handle = encoder.get_input_embeddings().register_forward_hook(replace)  # type: ignore[operator]
+    try:
+        return encoder(ids).last_hidden_state
+    finally:
+        handle.remove()
+
+
+Trainable = Literal["layers", "all"]
+
+
+def trainable_parameters(encoder: nn.Module, what: Trainable = "layers") -> list[nn.Parameter]:
+    """Return the parameters that train: layers and final norm ("layers", as published), or the embeddings too."""
+    return [p for name, p in encoder.named_parameters() if what == "all" or "embedding" not in name]
+
+
+@contextlib.contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Freeze modules and put them in evaluation mode; afterwards every flag is as it was."""
+    flags = [(p, p.requires_grad) for m in modules for p in m.parameters()]
+    modes = [(child, child.training) for m in modules for child in m.modules()]
+    try:
+        for module in modules:
+            module.requires_grad_(False).eval()
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for child, mode in modes:
+            child.training = mode
+
+
+@contextlib.contextmanager
+def gradients_for(parameters: Sequence[nn.Parameter], enabled: bool) -> Iterator[None]:
+    """Turn gradients of some parameters on or off; afterwards every flag is as it was."""
+    flags = [p.requires_grad for p in parameters]
+    try:
+        for p in parameters:
+            p.requires_grad_(enabled)
+        yield
+    finally:
+        for p, flag in zip(parameters, flags, strict=True):
+            p.requires_grad_(flag)

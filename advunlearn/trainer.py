@@ -1,0 +1,251 @@
+"""The training run: draw, attack, loss, step, report."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attacks.pgd import AttackResult, pgd, starting_point
+from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from .denoisers import Denoiser, DiffusersDenoiser
+from .errors import AdvUnlearnError, TrainingDiverged
+from .losses import erase_loss, retain_loss, squared_error
+from .models import TextToImage
+from .text_encoder import (
+    embedding_table,
+    encode,
+    frozen,
+    gradients_for,
+    insert_prefix,
+    tokenize,
+    trainable_parameters,
+)
+from .trajectories import TrajectoryBank, Triples
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports after every attack step and every iteration."""
+
+    phase: str  # "bank", "attack" or "train"
+    iteration: int
+    iterations: int
+    attack_step: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+Callback = Callable[[Progress], bool | None]  # return True to stop after the current iteration; may raise
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run made. The model that was passed in is unchanged; these are copies."""
+
+    encoder: Any  # CLIPTextModel
+    denoiser: Denoiser
+    losses: list[dict[str, float]]
+    iterations: int  # done; fewer than asked for when stopped
+
+
+@dataclass(frozen=True)
+class Banks:
+    """Where the samples come from: the concept's trajectories and the retained prompts'."""
+
+    concept: TrajectoryBank
+    retain: TrajectoryBank | None
+
+
+def make_banks(
+    model: TextToImage,
+    concept: ConceptConfig,
+    retain_prompts: Sequence[str],
+    config: BankConfig,
+    generator: torch.Generator,
+    callback: Callback | None = None,
+    bank: type[TrajectoryBank] = TrajectoryBank,
+) -> Banks:
+    """Sample the original model along its own trajectories, for the concept and for what is retained."""
+
+    def report(done: int, total: int) -> None:
+        if callback is not None:
+            callback(Progress("bank", done, total))
+
+    empty = model.encode([""])
+
+    def make(prompts: Sequence[str], size: int) -> TrajectoryBank:
+        return bank(model.denoiser, model.encode(prompts), empty, size, config, generator, report)
+
+    with frozen(model.text_encoder, *model.denoiser.modules()):
+        return Banks(
+            make(concept.prompts, config.trajectories),
+            make(retain_prompts, config.retain_trajectories) if retain_prompts else None,
+        )
+
+
+class Trainer:
+    """One run on a copy of the encoder (or, for the `esd_unet` baseline, of the UNet)."""
+
+    def __init__(
+        self,
+        model: TextToImage,
+        concept: ConceptConfig,
+        attack: AttackConfig,
+        config: TrainConfig,
+        banks: Banks,
+        retain_prompts: Sequence[str],
+        generator: torch.Generator,
+    ) -> None:
+        if config.retains and banks.retain is None:
+            raise AdvUnlearnError(
+                "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
+            )
+        self.concept, self.config, self.banks, self.generator = concept, config, banks, generator
+        self.attack = replace(attack, steps=1) if config.mode == "fast" else attack
+        self.encoder, self.denoiser = model.text_encoder, model.denoiser
+        if config.mode == "esd_unet":
+            if not isinstance(model.denoiser, DiffusersDenoiser):
+                raise AdvUnlearnError(
+                    "mode esd_unet trains a diffusers UNet, and this model has none; use another mode"
+                )
+            self.denoiser = unet = model.denoiser.trainable_copy()
+            self.parameters = [p for name, p in unet.unet.named_parameters() if "attn2" in name]
+        else:
+            self.encoder = copy.deepcopy(model.text_encoder)
+            self.parameters = trainable_parameters(self.encoder)
+        device = self.denoiser.device
+        self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
+        self.retain_ids = tokenize(model.tokenizer, retain_prompts).to(device) if retain_prompts else None
+        self.eos = model.tokenizer.eos_token_id
+        self.table = embedding_table(model.text_encoder).detach()
+        self.sigma = self.table.float().std().item()
+        self.latest: Tensor | None = None
+
+    def find_adversarial(self, on_step: Callable[[int, float], None]) -> AttackResult:
+        """Attack the current encoder, eq. (4): one prefix for each of `restarts` draws."""
+        count = self.attack.restarts
+        draw = self.banks.concept.draw(count)
+        ids, span = insert_prefix(self.ids[draw.prompt], self.attack.tokens, self.eos)
+        start = self.latest
+        if start is None or self.attack.start != "latest":
+            start = starting_point(self.table, self.attack, count, self.generator)
+
+        def objective(embeddings: Tensor) -> Tensor:
+            context = encode(self.encoder, ids, embeddings, span)
+            return squared_error(self.denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
+
+        with gradients_for(self.parameters, False):
+            result = pgd(objective, start, self.attack, self.sigma, on_step)
+        self.latest = result.embeddings
+        return result
+
+    def concept_context(self, draw: Triples, adversarial: Tensor | None) -> Tensor:
+        """Encode the concept's prompts (B, L, D): the first part clean, the rest behind the prefixes found."""
+        ids, clean = self.ids[draw.prompt], len(draw.prompt)
+        if adversarial is None:
+            return encode(self.encoder, ids)
+        clean = round(self.config.clean_share * clean)
+        attacked, span = insert_prefix(ids[clean:], adversarial.shape[1], self.eos)
+        rows = torch.arange(len(attacked), device=ids.device) % len(adversarial)
+        contexts = [encode(self.encoder, attacked, adversarial[rows], span)] if len(attacked) else []
+        return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
+
+    def loss(self, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """Eq. (6), or eq. (3) alone for ESD: one denoiser batch for concept and retained prompts."""
+        draw = self.banks.concept.draw(self.config.batch)
+        x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)
+        kept = self.banks.retain.draw(self.config.retain_batch) if self.config.retains and self.banks.retain else None
+        if kept is not None and self.retain_ids is not None:
+            retained = encode(self.encoder, self.retain_ids[kept.prompt])
+            x_t, t, context = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t]), torch.cat([context, retained])
+        predicted = self.denoiser.noise_pred(x_t, t, context)
+        erase = erase_loss(predicted[: len(draw.t)], draw.uncond, draw.cond, self.concept.negative_guidance)
+        if kept is None:
+            return {"loss": erase, "erase": erase}
+        retain = retain_loss(predicted[len(draw.t) :], kept.cond)
+        return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
+
+    def run(self, callback: Callback | None = None) -> TrainResult:
+        """Train. A callback that returns True stops the run after its iteration; the result says how far it came.
+
+        Raises TrainingDiverged, with the last good state as its `result`, when a loss is not finite.
+        """
+        report = callback or (lambda progress: None)
+        adam = torch.optim.Adam(self.parameters, lr=self.config.lr)
+        history: list[dict[str, float]] = []
+        good = [p.detach().clone() for p in self.parameters]
+        with self._training():
+            for i in range(self.config.iterations):
+                found = self._attack(i, report)
+                losses = self.loss(None if found is None else found.embeddings)
+                adam.zero_grad()
+                losses["loss"].backward()
+                row = {name: value.item() for name, value in losses.items()}
+                if found is not None:
+                    row |= {"attack_start": found.losses[0], "attack_end": found.losses[-1]}
+                if not math.isfinite(row["loss"]):
+                    torch._foreach_copy_([p.data for p in self.parameters], good)
+                    raise TrainingDiverged(
+                        f"the loss is {row['loss']} in iteration {i + 1}; the weights of the last finite loss "
+                        f"are kept. Lower lr (now {self.config.lr}) or the attack's step size",
+                        self._result(history),
+                    )
+                torch._foreach_copy_(good, [p.detach() for p in self.parameters])
+                adam.step()
+                history.append(row)
+                if report(Progress("train", i + 1, self.config.iterations, losses=row)):
+                    break
+        return self._result(history)
+
+    def _attack(self, iteration: int, report: Callback) -> AttackResult | None:
+        """Find this iteration's adversarial prefixes, or None while there is no adversary."""
+        if not self.config.attacks or iteration < self.config.warmup:
+            return None
+
+        def on_step(step: int, loss: float) -> None:
+            report(Progress("attack", iteration, self.config.iterations, step, {"attack": loss}))
+
+        return self.find_adversarial(on_step)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Let only the chosen parameters require gradients; flags of shared modules are restored."""
+        with frozen(self.encoder, *self.denoiser.modules()), gradients_for(self.parameters, True):
+            yield
+
+    def _result(self, history: list[dict[str, float]]) -> TrainResult:
+        return TrainResult(self.encoder, self.denoiser, history, len(history))
+
+
+def train(
+    model: TextToImage,
+    concept: ConceptConfig,
+    attack: AttackConfig | None = None,
+    config: TrainConfig | None = None,
+    bank: BankConfig | None = None,
+    retain_prompts: Sequence[str] = (),
+    callback: Callback | None = None,
+    banks: Banks | None = None,
+) -> TrainResult:
+    """Erase a concept from a copy of a model's text encoder (mode `esd_unet`: of its UNet).
+
+    Args:
+        model: the original model; it is unchanged afterwards, also after an error.
+        concept, attack, config, bank: the settings.
+        retain_prompts: prompts whose predictions are to stay as they are.
+        callback: progress and cancel.
+        banks: trajectories to share between runs; sampled when not given.
+
+    Raises AdvUnlearnError for settings that cannot work and TrainingDiverged for a loss that is not finite.
+    """
+    attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
+    generator = torch.Generator().manual_seed(config.seed)
+    banks = banks or make_banks(model, concept, retain_prompts, bank, generator, callback)
+    trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator)
+    return trainer.run(callback)

@@ -1,0 +1,1 @@
+"""ComfyUI nodes over the library; the only folder that imports ComfyUI."""

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from advunlearn.attacks.pgd import pgd, starting_point
+from advunlearn.attacks.projections import project_linf, project_simplex
+from advunlearn.attacks.unlearndiffatk import (
+    SoftSearch,
+    Target,
+    TokenSearch,
+    conditioning,
+    search_vocabulary,
+    unlearndiffatk,
+)
+from advunlearn.config import AttackConfig
+from advunlearn.models import TextToImage
+from advunlearn.text_encoder import embedding_table, encode, frozen, insert_prefix, tokenize
+
+
+def quadratic(x: Tensor) -> Tensor:
+    """|x - 1|^2 of each row."""
+    return (x - 1).square().flatten(1).sum(1)
+
+
+def test_one_signed_step_by_hand() -> None:
+    # The gradient of (x - 1)^2 at 0, 3 and 1 is -2, 4 and 0: a step of 0.5 sigma, sigma 2, goes to 1, 2 and 1.
+    start = torch.tensor([[[0.0, 3.0, 1.0]]])
+    result = pgd(quadratic, start, AttackConfig(steps=1, step_size=0.5), sigma=2.0)
+    assert result.embeddings.flatten().tolist() == [1.0, 2.0, 1.0]
+    assert result.losses == [5.0]
+
+
+def test_the_gradient_is_taken_afresh_in_every_step() -> None:
+    # 0 -> 0.75 -> 1.5 -> 0.75: had the first gradients been kept, the sign would not turn at 1.
+    path: list[float] = []
+
+    def objective(x: Tensor) -> Tensor:
+        path.append(x.item())
+        return quadratic(x)
+
+    pgd(objective, torch.zeros(1, 1, 1), AttackConfig(steps=4, step_size=0.75), sigma=1.0)
+    assert path == [0.0, 0.75, 1.5, 0.75]
+
+
+def test_the_last_step_counts() -> None:
+    objective = quadratic
+    steps = [pgd(objective, torch.zeros(1, 1, 1), AttackConfig(steps=k, step_size=0.1), 1.0) for k in (1, 2, 3)]
+    assert [round(r.embeddings.item(), 6) for r in steps] == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("update", ["sign", "adam"])
+def test_ball_bounds_the_attack(update: str) -> None:
+    config = AttackConfig(steps=20, step_size=0.2, update=update, radius=0.25)  # type: ignore[arg-type]
+    moved = pgd(quadratic, torch.zeros(1, 1, 3), config, sigma=2.0).embeddings
+    assert moved.flatten().tolist() == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.parametrize(("start", "is_row"), [("token", True), ("random", False)])
+def test_starting_points(start: str, is_row: bool) -> None:
+    table = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * 3
+    config = AttackConfig(tokens=2, start=start)  # type: ignore[arg-type]
+    points = starting_point(table, config, 400, torch.Generator().manual_seed(1))
+    assert points.shape == (400, 2, 6)
+    assert (points[..., None, :] == table).all(-1).any(-1).all().item() is is_row
+    assert points.std().item() == pytest.approx(table.std().item(), rel=0.1)
+
+
+def test_projection_on_the_ball() -> None:
+    centre = torch.tensor([0.0, 10.0])
+    assert project_linf(torch.tensor([3.0, 9.5]), centre, 1.0).tolist() == [1.0, 9.5]
+    assert project_linf(torch.tensor([3.0, 9.5]), centre, 0.0).tolist() == [3.0, 9.5]
+
+
+@pytest.mark.parametrize(
+    ("point", "nearest"),
+    [([0.5, 0.5], [0.5, 0.5]), ([1.0, 1.0], [0.5, 0.5]), ([2.0, 0.0], [1.0, 0.0]), ([0.9, 0.5, -3.0], [0.7, 0.3, 0.0])],
+)
+def test_projection_on_the_simplex_by_hand(point: list[float], nearest: list[float]) -> None:
+    assert project_simplex(torch.tensor(point)).tolist() == pytest.approx(nearest)
+
+
+def test_projection_on_the_simplex_is_nearest_among_many() -> None:
+    g = torch.Generator().manual_seed(0)
+    w = torch.randn(8, 5, generator=g)
+    p = project_simplex(w)
+    assert torch.allclose(p.sum(-1), torch.ones(8)) and (p >= 0).all()
+    others = torch.distributions.Dirichlet(torch.ones(5)).sample((1000,))
+    assert ((w[:, None] - others).norm(dim=-1).amin(1) >= (w - p).norm(dim=-1) - 1e-6).all()
+
+
+def test_gradient_to_the_prefix_agrees_with_finite_differences(model: TextToImage) -> None:
+    encoder, unet = model.text_encoder, model.denoiser.unet
+    ids, span = insert_prefix(tokenize(model.tokenizer, ["a church"]), 1, model.tokenizer.eos_token_id)
+    g = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 1, 4, 8, 8, generator=g).double()
+    prefix = embedding_table(encoder)[600].view(1, 1, -1).double().clone().requires_grad_(True)
+    direction = torch.randn(prefix.shape, generator=g, dtype=torch.float64) * prefix.std().item()
+    with frozen(encoder, unet):
+        try:
+            encoder.double(), unet.double()
+
+            def loss(p: Tensor) -> Tensor:
+                context = encode(encoder, ids, p, span)
+                return (unet(x, torch.tensor([400]), context).sample - noise).square().mean()
+
+            (gradient,) = torch.autograd.grad(loss(prefix), prefix)
+            with torch.no_grad():
+                h = 1e-4
+                numeric = (loss(prefix + h * direction) - loss(prefix - h * direction)) / (2 * h)
+        finally:
+            encoder.float(), unet.float()
+    analytic = (gradient * direction).sum()
+    assert analytic.abs() > 1e-6
+    assert (analytic - numeric).abs() / numeric.abs() < 1e-4
+
+
+def target_of(model: TextToImage, count: int) -> Target:
+    g = torch.Generator().manual_seed(0)
+    ids = tokenize(model.tokenizer, ["a dog"] * count)
+    return Target(ids, torch.randn(count, *model.denoiser.latent_shape, generator=g), model.tokenizer.eos_token_id)
+
+
+def make_search(model: TextToImage, kind: str, count: int = 3) -> TokenSearch | SoftSearch:
+    table, vocabulary = embedding_table(model.text_encoder), search_vocabulary(model.tokenizer)
+    g = torch.Generator().manual_seed(1)
+    if kind == "tokens":
+        return TokenSearch(table, vocabulary, count, 2, g)
+    return SoftSearch(table, vocabulary, count, 2, g, radius=0.5 * table.std().item())
+
+
+def test_the_vocabulary_leaves_out_special_tokens_and_bytes(model: TextToImage) -> None:
+    words = model.tokenizer.convert_ids_to_tokens(search_vocabulary(model.tokenizer).tolist())
+    assert "church</w>" in words and "<|endoftext|>" not in words and min(map(len, words)) > 1
+
+
+@pytest.mark.parametrize("kind", ["tokens", "soft"])
+def test_searches_stay_in_their_sets(model: TextToImage, kind: str) -> None:
+    search, target = make_search(model, kind), target_of(model, 3)
+    before = search.found().clone()
+    lr = 0.3 if kind == "tokens" else 0.3 * embedding_table(model.text_encoder).std().item()
+    with frozen(model.text_encoder, model.denoiser.unet):
+        losses = unlearndiffatk(
+            model.denoiser,
+            model.text_encoder,
+            target,
+            search,
+            steps=4,
+            lr=lr,
+            generator=torch.Generator().manual_seed(2),
+        )
+    assert len(losses) == 4
+    assert not torch.equal(search.found(), before)
+    if isinstance(search, TokenSearch):
+        w = search.parameter.detach()
+        assert (w >= 0).all() and torch.allclose(w.sum(-1), torch.ones(3, 2), atol=1e-5)
+        assert torch.equal(search.found(), embedding_table(model.text_encoder)[search.token_ids()])
+    else:
+        assert (search.found() - search.centre).abs().max() <= search.radius + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["tokens", "soft"])
+def test_attacking_in_parts_is_attacking_at_once(model: TextToImage, kind: str) -> None:
+    found = []
+    for chunk in (64, 2):
+        search = make_search(model, kind)
+        with frozen(model.text_encoder, model.denoiser.unet):
+            unlearndiffatk(
+                model.denoiser, model.text_encoder, target_of(model, 3), search,
+                steps=2, lr=0.01, generator=torch.Generator().manual_seed(2), chunk=chunk,
+            )  # fmt: skip
+        found.append(search.parameter.detach())
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_attack_brings_the_target_nearer(model: TextToImage) -> None:
+    """A dog's prompt, attacked towards pictures of a church, must lose more than a random prefix does."""
+    g, count = torch.Generator().manual_seed(3), 6
+    table = embedding_table(model.text_encoder)
+    from advunlearn.sampling import ddim_sample
+
+    noise = torch.randn(count, *model.denoiser.latent_shape, generator=g)
+    church = ddim_sample(model.denoiser, model.encode(["a church"] * count), model.encode([""]), noise, 10, 3.0)
+    target = Target(tokenize(model.tokenizer, ["a dog"] * count), church, model.tokenizer.eos_token_id)
+    search = SoftSearch(table, search_vocabulary(model.tokenizer), count, 3, g, radius=3 * table.std().item())
+
+    def mean_loss(prefix: Tensor) -> float:
+        h, total = torch.Generator().manual_seed(9), 0.0
+        with torch.no_grad():
+            for t in range(100, 900, 100):
+                z = torch.randn(church.shape, generator=h)
+                a = model.denoiser.alphas_cumprod[t]
+                eps = model.denoiser.noise_pred(
+                    a.sqrt() * church + (1 - a).sqrt() * z, torch.full((count,), t),
+                    conditioning(model.text_encoder, target, prefix),
+                )  # fmt: skip
+                total += (eps - z).square().mean().item() / 8
+        return total
+
+    before = mean_loss(search.found())
+    with frozen(model.text_encoder, model.denoiser.unet):
+        unlearndiffatk(
+            model.denoiser, model.text_encoder, target, search, steps=25, lr=0.3 * table.std().item(), generator=g
+        )
+    assert mean_loss(search.found()) < 0.97 * before

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from advunlearn.cli import build_parser, settings
+from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
+from advunlearn.errors import AdvUnlearnError
+
+CONFIGS = (ConceptConfig, AttackConfig, BankConfig, TrainConfig, EvaluateConfig)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_field_has_help_and_a_range_or_choices(config: type) -> None:
+    for field in dataclasses.fields(config):
+        assert field.metadata["help"]
+        if field.type not in ("str", "bool"):
+            assert choices(config, field.name) or field.metadata["low"] is not None, field.name
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "says"),
+    [
+        (TrainConfig, {"mode": "advunlern"}, "must be one of advunlearn, fast, esd, esd_unet"),
+        (TrainConfig, {"iterations": 0}, "iterations is 0; it must be between 1"),
+        (TrainConfig, {"lr": float("nan")}, "lr is nan"),
+        (AttackConfig, {"steps": -1}, "steps is -1"),
+        (ConceptConfig, {"concept": "  "}, "concept is empty"),
+        (EvaluateConfig, {"cases": 0}, "cases is 0"),
+    ],
+)
+def test_bad_settings_say_what_was_found(config: type, wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(AdvUnlearnError, match=says):
+        config(**wrong)
+
+
+def test_settings_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().lr = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        TrainConfig("esd")  # type: ignore[misc]
+
+
+def test_flags_come_from_the_settings_and_a_command_can_have_defaults_of_its_own() -> None:
+    args = build_parser().parse_args(["train", "--lr", "0.001", "--attack-steps", "7", "--bank-dtype", "float16"])
+    assert settings(TrainConfig, args).lr == 0.001
+    assert settings(AttackConfig, args) == AttackConfig(steps=7)
+    assert settings(BankConfig, args).dtype == "float16"
+    assert settings(TrainConfig, args, lr=0.5, seed=3) == TrainConfig(lr=0.001, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "prompt"),
+    [("church", "object", "a church"), ("anchor", "object", "an anchor"), ("ink", "style", "a picture in ink style")],
+)
+def test_concept_prompts(name: str, kind: str, prompt: str) -> None:
+    assert ConceptConfig(concept=name, kind=kind).prompts[0] == prompt  # type: ignore[arg-type]

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.errors import AdvUnlearnError, TrainingDiverged
+from advunlearn.models import TextToImage
+from advunlearn.trainer import Progress, TrainResult, make_banks, train
+
+RETAIN = ["a dog", "a photo of a castle"]
+ATTACK = AttackConfig(steps=2, restarts=2)
+QUICK = TrainConfig(iterations=3, warmup=1, batch=4, retain_batch=2, lr=1e-4)
+
+
+def run(
+    model: TextToImage, concept: ConceptConfig, bank: BankConfig, attack: AttackConfig = ATTACK, **changes: object
+) -> TrainResult:
+    config = dataclasses.replace(QUICK, **changes)  # type: ignore[arg-type]
+    return train(model, concept, attack, config, bank, RETAIN)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+    return {k for k in a if not torch.equal(a[k], b[k])}
+
+
+@pytest.mark.parametrize("mode", ["advunlearn", "fast", "esd", "esd_unet"])
+def test_same_seed_same_weights_and_the_callers_model_is_untouched(
+    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig, mode: str
+) -> None:
+    encoder, unet = weights(model.text_encoder), weights(model.denoiser.unet)
+    flags = [p.requires_grad for m in (model.text_encoder, model.denoiser.unet) for p in m.parameters()]
+    a, b, other = (run(model, concept, small_bank, mode=mode, seed=seed) for seed in (0, 0, 1))
+    trained = [r.denoiser.unet if mode == "esd_unet" else r.encoder for r in (a, b, other)]
+    assert not changed(weights(trained[0]), weights(trained[1]))
+    assert changed(weights(trained[0]), weights(trained[2]))  # another seed must differ, or the test cannot fail
+    assert not changed(encoder, weights(model.text_encoder)) and not changed(unet, weights(model.denoiser.unet))
+    assert flags == [p.requires_grad for m in (model.text_encoder, model.denoiser.unet) for p in m.parameters()]
+    assert a.iterations == 3 and a.losses == b.losses
+
+
+def test_what_trains(model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
+    text = changed(weights(model.text_encoder), weights(run(model, concept, small_bank, mode="esd").encoder))
+    assert text and not any("embedding" in name for name in text)
+    unet = changed(
+        weights(model.denoiser.unet), weights(run(model, concept, small_bank, mode="esd_unet").denoiser.unet)
+    )
+    assert unet and all("attn2" in name for name in unet)
+
+
+def test_losses_by_mode_and_warmup(model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
+    rows = run(model, concept, small_bank).losses
+    assert "attack_start" not in rows[0] and "attack_start" in rows[1]
+    assert all(r["loss"] == pytest.approx(r["erase"] + r["retain"], rel=1e-5) for r in rows)
+    weighted = run(model, concept, small_bank, retain_weight=0.5).losses[1]
+    assert weighted["loss"] == pytest.approx(weighted["erase"] + 0.5 * weighted["retain"], rel=1e-5)
+    assert set(run(model, concept, small_bank, mode="esd").losses[2]) == {"loss", "erase"}
+    assert set(run(model, concept, small_bank, retain_weight=0.0).losses[0]) == {"loss", "erase"}
+
+
+def test_first_losses_are_what_eq_3_and_6_give(
+    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+) -> None:
+    # Before any step the encoder is the original: eps = eps_o(c), so eq. (3) is (1 + eta)^2 |eps_o(c) - eps_o(0)|^2,
+    # and the retain term is zero.
+    generator = torch.Generator().manual_seed(0)
+    banks = make_banks(model, concept, RETAIN, small_bank, generator)
+    state = generator.get_state()
+    row = train(model, concept, ATTACK, QUICK, small_bank, RETAIN, banks=banks).losses[0]
+    generator.set_state(state)
+    banks.concept.draws = 0
+    draw = banks.concept.draw(QUICK.batch)
+    assert row["erase"] == pytest.approx(4 * (draw.cond - draw.uncond).square().mean().item(), rel=1e-3)
+    assert row["retain"] == pytest.approx(0, abs=1e-7)
+
+
+def test_attack_lowers_its_loss_inside_training(
+    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+) -> None:
+    attack = AttackConfig(steps=10, step_size=0.2, restarts=4)
+    rows = run(model, concept, small_bank, attack, iterations=6, warmup=4, lr=3e-4).losses[4:]
+    assert sum(r["attack_end"] for r in rows) < sum(r["attack_start"] for r in rows)
+
+
+def test_fast_takes_one_attack_step(model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
+    seen: list[Progress] = []
+    config = dataclasses.replace(QUICK, mode="fast")
+    train(model, concept, ATTACK, config, small_bank, RETAIN, lambda p: seen.append(p))
+    assert [p.attack_step for p in seen if p.phase == "attack"] == [1, 1]
+    assert [p.iteration for p in seen if p.phase == "train"] == [1, 2, 3]
+
+
+def test_a_callback_stops_the_run_or_breaks_it_and_nothing_leaks(
+    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+) -> None:
+    stopped = train(
+        model, concept, ATTACK, QUICK, small_bank, RETAIN, lambda p: p.phase == "train" and p.iteration == 2
+    )
+    assert stopped.iterations == 2
+    before = weights(model.text_encoder)
+
+    def cancel(progress: Progress) -> None:
+        if progress.phase == "attack" and progress.attack_step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, concept, ATTACK, QUICK, small_bank, RETAIN, cancel)
+    assert not changed(before, weights(model.text_encoder))
+    assert not any(p.requires_grad for p in model.text_encoder.parameters())
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
+    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+) -> None:
+    banks, same = (make_banks(model, concept, RETAIN, small_bank, torch.Generator().manual_seed(0)) for _ in range(2))
+
+    def poison(progress: Progress) -> None:
+        if progress.phase == "train" and progress.iteration == 2:
+            banks.concept.eps_cond.fill_(float("nan"))
+
+    once = dataclasses.replace(QUICK, iterations=1)
+    good = weights(train(model, concept, ATTACK, once, small_bank, RETAIN, banks=same).encoder)
+    with pytest.raises(TrainingDiverged, match="Lower lr") as caught:
+        train(model, concept, ATTACK, QUICK, small_bank, RETAIN, poison, banks)
+    result = caught.value.result
+    assert isinstance(result, TrainResult) and result.iterations == 2
+    assert changed(weights(model.text_encoder), weights(result.encoder))
+    assert not changed(good, weights(result.encoder))  # the weights that gave the last finite loss
+
+
+def test_retain_term_without_prompts_is_refused(
+    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+) -> None:
+    with pytest.raises(AdvUnlearnError, match="no retained prompts"):
+        train(model, concept, ATTACK, QUICK, small_bank, [])
+    assert train(model, concept, ATTACK, dataclasses.replace(QUICK, retain_weight=0.0), small_bank, []).iterations == 3
