@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from .errors import AdvUnlearnError
 
 Mode = Literal["advunlearn", "fast", "esd", "esd_unet"]
+Trainable = Literal["layers", "all"]
 
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
@@ -104,6 +105,7 @@ class TrainConfig(Validated):
     mode: Mode = setting("advunlearn", "advunlearn; fast (one signed step); esd (text encoder); esd_unet (baseline)")
     iterations: int = setting(300, "training iterations", 1, 1_000_000)
     warmup: int = setting(40, "first iterations on the clean prompt alone", 0, 1_000_000)
+    trainable: Trainable = setting("layers", "what trains: layers and final norm (as published), or embeddings too")
     lr: float = setting(5e-5, "learning rate of Adam", 0, 1)
     batch: int = setting(8, "concept samples per iteration", 1, 1024)
     clean_share: float = setting(0.5, "share of the concept samples kept on the clean prompt after warm-up", 0, 1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .config import Trainable
 from .errors import AdvUnlearnError
 
 
@@ -57,7 +58,7 @@ def insert_prefix(ids: Tensor, count: int, eos: int, placeholder: int = 0) -> tu
 
 def embedding_table(encoder: nn.Module) -> Tensor:
     """Return the token embedding table (V, D)."""
-    return encoder.get_input_embeddings().weight  # type: ignore[operator, no-any-return]
+    return encoder.get_input_embeddings().weight  # type: ignore[operator]
 
 
 def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at: slice | None = None) -> Tensor:
@@ -86,9 +87,6 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
         return encoder(ids).last_hidden_state
     finally:
         handle.remove()
-
-
-Trainable = Literal["layers", "all"]
 
 
 def trainable_parameters(encoder: nn.Module, what: Trainable = "layers") -> list[nn.Parameter]:

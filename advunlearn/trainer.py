@@ -118,7 +118,7 @@ class Trainer:
             self.parameters = [p for name, p in unet.unet.named_parameters() if "attn2" in name]
         else:
             self.encoder = copy.deepcopy(model.text_encoder)
-            self.parameters = trainable_parameters(self.encoder)
+            self.parameters = trainable_parameters(self.encoder, config.trainable)
         device = self.denoiser.device
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
         self.retain_ids = tokenize(model.tokenizer, retain_prompts).to(device) if retain_prompts else None

@@ -83,7 +83,7 @@ class Evaluator:
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Verdict:
-        """Judge pictures (N, 3, H, W)."""
+        """Judge pictures (N, 3, H, W), on the CPU."""
         return self.judge(images)
 
     def hits(self, images: Tensor) -> Tensor:
@@ -93,9 +93,13 @@ class Evaluator:
             return verdict.object.argmax(1) == self.judge.objects.index(self.concept.concept)
         return verdict.style.argmax(1) == self.judge.styles.index(self.concept.concept)
 
-    def pictures(self, subject: Subject, prompts: Sequence[str], noise: Tensor) -> Tensor:
+    def pictures(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
+        """Draw a conditioning (N, L, D): pictures (N, 3, H, W) in [0, 1], on the CPU as the judge is."""
+        return self.model.decode(self.generate(subject, context, noise)).cpu()
+
+    def drawn(self, subject: Subject, prompts: Sequence[str], noise: Tensor) -> Tensor:
         """Draw prompts."""
-        return self.model.decode(self.generate(subject, self.model.encode(prompts, subject.encoder), noise))
+        return self.pictures(subject, self.model.encode(prompts, subject.encoder), noise)
 
     def targets(self) -> Target:
         """Return the attacked cases; the target pictures are the original model's, for the same prompts and seeds."""
@@ -108,12 +112,12 @@ class Evaluator:
 
     def plain(self, subject: Subject, out: Measurement) -> Tensor:
         """Measure the plain prompts and the concept's other routes; return the plain pictures."""
-        images = self.pictures(subject, self.cases.plain, self.noise)
+        images = self.drawn(subject, self.cases.plain, self.noise)
         out.asr["clean"] = count(self.hits(images))
         by = {"foreign": self.cases.foreign, "keywords": self.cases.keywords}
         routes = self.cases.foreign + self.cases.keywords
         if routes:
-            found = self.hits(self.pictures(subject, routes, self.noise[: len(routes)]))
+            found = self.hits(self.drawn(subject, routes, self.noise[: len(routes)]))
             parts = found.split([len(p) for p in by.values()])
             out.asr["routes"] = count(found) | {"by": {k: count(p) for k, p in zip(by, parts, strict=True) if len(p)}}
         out.pictures["clean"] = images[: self.shown]
@@ -131,7 +135,7 @@ class Evaluator:
                 return
             with torch.no_grad():
                 context = attacked_conditioning(subject.encoder, target, search.found())
-            images = self.model.decode(self.generate(subject, context, self.noise))
+            images = self.pictures(subject, context, self.noise)
             new = self.hits(images) & ~found
             best[~found] = images[~found]
             found.logical_or_(new)
@@ -166,21 +170,21 @@ class Evaluator:
     def utility(self, subject: Subject, out: Measurement) -> None:
         """Measure what is left of everything else."""
         rows = self.cases.retained
-        verdict = self.look(self.pictures(subject, [r.prompt for r in rows], self.retained_noise))
+        verdict = self.look(self.drawn(subject, [r.prompt for r in rows], self.retained_noise))
         right = self._right(verdict, rows)
         near = torch.tensor([r in self.cases.neighbours for r in rows])
         styles = torch.tensor([self.judge.styles.index(r.style) for r in rows])
         out.utility["retained_accuracy"] = count(right, "correct")
         out.utility["neighbour_accuracy"] = count(right[near], "correct")
-        out.utility["style_accuracy"] = count(verdict.style.argmax(1).cpu() == styles, "correct")
+        out.utility["style_accuracy"] = count(verdict.style.argmax(1) == styles, "correct")
         if self._reference is None:
-            original = self.pictures(self.original, [r.prompt for r in rows], self.retained_noise.flip(0))
+            original = self.drawn(self.original, [r.prompt for r in rows], self.retained_noise.flip(0))
             self._reference = self.look(original).features
         out.utility["feature_distance"] = round(frechet_distance(verdict.features, self._reference), 4)
 
     def _right(self, verdict: Verdict, rows: list[Labelled]) -> Tensor:
         objects = torch.tensor([self.judge.objects.index(r.object) for r in rows])
-        return verdict.object.argmax(1).cpu() == objects
+        return verdict.object.argmax(1) == objects
 
     def measure(self, subject: Subject, attacks: Sequence[str] = ATTACKS, utility: bool = True) -> Measurement:
         """Measure a subject: plain prompts, routes, the named test attacks, utility."""

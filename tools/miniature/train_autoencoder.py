@@ -1,9 +1,12 @@
 """Train the autoencoder (TAESD's architecture) and encode the training pictures.
 
     python tools/miniature/train_autoencoder.py BUILD [--steps 8000] [--width 32]
+    python tools/miniature/train_autoencoder.py BUILD --stage decoder [--steps 6000] [--width 64]
 
 Loss: mean squared and absolute error of pixels and of their gradients, with a little noise on the latents so that
 the decoder forgives a sampler's small errors, and a weak pull of each latent channel to zero mean, unit deviation.
+The second stage leaves the encoder, and with it the latents that the UNet learns, as they are: it widens the decoder
+by channel duplication and trains it on.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from torch import Tensor
+from torch import Tensor, nn
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -69,15 +72,71 @@ def finish(vae: AutoencoderTiny, root: pathlib.Path) -> None:
     torch.save({"latents": latents * vae.config.scaling_factor, **labels}, root / "latents.pt")
 
 
+@torch.no_grad()
+def widened(decoder: nn.Module, like: nn.Module) -> nn.Module:
+    """Copy a decoder into a wider one: channels repeated, inputs divided, a little noise to tell the copies apart."""
+    source = decoder.state_dict()
+    for name, wide in like.state_dict().items():
+        value = source[name]
+        for axis in range(min(2, value.dim())):
+            factor = wide.shape[axis] // value.shape[axis]
+            value = value.repeat_interleave(factor, axis) / (factor if axis else 1)
+        wide.copy_(value + 0.02 * value.std().nan_to_num() * torch.randn(wide.shape))
+    return like
+
+
+def decoder_stage(root: pathlib.Path, steps: int, width: int, batch: int, lr: float) -> None:
+    """Train a wider decoder for the fixed encoder, on squared error; save both."""
+    data, unseen = np.load(root / "train.npz")["images"], np.load(root / "unseen.npz")["images"]
+    g = torch.Generator().manual_seed(0)
+    old = AutoencoderTiny.from_pretrained(OUT, dtype=torch.float32)
+    latents = torch.load(root / "latents.pt", weights_only=True)["latents"] / old.config.scaling_factor
+    narrow = old.config.encoder_block_out_channels
+    vae, average = (
+        AutoencoderTiny(encoder_block_out_channels=narrow, decoder_block_out_channels=(width,) * 4,
+                        scaling_factor=old.config.scaling_factor).to(memory_format=LAST)
+        for _ in range(2)
+    )
+    for model in (vae, average):
+        model.encoder.load_state_dict(old.encoder.state_dict())
+    widened(old.decoder, vae.decoder)
+    average.decoder.load_state_dict(vae.decoder.state_dict())
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    run = Run(root / "decoder.ckpt", vae=vae, average=average, optimizer=optimizer, generator=g)
+    for step in run.steps(steps):
+        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps)
+        i = torch.randint(len(data), (batch,), generator=g)
+        x = images_of(data[i.numpy()]).contiguous(memory_format=LAST) * 2 - 1
+        z = (latents[i] + 0.03 * torch.randn(latents[i].shape, generator=g)).contiguous(memory_format=LAST)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = vae.decoder(z)
+        loss = F.mse_loss(y.float(), x)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        optimizer.step()
+        average_into(average.decoder, vae.decoder, step, 0.998)
+        if (step + 1) % 500 == 0:
+            run.log(step, loss=round(loss.item(), 5), psnr=psnr(average, unseen[::8]))
+    run.log(steps, psnr=psnr(average, unseen))
+    average.half().to(memory_format=torch.contiguous_format).save_pretrained(OUT)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--stage", choices=("both", "decoder"), default="both")
+    parser.add_argument("--steps", type=int, help="default: 8000, decoder stage 6000")
+    parser.add_argument("--width", type=int, help="default: 32, decoder stage 64")
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
     torch.manual_seed(0)
+    first = args.stage == "both"
+    args.steps, args.width = args.steps or (8000 if first else 6000), args.width or (32 if first else 64)
+    if not first:
+        decoder_stage(args.build, args.steps, args.width, batch=8, lr=6e-4)
+        return
     g = torch.Generator().manual_seed(0)
     images, unseen = np.load(args.build / "train.npz")["images"], np.load(args.build / "unseen.npz")["images"]
     vae, average = (build(args.width).to(memory_format=LAST) for _ in range(2))

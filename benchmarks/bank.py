@@ -1,0 +1,72 @@
+"""Trajectory bank against fresh sampling: seconds for an iteration, and what comes out.
+
+    python benchmarks/bank.py [--iterations 100] [--seeds 0 1 2]
+
+Both run the same settings on the same concept in one process; the ratio is of the medians of an iteration's seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from advunlearn import miniature
+from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.evaluation.cases import retain_prompts
+from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.judges.convnet import ConvJudge
+from advunlearn.models import load
+from advunlearn.recipes import RECIPES
+from advunlearn.trainer import Progress, make_banks, train
+from advunlearn.trajectories import FreshSampler, TrajectoryBank
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concept", default="church")
+    parser.add_argument("--iterations", type=int, default=RECIPES["advunlearn"].train.iterations)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cases", type=int, default=100)
+    args = parser.parse_args()
+    model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())
+    concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
+    prompts = retain_prompts(concept)
+    evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=0))
+    rows, seconds = [], {"bank": [], "fresh": []}
+    for seed in args.seeds:
+        for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):
+            config = replace(recipe.train, seed=seed, iterations=args.iterations)
+            bank = (
+                BankConfig()
+                if name == "bank"
+                else BankConfig(trajectories=config.batch, retain_trajectories=config.batch)
+            )
+            banks = make_banks(model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=kind)
+            marks = [time.perf_counter()]
+
+            def mark(progress: Progress, marks: list[float] = marks) -> None:
+                if progress.phase == "train":
+                    marks.append(time.perf_counter())
+
+            result = train(model, concept, recipe.attack, config, bank, prompts, mark, banks)
+            attacked = [b - a for a, b in zip(marks, marks[1:], strict=False)][config.warmup :]
+            seconds[name] += attacked
+            measured = evaluator.measure(Subject(result.encoder, model.denoiser))
+            rows.append({"sampling": name, "seed": seed, "asr": measured.asr, "utility": measured.utility})
+            print(json.dumps(rows[-1]), flush=True)
+    medians = {k: statistics.median(v) for k, v in seconds.items() if v}
+    print(json.dumps({"seconds_per_iteration": medians, "fresh_over_bank": medians["fresh"] / medians["bank"]}))
+
+
+if __name__ == "__main__":
+    main()

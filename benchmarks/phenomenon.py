@@ -1,0 +1,100 @@
+"""Does a concept come back? ESD on the text encoder, ESD on the UNet, AdvUnlearn with and without its retain term.
+
+    python benchmarks/phenomenon.py run --concepts church castle anchor parachute ink --seeds 0 1 2
+    python benchmarks/phenomenon.py table
+
+`run` writes one report for each concept and seed under benchmarks/results/phenomenon and passes over those that are
+there, so it can be stopped and called again. `table` prints Markdown: counts summed over seeds, the spread in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from advunlearn import miniature
+from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.judges.convnet import ConvJudge
+from advunlearn.miniature import captions
+from advunlearn.models import load
+from advunlearn.recipes import RECIPES, study
+
+RESULTS = ROOT / "benchmarks" / "results" / "phenomenon"
+ATTACKS = ("clean", "routes", "unlearndiffatk", "soft_prefix")
+
+
+def run(concepts: list[str], seeds: list[int], recipes: list[str], config: EvaluateConfig) -> None:
+    """Train and measure every concept with every seed."""
+    model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for name in concepts:
+            path = RESULTS / f"{name.replace(' ', '_')}-{seed}.json"
+            if path.exists():
+                continue
+            concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
+            chosen = {key: RECIPES[key] for key in recipes}
+            done = study(
+                model, judge, concept, chosen, BankConfig(), config, seed=seed, command="benchmarks/phenomenon.py"
+            )
+            report = done.report | {"losses": {k: _every(rows, 10) for k, rows in done.losses.items()}}
+            path.write_text(json.dumps(report, indent=1) + "\n")
+            print(
+                path.name,
+                {k: [r["asr"][a]["success"] for a in ATTACKS] for k, r in report["models"].items()},
+                flush=True,
+            )
+
+
+def _every(rows: list[dict[str, float]], step: int) -> list[dict[str, float]]:
+    return [{k: round(v, 5) for k, v in row.items()} for row in rows[::step]]
+
+
+def _cell(counts: list[dict[str, int]], key: str) -> str:
+    values = [c[key] for c in counts]
+    spread = f" ({min(values)}-{max(values)})" if len(values) > 1 else ""
+    return f"{sum(values)}/{sum(c['total'] for c in counts)}{spread}"
+
+
+def table() -> None:
+    """Print the results as Markdown, a block for each concept."""
+    reports: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        report = json.loads(path.read_text())
+        reports.setdefault(report["concept"], []).append(report)
+    print("| concept | model | plain | other routes | UnlearnDiffAtk | soft prefix | retained | neighbours | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, rows in reports.items():
+        for model in rows[0]["models"]:
+            of = [r["models"][model] for r in rows if model in r["models"]]
+            cells = [_cell([m["asr"][a] for m in of], "success") for a in ATTACKS]
+            cells += [
+                _cell([m["utility"][u] for m in of], "correct") for u in ("retained_accuracy", "neighbour_accuracy")
+            ]
+            seconds = sum(m["seconds"] for m in of) / len(of)
+            print(f"| {name} x{len(of)} | {model} | {' | '.join(cells)} | {seconds:.0f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--concepts", nargs="+", default=["church", "castle", "anchor", "parachute", "ink"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--attack-steps", type=int, default=60)
+    args = parser.parse_args()
+    if args.what == "table":
+        table()
+    else:
+        run(args.concepts, args.seeds, args.recipes, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
+
+
+if __name__ == "__main__":
+    main()
