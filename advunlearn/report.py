@@ -10,6 +10,7 @@ from typing import Any
 from .evaluation import html, pictures
 from .evaluation.evaluate import Measurement
 
+TITLES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
 LOSSES = ("erase", "retain", "attack_start", "attack_end")
 
 
@@ -36,7 +37,7 @@ def write(
     measured: Mapping[str, Measurement],
     losses: Mapping[str, list[dict[str, float]]],
 ) -> None:
-    """Write report.json and a self-contained report.html with the pictures and the loss curves."""
+    """Write report.json, overview.png and a self-contained report.html with the pictures and the loss curves."""
     images = {
         f"{name}: {what}": pictures.png(pictures.grid(rows, 4), 2)
         for name, m in measured.items()
@@ -46,5 +47,12 @@ def write(
         f"Training losses: {name}": {k: values for k in LOSSES if (values := [row[k] for row in rows if k in row])}
         for name, rows in losses.items()
     }
+    rows = {
+        f"{TITLES.get(name, name)}\n{what}": m.pictures[what]
+        for name, m in measured.items()
+        for what in (("clean",) if name == "original" else ("clean", "unlearndiffatk"))
+        if what in m.pictures
+    }
+    (folder / "overview.png").write_bytes(pictures.png(pictures.overview(rows)))
     write_json(folder / "report.json", report)
     (folder / "report.html").write_text(html.render(report, images, curves), encoding="utf-8")

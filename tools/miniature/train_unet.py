@@ -1,6 +1,6 @@
 """Train the UNet on the encoded pictures, conditioned by the frozen text encoder.
 
-    python tools/miniature/train_unet.py BUILD [--steps 12000]
+    python tools/miniature/train_unet.py BUILD [--steps 8000]
 
 Noise prediction on Stable Diffusion's schedule, one caption in ten empty. A pool of captions is encoded once, at the
 full 77 positions that every host pads to.
@@ -97,7 +97,7 @@ def rate(step: int, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--captions", type=int, default=24, help="captions per object, style and background")
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import torch
+
+from advunlearn import retain
+from advunlearn.config import ConceptConfig, EvaluateConfig
+from advunlearn.errors import AdvUnlearnError
+from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.evaluation.metrics import count, frechet_distance
+from advunlearn.evaluation.pictures import grid, overview
+from advunlearn.judges.convnet import ConvJudge
+from advunlearn.models import TextToImage
+
+
+def test_frechet_distance_by_hand() -> None:
+    # One dimension: means 0 and 4, variances 2 and 8: 16 + 2 + 8 - 2 sqrt(2 * 8) = 18.
+    a, b = torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [6.0]])
+    assert frechet_distance(a, b) == pytest.approx(18.0)
+    assert frechet_distance(b, b) == pytest.approx(0.0, abs=1e-9)
+    wide = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(wide, wide + 1) == pytest.approx(6.0, rel=1e-4)  # six means moved by one
+
+
+def test_counts_are_counts() -> None:
+    assert count(torch.tensor([True, False, True])) == {"success": 2, "total": 3}
+    assert count(torch.tensor([False]), "correct") == {"correct": 0, "total": 1}
+
+
+def test_retain_set_leaves_the_concepts_words_out(tmp_path: pathlib.Path) -> None:
+    assert retain.without(["a photo of a dog", "Hot dogs", "a dogma", "a cat"], "dog") == ["a dogma", "a cat"]
+    assert retain.without(["a cat", "a palm"], "palm tree") == ["a cat"]
+    assert len(retain.shipped()) == 80 and retain.shipped()[0] == "a photo of a person"
+    (tmp_path / "mine.txt").write_text("# mine\n\na red house \n")
+    assert retain.read(tmp_path / "mine.txt") == ["a red house"]
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(AdvUnlearnError, match="holds no prompt"):
+        retain.read(tmp_path / "empty.txt")
+
+
+def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(
+    model: TextToImage, judge: ConvJudge
+) -> None:
+    config = EvaluateConfig(cases=8, attack_steps=2, attack_every=1, repeats=1)
+    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config)
+    measured = evaluator.measure(evaluator.original)
+    assert measured.asr["clean"]["success"] >= 6 and measured.asr["routes"]["success"] >= 5
+    assert set(measured.asr["routes"]["by"]) == {"foreign", "keywords"}
+    for name, curve in measured.asr_by_budget.items():
+        successes = [hits for _, hits in curve]
+        assert [steps for steps, _ in curve] == [0, 1, 2]
+        assert successes == sorted(successes) and successes[0] == measured.asr["clean"]["success"]
+        assert successes[-1] == measured.asr[name]["success"]
+    again = Evaluator(model, judge, ConceptConfig(concept="church"), config)
+    assert again.measure(again.original).to_dict() == measured.to_dict()
+
+
+def test_an_encoder_that_says_nothing_counts_as_erased_and_as_useless(model: TextToImage, judge: ConvJudge) -> None:
+    import copy
+
+    from advunlearn.evaluation.evaluate import Subject
+
+    mute = copy.deepcopy(model.text_encoder)
+    norm = next(m for n, m in mute.named_modules() if n.endswith("final_layer_norm"))
+    norm.weight.zero_()
+    config = EvaluateConfig(cases=8, attack_steps=0, repeats=1)
+    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config)
+    measured, original = evaluator.measure(Subject(mute, model.denoiser)), evaluator.measure(evaluator.original)
+    assert measured.asr["clean"]["success"] <= 1
+    kept, before = (m.utility["retained_accuracy"]["correct"] for m in (measured, original))
+    assert kept < 10 < 45 < before
+    assert measured.utility["feature_distance"] > 2 * original.utility["feature_distance"]
+
+
+def test_grid_and_overview_sizes() -> None:
+    images = torch.rand(5, 3, 8, 8)
+    assert grid(images, 3).size == (3 * 8 + 2 * 2, 2 * 8 + 2)
+    assert overview({"a": images, "b\nc": images}, scale=1, margin=100).size == (100 + 5 * 8 + 4 * 2, 2 * 8 + 6)
