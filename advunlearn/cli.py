@@ -113,12 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error"), ("HF_HUB_OFFLINE", "1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from . import commands  # heavy imports only once a command runs
-
     try:
+        from . import commands  # heavy imports only once a command runs
+
         commands.COMMANDS[args.command](args)
-    except AdvUnlearnError as error:
-        sys.stderr.write(f"advunlearn {args.command}: {error}\n")
+    except (AdvUnlearnError, OSError, ModuleNotFoundError) as error:
+        hint = "; install PyTorch and requirements.txt" if isinstance(error, ModuleNotFoundError) else ""
+        sys.stderr.write(f"advunlearn {args.command}: {' '.join(str(error).split())}{hint}\n")
         return 2
     except TrainingDiverged as error:
         sys.stderr.write(f"advunlearn {args.command}: {error}\n")

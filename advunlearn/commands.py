@@ -6,18 +6,20 @@ import json
 import pathlib
 import shlex
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from . import __version__, miniature, retain
 from . import report as report_files
 from .cli import settings
 from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from .denoisers import DiffusersDenoiser
-from .errors import AdvUnlearnError
+from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation import pictures
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Subject
@@ -40,10 +42,13 @@ def load_model(args: Namespace) -> TextToImage:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    name = args.device or best_device()
     try:
-        return load(args.model, torch.device(args.device or best_device()))
-    except RuntimeError as error:
-        raise AdvUnlearnError(f"device {args.device!r}: {error}") from error
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise AdvUnlearnError(f"device {name!r} cannot be used here ({error}); give cuda, mps or cpu") from error
+    return load(args.model, device)
 
 
 def load_judge(args: Namespace) -> ConvJudge:
@@ -56,7 +61,10 @@ def load_judge(args: Namespace) -> ConvJudge:
         raise AdvUnlearnError(
             f"judge {str(path)!r}: no config.json there; give a folder that ConvJudge.save_pretrained wrote"
         )
-    return ConvJudge.from_pretrained(path)
+    try:
+        return ConvJudge.from_pretrained(path)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise AdvUnlearnError(f"judge {str(path)!r} could not be read ({error}); give a ConvJudge's folder") from error
 
 
 def encoder_of(args: Namespace, model: TextToImage) -> Any:
@@ -70,7 +78,8 @@ def out_folder(args: Namespace) -> pathlib.Path:
     if path.exists() and not path.is_dir():
         raise AdvUnlearnError(f"--out {args.out!r} is a file; give a folder")
     path.mkdir(parents=True, exist_ok=True)
-    return path
+    with tempfile.TemporaryFile(dir=path):  # a folder that cannot be written to fails here, not after the run
+        return path
 
 
 def command_line() -> str:
@@ -103,6 +112,9 @@ def train_command(args: Namespace) -> None:
     bar = Bar(config.mode)
     try:
         result = train(model, concept, attack, config, bank, prompts, bar.training)
+    except TrainingDiverged as error:
+        save_encoder(folder / "last-good.safetensors", error.result.encoder, {"advunlearn.error": str(error)})
+        raise
     finally:
         bar.close()
     configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", config), ("attack", attack), ("bank", bank))}
@@ -205,6 +217,10 @@ def sample(args: Namespace) -> None:
     """Draw pictures, one row a prompt."""
     if args.count < 1:
         raise AdvUnlearnError(f"--count is {args.count}; it must be at least 1")
+    path = pathlib.Path(args.out)
+    if path.is_dir():
+        raise AdvUnlearnError(f"--out {args.out!r} is a folder; give the name of a PNG file")
+    path.parent.mkdir(parents=True, exist_ok=True)
     config, model = settings(EvaluateConfig, args), load_model(args)
     encoder = encoder_of(args, model)
     generator, count = torch.Generator().manual_seed(config.seed), args.count
@@ -214,8 +230,6 @@ def sample(args: Namespace) -> None:
         model.denoiser, context, model.encode([""], encoder), noise.to(model.denoiser.device),
         config.sampling_steps, config.guidance_scale,
     )  # fmt: skip
-    path = pathlib.Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pictures.png(pictures.grid(model.decode(latents), count), 2))
     finish(args, {"file": str(path), "prompts": args.prompts, "seed": config.seed}, f"wrote {path}")
 
@@ -224,7 +238,10 @@ def info(args: Namespace) -> None:
     """Say what an encoder file is."""
     tensors, metadata = read_encoder(args.file)
     layers = 1 + max(int(k.split("layers.")[1].split(".")[0]) for k in tensors if "layers." in k)
-    vocabulary, width = next(v for k, v in tensors.items() if k.endswith("token_embedding.weight")).shape
+    table = next((v for k, v in tensors.items() if k.endswith("token_embedding.weight")), None)
+    if table is None:
+        raise AdvUnlearnError(f"{args.file} has no token embedding table: it is not a whole text encoder")
+    vocabulary, width = table.shape
     facts = {"file": args.file, "layers": layers, "width": width, "vocabulary": vocabulary, "tensors": len(tensors)}
     recipe = {k.removeprefix("advunlearn."): _parsed(v) for k, v in sorted(metadata.items())}
     lines = [f"{args.file}: CLIP text encoder, {layers} layers of {width}, {vocabulary} tokens"]

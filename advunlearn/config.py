@@ -83,6 +83,9 @@ class AttackConfig(Validated):
         "token", "start from rows of the embedding table, from noise of its deviation, or from the last attack"
     )
     restarts: int = setting(4, "attacked prompts found side by side in one batch", 1, 64)
+    redraw: Literal["step", "iteration"] = setting(
+        "step", "draw new latents and timesteps in every attack step, or keep those of the iteration"
+    )
     radius: float = setting(0.0, "L-inf ball around the start, in standard deviations; 0 for none", 0, 1000)
 
 
@@ -112,6 +115,14 @@ class TrainConfig(Validated):
     retain_weight: float = setting(1.0, "gamma of eq. (6): weight of the retain term; 0 turns it off", 0, 1000)
     retain_batch: int = setting(8, "retained samples per iteration", 1, 1024)
     seed: int = setting(0, "seed of every random draw", 0, 2**63 - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attacks and self.warmup >= self.iterations:
+            raise AdvUnlearnError(
+                f"warmup is {self.warmup} of {self.iterations} iterations, which leaves none to attack in; "
+                "lower warmup, or use mode esd"
+            )
 
     @property
     def attacks(self) -> bool:

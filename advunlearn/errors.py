@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AdvUnlearnError(ValueError):
     """Bad input: the message says what was wrong, what was found and what to do."""
@@ -10,6 +12,6 @@ class AdvUnlearnError(ValueError):
 class TrainingDiverged(RuntimeError):
     """A loss or gradient is no longer finite; `result` holds the last good state."""
 
-    def __init__(self, message: str, result: object) -> None:
+    def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
         self.result = result

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import miniature
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
+from .sampling import batch_of
 from .text_encoder import encode, tokenize
 
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
@@ -39,7 +41,8 @@ class TextToImage:
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents (B, C, h, w) into pictures (B, 3, H, W) in [0, 1]."""
         scaled = latents / self.vae.config.scaling_factor
-        rows = [self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in scaled.split(64)]
+        parts = scaled.split(batch_of(64, latents))
+        rows = [self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in parts]
         return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
 
     def base_hash(self) -> str:
@@ -80,16 +83,28 @@ def load(
     try:
         vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", torch_dtype=torch.float32, local_files_only=True
+        loading: dict[str, Any]
+        encoder, loading = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", local_files_only=True, output_loading_info=True
         )
+        encoder = encoder.float()
         unet, vae = (
             kind.from_pretrained(folder / part, torch_dtype=dtype, local_files_only=True)
             for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
         )
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AdvUnlearnError(f"model {name!r} could not be read: {error}") from error
+    if loading["missing_keys"]:
+        raise AdvUnlearnError(
+            f"model {name!r}: its text encoder lacks {len(loading['missing_keys'])} tensors, first "
+            f"{min(loading['missing_keys'])!r}; they would be random"
+        )
+    if unet.config.addition_embed_type or unet.config.cross_attention_dim != encoder.config.hidden_size:
+        raise AdvUnlearnError(
+            f"model {name!r}: its UNet takes {unet.config.cross_attention_dim} wide conditioning and its text encoder "
+            f"gives {encoder.config.hidden_size}; only Stable Diffusion 1.x style models work"
+        )
     parts: tuple[nn.Module, ...] = (encoder, unet, vae)
     for part in parts:
         part.to(device).eval().requires_grad_(False)

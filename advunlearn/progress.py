@@ -19,7 +19,7 @@ class Bar:
 
     def update(self, phase: str, done: int, total: int, **values: float) -> None:
         """Show `done` of `total` in a phase; a new phase gets a new bar."""
-        if phase != self.phase or self.bar is None:
+        if phase != self.phase or self.bar is None or self.bar.total != total:
             self.close()
             self.phase = phase
             self.bar = tqdm(total=total, desc=f"{self.title}: {phase}", file=sys.stderr, leave=False)

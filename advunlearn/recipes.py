@@ -35,8 +35,8 @@ RECIPES: dict[str, Recipe] = {
 }
 BASELINES = ("esd", "esd_text", "advunlearn")
 # A demo has five minutes on two cores: fewer cases, and a smaller bank.
-DEMO_BUDGET: dict[str, Any] = {"cases": 24, "attack_steps": 40, "repeats": 1}
-DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 128}
+DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}
+DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}
 
 
 @dataclass
@@ -108,8 +108,8 @@ def study(
     on_measure: Callable[[str], OnProgress] | None = None,
 ) -> Study:
     """Train each recipe, measure the original model and every result at the same budget."""
+    evaluator = Evaluator(model, judge, concept, config)  # first: it refuses a concept that the judge does not know
     trained = train_all(model, concept, recipes, bank, seed, on_train)
-    evaluator = Evaluator(model, judge, concept, config)
     out = Study(empty_report(concept, config, command), {}, {}, {k: r for k, (r, _) in trained.items()})
     subjects = {"original": evaluator.original}
     subjects |= {name: Subject(result.encoder, result.denoiser) for name, (result, _) in trained.items()}

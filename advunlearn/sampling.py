@@ -16,6 +16,11 @@ def ddim_timesteps(steps: int, total: int = 1000) -> Tensor:
     return (torch.arange(steps) * (total // steps)).flip(0).clamp(max=total - 2) + 1
 
 
+def batch_of(count: int, latents: Tensor) -> int:
+    """Return how many latents to take at once: `count` of 8 x 8, fewer of larger ones, at least one."""
+    return max(1, count * 64 // (latents.shape[-1] * latents.shape[-2]))
+
+
 @dataclass(frozen=True)
 class SamplingStep:
     """One DDIM step of B samples: the latents it began with, and the two predictions guidance needed there."""

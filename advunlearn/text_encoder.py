@@ -52,7 +52,7 @@ def insert_prefix(ids: Tensor, count: int, eos: int, placeholder: int = 0) -> tu
     """
     room = ids.new_full((len(ids), count), placeholder)
     longer = torch.cat([ids[:, :1], room, ids[:, 1:]], dim=1)[:, : ids.shape[1]]
-    longer[:, -1] = eos
+    longer[:, -1] = torch.where((longer == eos).any(1), longer[:, -1], eos)
     return longer, slice(1, 1 + count)
 
 

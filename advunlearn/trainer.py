@@ -107,7 +107,7 @@ class Trainer:
                 "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
             )
         self.concept, self.config, self.banks, self.generator = concept, config, banks, generator
-        self.attack = replace(attack, steps=1) if config.mode == "fast" else attack
+        self.attack = replace(attack, steps=1, update="sign") if config.mode == "fast" else attack
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
         if config.mode == "esd_unet":
             if not isinstance(model.denoiser, DiffusersDenoiser):
@@ -130,13 +130,14 @@ class Trainer:
     def find_adversarial(self, on_step: Callable[[int, float], None]) -> AttackResult:
         """Attack the current encoder, eq. (4): one prefix for each of `restarts` draws."""
         count = self.attack.restarts
-        draw = self.banks.concept.draw(count)
-        ids, span = insert_prefix(self.ids[draw.prompt], self.attack.tokens, self.eos)
+        kept = self.banks.concept.draw(count)
         start = self.latest
         if start is None or self.attack.start != "latest":
             start = starting_point(self.table, self.attack, count, self.generator)
 
         def objective(embeddings: Tensor) -> Tensor:
+            draw = kept if self.attack.redraw == "iteration" else self.banks.concept.draw(count)
+            ids, span = insert_prefix(self.ids[draw.prompt], self.attack.tokens, self.eos)
             context = encode(self.encoder, ids, embeddings, span)
             return squared_error(self.denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
@@ -189,12 +190,13 @@ class Trainer:
                 row = {name: value.item() for name, value in losses.items()}
                 if found is not None:
                     row |= {"attack_start": found.losses[0], "attack_end": found.losses[-1]}
-                if not math.isfinite(row["loss"]):
+                norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf).item()
+                if not math.isfinite(row["loss"] + norm):
                     torch._foreach_copy_([p.data for p in self.parameters], good)
                     raise TrainingDiverged(
-                        f"the loss is {row['loss']} in iteration {i + 1}; the weights of the last finite loss "
+                        f"loss {row['loss']}, gradient norm {norm} in iteration {i + 1}; the last good weights "
                         f"are kept. Lower lr (now {self.config.lr}) or the attack's step size",
-                        self._result(history),
+                        self._result(history[:-1]),
                     )
                 torch._foreach_copy_(good, [p.detach() for p in self.parameters])
                 adam.step()
@@ -246,6 +248,7 @@ def train(
     """
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
-    banks = banks or make_banks(model, concept, retain_prompts, bank, generator, callback)
+    retained = retain_prompts if config.retains else ()
+    banks = banks or make_banks(model, concept, retained, bank, generator, callback)
     trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator)
     return trainer.run(callback)

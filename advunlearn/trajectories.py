@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import BankConfig
 from .denoisers.base import Denoiser
-from .sampling import ddim_steps
+from .sampling import batch_of, ddim_steps
 
 Report = Callable[[int, int], None]
 
@@ -60,18 +60,20 @@ class TrajectoryBank:
         shape, dtype = (size, config.sampling_steps, *denoiser.latent_shape), getattr(torch, config.dtype)
         self.x_t, self.eps_uncond, self.eps_cond = (torch.empty(shape, dtype=dtype) for _ in range(3))
         self.timesteps = torch.empty(config.sampling_steps, dtype=torch.long)
-        self.prompt = torch.arange(size) % len(cond)
+        self.prompt = torch.zeros(size, dtype=torch.long)
         self.draws, self.oldest, self.sampled = 0, 0, 0
-        for start in range(0, size, self.chunk):
-            self._sample(list(range(start, min(start + self.chunk, size))))
+        step = batch_of(self.chunk, self.x_t)
+        for start in range(0, size, step):
+            self._sample(list(range(start, min(start + step, size))))
             if report is not None:
-                report(min(start + self.chunk, size), size)
+                report(min(start + step, size), size)
 
     def __len__(self) -> int:
         return len(self.x_t)
 
     def _sample(self, rows: Sequence[int]) -> None:
-        """Fill some rows with new trajectories."""
+        """Fill some rows with new trajectories, of the prompts whose turn it is."""
+        self.prompt[list(rows)] = torch.arange(self.sampled, self.sampled + len(rows)) % len(self.cond)
         shape = (len(rows), *self.denoiser.latent_shape)
         noise = torch.randn(shape, generator=self.generator).to(self.denoiser.device)
         cond = self.cond[self.prompt[list(rows)].to(self.cond.device)]
@@ -86,9 +88,10 @@ class TrajectoryBank:
 
     def _refresh(self) -> None:
         """Replace the oldest trajectories once a triple has been drawn `reuse` times on average over its life."""
-        count = min(self.chunk, len(self))
-        while self.draws >= self.config.reuse * count * self.config.sampling_steps:
-            self.draws -= int(self.config.reuse * count * self.config.sampling_steps)
+        count = min(batch_of(self.chunk, self.x_t), len(self))
+        share = max(1, round(self.config.reuse * count * self.config.sampling_steps))
+        while self.draws >= share:
+            self.draws -= share
             self._sample([(self.oldest + i) % len(self) for i in range(count)])
             self.oldest = (self.oldest + count) % len(self)
 
@@ -108,7 +111,6 @@ class FreshSampler(TrajectoryBank):
 
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""
-        self.prompt[:batch] = torch.randint(len(self.cond), (batch,), generator=self.generator)
         self._sample(list(range(batch)))
         k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
         row, device = torch.arange(batch), self.denoiser.device

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..denoisers.base import Denoiser, add_noise
 from ..losses import squared_error
+from ..sampling import batch_of
 from ..text_encoder import encode, insert_prefix
 from .projections import project_linf, project_simplex
 
@@ -134,7 +135,7 @@ def unlearndiffatk(
         lr: Adam's learning rate, in the parameter's own units.
         generator: source of timesteps and noise, on the CPU.
         on_step: called after each step with its number and the mean loss; may raise to cancel.
-        chunk: cases differentiated together.
+        chunk: cases differentiated together, if their latents are 8 x 8.
 
     Returns:
         the mean loss before each step.
@@ -146,7 +147,7 @@ def unlearndiffatk(
         x_t, t = add_noise(x_0, noise, t.to(x_0.device), denoiser.alphas_cumprod), t.to(x_0.device)
         prefix, total = search.embeddings(), 0.0
         gradient = torch.zeros_like(prefix)
-        for i in torch.arange(len(x_0)).split(chunk):
+        for i in torch.arange(len(x_0)).split(batch_of(chunk, x_0)):
             part = prefix.detach()[i].requires_grad_(True)
             context = conditioning(encoder, Target(target.ids[i], x_0[i], target.eos), part)
             loss = squared_error(denoiser.noise_pred(x_t[i], t[i], context), noise[i]).sum()

@@ -97,12 +97,17 @@ def retain_prompts(concept: ConceptConfig) -> list[str]:
     if concept.kind == "style":
         rows = [captions.caption(o) for o in objects]
         return rows + [captions.caption(o, style=s) for o in objects for s in styles if s != concept.concept]
-    rows = []
-    for name in objects:
-        if name == concept.concept:
-            continue
-        subjects = [name, name, captions.keyword_route(name), *captions.foreign_routes(name)[:2]]
-        rows += [captions.caption(s, PLAIN[i % len(PLAIN)]) for i, s in enumerate(subjects)]
-        rows += [captions.caption(name, style=s) for s in styles[:2]]
+    others = [name for name in objects if name != concept.concept]
+    kinds: list[list[tuple[str, str]]] = [
+        [(name, style) for name, style in zip(others, cycle(("", *styles)), strict=False)],
+        [(captions.keyword_route(name), "") for name in others],
+        [(name, "") for name in others],
+        [(captions.foreign_routes(name)[0], "") for name in others],
+        [(name, style) for name, style in zip(others, cycle(styles), strict=False)],
+        [(captions.foreign_routes(name)[-1], "") for name in others],
+    ]
+    # Kind by kind, so that any stretch of the list covers every object and a small bank does too.
+    pairs = [pair for kind in kinds for pair in kind]
+    rows = [captions.caption(s, PLAIN[i % len(PLAIN)], style) for i, (s, style) in enumerate(pairs)]
     erased = {concept.concept, *captions.foreign_routes(concept.concept)} if concept.concept in objects else set()
     return [row for row in rows if not erased & set(row.replace(",", "").split())]

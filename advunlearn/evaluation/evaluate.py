@@ -15,7 +15,7 @@ from ..config import ConceptConfig, EvaluateConfig
 from ..denoisers.base import Denoiser
 from ..judges.convnet import ConvJudge, Verdict
 from ..models import TextToImage
-from ..sampling import ddim_sample
+from ..sampling import batch_of, ddim_sample
 from ..text_encoder import embedding_table, frozen, tokenize
 from .cases import Cases, Labelled, make_cases
 from .metrics import count, frechet_distance
@@ -77,7 +77,8 @@ class Evaluator:
     def generate(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
         """Return final latents (N, C, h, w) for a conditioning (N, L, D), guided against the subject's empty prompt."""
         empty = self.model.encode([""], subject.encoder)
-        parts = zip(context.split(128), noise.split(128), strict=True)
+        size = batch_of(128, noise)
+        parts = zip(context.split(size), noise.split(size), strict=True)
         steps, scale = self.config.sampling_steps, self.config.guidance_scale
         return torch.cat([ddim_sample(subject.denoiser, c, empty, z, steps, scale) for c, z in parts])
 
@@ -175,8 +176,11 @@ class Evaluator:
         near = torch.tensor([r in self.cases.neighbours for r in rows])
         styles = torch.tensor([self.judge.styles.index(r.style) for r in rows])
         out.utility["retained_accuracy"] = count(right, "correct")
-        out.utility["neighbour_accuracy"] = count(right[near], "correct")
-        out.utility["style_accuracy"] = count(verdict.style.argmax(1) == styles, "correct")
+        style_right = verdict.style.argmax(1) == styles
+        # The neighbours of an object are its family; those of a style are the other styles.
+        kept = right[near] if self.concept.kind == "object" else style_right
+        out.utility["neighbour_accuracy"] = count(kept, "correct")
+        out.utility["style_accuracy"] = count(style_right, "correct")
         if self._reference is None:
             original = self.drawn(self.original, [r.prompt for r in rows], self.retained_noise.flip(0))
             self._reference = self.look(original).features
@@ -194,6 +198,6 @@ class Evaluator:
             if utility:
                 self.utility(subject, out)
             for name, (search, lr) in self.searches(subject).items():
-                if name in attacks and self.config.attack_steps:
+                if name in attacks:
                     self.attack(subject, name, search, lr, clean, out)
         return out
