@@ -83,11 +83,10 @@ def load(
     try:
         vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        loading: dict[str, Any]
-        encoder, loading = CLIPTextModel.from_pretrained(
+        loaded: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder", local_files_only=True, output_loading_info=True
         )
-        encoder = encoder.float()
+        encoder, loading = loaded[0].float(), loaded[1]
         unet, vae = (
             kind.from_pretrained(folder / part, torch_dtype=dtype, local_files_only=True)
             for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))

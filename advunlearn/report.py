@@ -44,7 +44,7 @@ def write(
         for what, rows in m.pictures.items()
     }
     curves = {
-        f"Training losses: {name}": {k: values for k in LOSSES if (values := [row[k] for row in rows if k in row])}
+        f"Training losses: {name}": {k: [row.get(k) for row in rows] for k in LOSSES if any(k in row for row in rows)}
         for name, rows in losses.items()
     }
     rows = {

@@ -4,7 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -30,11 +30,9 @@ def json_of(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    start = time.perf_counter()
     code = "import sys; from advunlearn.cli import build_parser; build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -42,6 +40,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     [
         (["train", "--concept", " "], "concept is empty"),
         (["train", "--iterations", "0"], "iterations is 0; it must be between 1"),
+        (["train", "--iterations", "5"], "warmup is"),
+        (["train", "--device", "nonsense"], "device 'nonsense' cannot be used here"),
+        (["train", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+        (["train", "--out", "a-file"], "--out 'a-file' is a file; give a folder"),
+        (["demo", "--kind", "style"], "the judge knows no style 'church'; it knows noto"),
+        (["evaluate", "--judge", "."], "no config.json there"),
+        (["sample", "a dog", "--out", "."], "--out '.' is a folder"),
         (["train", "--model", "nowhere"], "model 'nowhere': no such folder; give 'miniature' or a diffusers folder"),
         (["train", "--retain", "nowhere.txt"], "nowhere.txt: no such file"),
         (["evaluate", "--concept", "unicorn"], "the judge knows no object 'unicorn'; it knows dog"),
@@ -58,6 +63,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and "Traceback" not in error
@@ -98,3 +104,35 @@ def test_train_then_info_evaluate_attack_and_sample(capsys: pytest.CaptureFixtur
 def test_the_unet_baseline_is_saved_as_a_diffusers_unet(tmp_path: pathlib.Path) -> None:
     assert main(["train", "--mode", "esd_unet", "--iterations", "1", "--out", str(tmp_path), *TINY]) == 0
     assert (tmp_path / "unet" / "config.json").is_file()
+
+
+def test_demo_writes_the_whole_report(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's first command, with a few iterations in place of its own number."""
+    from advunlearn import commands, recipes
+
+    short = {
+        name: recipes.Recipe(replace(r.train, iterations=2, warmup=1), replace(r.attack, steps=2))
+        for name, r in recipes.RECIPES.items()
+    }
+    monkeypatch.setattr(commands, "RECIPES", short)
+    monkeypatch.setattr(commands, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})
+    monkeypatch.setattr(commands, "DEMO_BUDGET", {"repeats": 1})
+    flags = ["--cases", "2", "--attack-steps", "2", "--sampling-steps", "2", "--concept", "castle"]
+    assert main(["demo", "--json", "--out", str(tmp_path), *flags]) == 0
+    report = json_of(capsys)
+    assert report["concept"] == "castle"
+    assert list(report["models"]) == ["original", "esd", "esd_text", "advunlearn"]
+    for row in report["models"].values():
+        assert all(set(c) >= {"success", "total"} and c["total"] == 2 for c in row["asr"].values())
+        assert set(row["asr"]) == {"clean", "routes", "unlearndiffatk", "soft_prefix"}
+        assert {"retained_accuracy", "neighbour_accuracy", "feature_distance"} <= set(row["utility"])
+        assert "seconds" in row and "config" in row
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64") >= 8 and "<svg" in page and "http" not in page.split("<body")[1]
+    assert Image.open(tmp_path / "overview.png").height > 500
+    assert main(["info", str(tmp_path / "encoder.safetensors"), "--json"]) == 0
+    metadata = json_of(capsys)["metadata"]
+    assert metadata["scores"]["asr"] == report["models"]["advunlearn"]["asr"]
+    assert metadata["concept"] == "castle" and len(metadata["base_sha256"]) == 64

@@ -166,7 +166,7 @@ def test_the_ends_of_the_data_are_the_ends_of_the_axis() -> None:
     assert coordinates(chart)[:2] == [(charts.LEFT, charts.BOTTOM), (charts.RIGHT, charts.TOP)]
 
 
-@pytest.mark.parametrize("gap", [NAN, math.inf, -math.inf, None])
+@pytest.mark.parametrize("gap", [NAN, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_a_gap_and_is_counted(gap: Any) -> None:
     page = html.render({}, {}, {"loss": {"a": [1.0, 2.0, gap, 3.0, 2.0]}})
     path = re.findall(r'<path d="(.*?)"', page)[0]

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from advunlearn import miniature
-from advunlearn.config import BankConfig
+from advunlearn.config import BankConfig, ConceptConfig
 from advunlearn.denoisers.base import add_noise
 from advunlearn.denoisers.diffusers_unet import DiffusersDenoiser
 from advunlearn.models import TextToImage
@@ -90,3 +90,20 @@ def test_half_precision_storage_costs_half_and_stays_close(model: TextToImage, s
     half = bank_of(model, BankConfig(sampling_steps=4, dtype="float16"))
     assert half.x_t.nbytes * 2 == full.x_t.nbytes
     assert 0 < (half.x_t.float() - full.x_t).abs().max() < 1e-2
+
+
+def test_small_bank_covers_every_object_and_prompts_take_turns(model: TextToImage) -> None:
+    from advunlearn.evaluation.cases import retain_prompts
+    from advunlearn.miniature import captions
+
+    prompts = retain_prompts(ConceptConfig(concept="church"))
+    words = {
+        o: {o, captions.keyword_route(o), *captions.foreign_routes(o)} for o in captions.objects() if o != "church"
+    }
+    covered = {o for o, names in words.items() if any(n in p for n in names for p in prompts[:96])}
+    assert covered == set(words)
+    config = BankConfig(sampling_steps=1, reuse=0.01)
+    bank = bank_of(model, config, size=1)
+    assert bank.prompt.tolist() == [0]
+    bank.draw(1)
+    assert bank.prompt.tolist() == [1] and bank.sampled == 2

@@ -215,19 +215,21 @@ def picture_grid(pictures: Mapping[str, bytes]) -> str:
 
 
 def render(
-    report: Mapping[str, Any], pictures: Mapping[str, bytes], curves: Mapping[str, Mapping[str, Sequence[float]]]
+    report: Mapping[str, Any], pictures: Mapping[str, bytes], curves: Mapping[str, Mapping[str, Sequence[float | None]]]
 ) -> str:
     """Return the page (ASCII). What the report lacks is shown as "-".
 
     Args:
         report: the content of report.json.
         pictures: caption -> PNG.
-        curves: chart title -> series -> one value an iteration; NaN or None leaves a gap.
+        curves: chart title -> series -> one value an iteration; NaN leaves a gap, None has no point.
     """
     models = _map(report, "models")
     charts = budget_charts(models)
     for title, series in curves.items():
-        points = {name: [(i + 1.0, number(y)) for i, y in enumerate(ys)] for name, ys in series.items()}
+        points = {
+            name: [(i + 1.0, number(y)) for i, y in enumerate(ys) if y is not None] for name, ys in series.items()
+        }
         charts.append(line_chart(title, points, "iteration"))
     read = "".join(f"<dt>{label}</dt><dd>{note} {better.title()} is better.</dd>" for label, _, better, note in COLUMNS)
     budget = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in flatten(_map(report, "budget")).items()) or "-"
