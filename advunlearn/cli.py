@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from . import __version__
-from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
+from .config import DEMO_BUDGET, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
 from .errors import AdvUnlearnError, TrainingDiverged
 
 Config = TypeVar("Config")
@@ -24,8 +24,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type, prefix: str = "", skip: Sequence[str] = ()) -> None:
-    """Add a flag for every field of a settings class, with its help, choices and default."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    config: type,
+    prefix: str = "",
+    skip: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Add a flag for every field of a settings class, with its help, choices and default (or the command's own)."""
     group = parser.add_argument_group(config.__name__.removesuffix("Config").lower() + " settings")
     hints = get_type_hints(config)
     for field in dataclasses.fields(config):
@@ -39,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type, prefix: str = "", s
             choices=allowed or None,
             default=argparse.SUPPRESS,
             metavar=None if allowed else hints[field.name].__name__.upper(),
-            help=f"{field.metadata['help']} (default: {field.default})",
+            help=f"{field.metadata['help']} (default: {(defaults or {}).get(field.name, field.default)})",
         )
 
 
@@ -72,7 +78,7 @@ def build_parser() -> Parser:
         "demo", "train the baselines and AdvUnlearn on the miniature, attack them all, write a report", "demo"
     )
     add_flags(demo, ConceptConfig)
-    add_flags(demo, EvaluateConfig, skip=("seed",))
+    add_flags(demo, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
     demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
 
     train = command("train", "train a robust text encoder", "run")

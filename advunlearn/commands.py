@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from . import __version__, miniature, retain
 from . import report as report_files
 from .cli import settings
-from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from .config import DEMO_BANK, DEMO_BUDGET, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation import pictures
@@ -27,7 +27,7 @@ from .formats import load_encoder, read_encoder, save_encoder
 from .judges.convnet import ConvJudge
 from .models import TextToImage, best_device, load
 from .progress import Bar
-from .recipes import BASELINES, DEMO_BANK, DEMO_BUDGET, RECIPES, empty_report, study
+from .recipes import BASELINES, RECIPES, empty_report, study
 from .sampling import ddim_sample
 from .trainer import Progress, train
 

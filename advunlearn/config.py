@@ -75,10 +75,10 @@ class ConceptConfig(Validated):
 class AttackConfig(Validated):
     """The adversary inside training: adversarial token embeddings in front of the prompt, eq. (4)."""
 
-    steps: int = setting(30, "attack steps per iteration (mode fast takes one)", 1, 1000)
-    step_size: float = setting(0.2, "step size, in standard deviations of the token embedding table", 0, 100)
+    steps: int = setting(8, "attack steps per iteration (mode fast takes one)", 1, 1000)
+    step_size: float = setting(0.5, "step size, in standard deviations of the token embedding table", 0, 100)
     update: Literal["sign", "adam"] = setting("sign", "signed gradient steps, or Adam")
-    tokens: int = setting(1, "number of adversarial tokens", 1, 20)
+    tokens: int = setting(3, "number of adversarial tokens", 1, 20)
     start: Literal["token", "random", "latest"] = setting(
         "token", "start from rows of the embedding table, from noise of its deviation, or from the last attack"
     )
@@ -106,14 +106,14 @@ class TrainConfig(Validated):
     """One unlearning run."""
 
     mode: Mode = setting("advunlearn", "advunlearn; fast (one signed step); esd (text encoder); esd_unet (baseline)")
-    iterations: int = setting(300, "training iterations", 1, 1_000_000)
-    warmup: int = setting(40, "first iterations on the clean prompt alone", 0, 1_000_000)
+    iterations: int = setting(120, "training iterations", 1, 1_000_000)
+    warmup: int = setting(20, "first iterations on the clean prompt alone", 0, 1_000_000)
     trainable: Trainable = setting("layers", "what trains: layers and final norm (as published), or embeddings too")
-    lr: float = setting(5e-5, "learning rate of Adam", 0, 1)
+    lr: float = setting(2e-4, "learning rate of Adam", 0, 1)
     batch: int = setting(8, "concept samples per iteration", 1, 1024)
-    clean_share: float = setting(0.5, "share of the concept samples kept on the clean prompt after warm-up", 0, 1)
-    retain_weight: float = setting(1.0, "gamma of eq. (6): weight of the retain term; 0 turns it off", 0, 1000)
-    retain_batch: int = setting(8, "retained samples per iteration", 1, 1024)
+    clean_share: float = setting(0.25, "share of the concept samples kept on the clean prompt after warm-up", 0, 1)
+    retain_weight: float = setting(2.0, "gamma of eq. (6): weight of the retain term; 0 turns it off", 0, 1000)
+    retain_batch: int = setting(12, "retained samples per iteration", 1, 1024)
     seed: int = setting(0, "seed of every random draw", 0, 2**63 - 1)
 
     def __post_init__(self) -> None:
@@ -150,3 +150,8 @@ class EvaluateConfig(Validated):
     guidance_scale: float = setting(3.0, "classifier-free guidance of generated pictures", 0, 30)
     repeats: int = setting(2, "pictures per retained object", 1, 1000)
     seed: int = setting(1000, "seed of the test cases", 0, 2**63 - 1)
+
+
+# A demo has five minutes on two cores: fewer cases, and a smaller bank.
+DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}
+DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}

@@ -34,9 +34,6 @@ RECIPES: dict[str, Recipe] = {
     "advunlearn_no_retain": Recipe(TrainConfig(retain_weight=0.0)),
 }
 BASELINES = ("esd", "esd_text", "advunlearn")
-# A demo has five minutes on two cores: fewer cases, and a smaller bank.
-DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}
-DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}
 
 
 @dataclass
