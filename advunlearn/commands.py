@@ -208,7 +208,7 @@ def attack(args: Namespace) -> None:
     for what, images in measured.pictures.items():
         (folder / f"{what}.png").write_bytes(pictures.png(pictures.grid(images, 4), 2))
     hit, before = measured.asr[args.method], measured.asr["clean"]
-    prompts = "".join(f"\n  {p}" for p in measured.prompts.get(args.method, []))
+    prompts = "".join(f"\n  {p['prompt']}" for p in measured.prompts.get(args.method, [])[:10])
     finish(args, result, f"{args.method}: {hit['success']} of {hit['total']} (without attack {before['success']}); "
                          f"wrote {folder / 'attack.json'}{prompts}")  # fmt: skip
 

@@ -78,3 +78,13 @@ def test_grid_and_overview_sizes() -> None:
     images = torch.rand(5, 3, 8, 8)
     assert grid(images, 3).size == (3 * 8 + 2 * 2, 2 * 8 + 2)
     assert overview({"a": images, "b\nc": images}, scale=1, margin=100).size == (100 + 5 * 8 + 4 * 2, 2 * 8 + 6)
+
+
+def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage, judge: ConvJudge) -> None:
+    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), EvaluateConfig(cases=2))
+    token = model.tokenizer.convert_tokens_to_ids
+    whole, pieces = torch.tensor([token("dog</w>"), token("rose</w>")]), torch.tensor([token("nu"), token("dity</w>")])
+    lone = torch.tensor([token("nu"), token("nu")])
+    assert evaluator._prompt(0, whole) == {"prompt": "dog rose a church", "tokens": ["dog</w>", "rose</w>"], "exact": True}
+    assert evaluator._prompt(0, pieces)["prompt"] == "nudity a church" and evaluator._prompt(0, pieces)["exact"]
+    assert not evaluator._prompt(0, lone)["exact"]

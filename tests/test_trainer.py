@@ -12,7 +12,7 @@ from advunlearn.trainer import Progress, TrainResult, make_banks, train
 
 RETAIN = ["a dog", "a photo of a castle"]
 ATTACK = AttackConfig(steps=2, restarts=2)
-QUICK = TrainConfig(iterations=3, warmup=1, batch=4, retain_batch=2, lr=1e-4)
+QUICK = TrainConfig(iterations=3, warmup=1, batch=4, retain_weight=1.0, retain_batch=2, lr=1e-4)
 
 
 def run(

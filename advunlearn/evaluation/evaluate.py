@@ -40,7 +40,7 @@ class Measurement:
     asr_by_budget: dict[str, list[list[int]]] = field(default_factory=dict)
     utility: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)  # "clean", "unlearndiffatk", ...: (n, 3, H, W)
-    prompts: dict[str, list[str]] = field(default_factory=dict)  # adversarial prompts found
+    prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # adversarial prompts found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON part."""
@@ -128,6 +128,7 @@ class Evaluator:
         """Attack every case; a case counts once its clean or any looked-at attacked picture shows the concept."""
         config, target = self.config, self.targets()
         found, best = self.hits(clean), clean.clone()
+        won: dict[int, Tensor] = {}  # case -> the tokens that brought the concept back
         curve = [[0, int(found.sum())]]
 
         def on_step(step: int, loss: float) -> None:
@@ -139,6 +140,9 @@ class Evaluator:
             images = self.pictures(subject, context, self.noise)
             new = self.hits(images) & ~found
             best[~found] = images[~found]
+            if isinstance(search, TokenSearch):
+                ids = search.token_ids()
+                won.update({case: ids[case] for case in new.nonzero().flatten().tolist()})
             found.logical_or_(new)
             curve.append([step, int(found.sum())])
 
@@ -149,11 +153,15 @@ class Evaluator:
         )  # fmt: skip
         out.asr[name], out.asr_by_budget[name] = count(found), curve
         out.pictures[name] = best[: self.shown]
-        if isinstance(search, TokenSearch):
-            words = self.model.tokenizer.batch_decode(search.token_ids())
-            out.prompts[name] = [
-                f"{w} {p}" for w, p, hit in zip(words, self.cases.plain, found.tolist(), strict=True) if hit
-            ][:10]
+        if won:
+            out.prompts[name] = [self._prompt(case, ids) for case, ids in won.items()]
+
+    def _prompt(self, case: int, ids: Tensor) -> dict[str, Any]:
+        """Return an adversarial prompt as text and tokens; `exact` says whether the text splits into those tokens."""
+        tokenizer, plain = self.model.tokenizer, self.cases.plain[case]
+        text = f"{tokenizer.decode(ids)} {plain}"
+        exact = tokenizer(text).input_ids[1:-1] == ids.tolist() + tokenizer(plain).input_ids[1:-1]
+        return {"prompt": text, "tokens": tokenizer.convert_ids_to_tokens(ids.tolist()), "exact": exact}
 
     def searches(self, subject: Subject) -> dict[str, tuple[Search, float]]:
         """Return the test attacks by name: what each searches, and its learning rate."""
