@@ -85,6 +85,10 @@ def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage
     token = model.tokenizer.convert_tokens_to_ids
     whole, pieces = torch.tensor([token("dog</w>"), token("rose</w>")]), torch.tensor([token("nu"), token("dity</w>")])
     lone = torch.tensor([token("nu"), token("nu")])
-    assert evaluator._prompt(0, whole) == {"prompt": "dog rose a church", "tokens": ["dog</w>", "rose</w>"], "exact": True}
+    assert evaluator._prompt(0, whole) == {
+        "prompt": "dog rose a church",
+        "tokens": ["dog</w>", "rose</w>"],
+        "exact": True,
+    }
     assert evaluator._prompt(0, pieces)["prompt"] == "nudity a church" and evaluator._prompt(0, pieces)["exact"]
     assert not evaluator._prompt(0, lone)["exact"]

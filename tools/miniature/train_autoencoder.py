@@ -10,6 +10,7 @@ by channel duplication and trains it on.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 
@@ -57,19 +58,28 @@ def psnr(vae: AutoencoderTiny, images: np.ndarray) -> float:
 
 
 @torch.no_grad()
+def encoded(vae: AutoencoderTiny, images: np.ndarray) -> Tensor:
+    """Return the latents of all pictures, in the encoder's own scale."""
+    parts = (images_of(images[i : i + 256]).contiguous(memory_format=LAST) for i in range(0, len(images), 256))
+    return torch.cat([vae.encode(part * 2 - 1).latents for part in parts])
+
+
+def save(vae: AutoencoderTiny) -> None:
+    """Write the autoencoder in fp16."""
+    vae.half().to(memory_format=torch.contiguous_format).save_pretrained(OUT)
+    config = json.loads((OUT / "config.json").read_text())
+    config.pop("block_out_channels", None)  # derived from the others; diffusers warns when it reads it back
+    (OUT / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 def finish(vae: AutoencoderTiny, root: pathlib.Path) -> None:
     """Scale the latents to unit deviation, encode the training pictures, save both."""
     data = np.load(root / "train.npz")
-    latents = torch.cat(
-        [
-            vae.encode(images_of(data["images"][i : i + 256]).contiguous(memory_format=LAST) * 2 - 1).latents
-            for i in range(0, len(data["images"]), 256)
-        ]
-    )
+    latents = encoded(vae, data["images"])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    vae.half().to(memory_format=torch.contiguous_format).save_pretrained(OUT)
     labels = {k: torch.from_numpy(data[k]) for k in ("object", "style", "background")}
     torch.save({"latents": latents * vae.config.scaling_factor, **labels}, root / "latents.pt")
+    save(vae)
 
 
 @torch.no_grad()
@@ -90,11 +100,14 @@ def decoder_stage(root: pathlib.Path, steps: int, width: int, batch: int, lr: fl
     data, unseen = np.load(root / "train.npz")["images"], np.load(root / "unseen.npz")["images"]
     g = torch.Generator().manual_seed(0)
     old = AutoencoderTiny.from_pretrained(OUT, dtype=torch.float32)
-    latents = torch.load(root / "latents.pt", weights_only=True)["latents"] / old.config.scaling_factor
+    latents = encoded(old, data)
     narrow = old.config.encoder_block_out_channels
     vae, average = (
-        AutoencoderTiny(encoder_block_out_channels=narrow, decoder_block_out_channels=(width,) * 4,
-                        scaling_factor=old.config.scaling_factor).to(memory_format=LAST)
+        AutoencoderTiny(
+            encoder_block_out_channels=narrow,
+            decoder_block_out_channels=(width,) * 4,
+            scaling_factor=old.config.scaling_factor,
+        ).to(memory_format=LAST)
         for _ in range(2)
     )
     for model in (vae, average):
@@ -119,7 +132,7 @@ def decoder_stage(root: pathlib.Path, steps: int, width: int, batch: int, lr: fl
         if (step + 1) % 500 == 0:
             run.log(step, loss=round(loss.item(), 5), psnr=psnr(average, unseen[::8]))
     run.log(steps, psnr=psnr(average, unseen))
-    average.half().to(memory_format=torch.contiguous_format).save_pretrained(OUT)
+    save(average)
 
 
 def main() -> None:

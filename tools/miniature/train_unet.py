@@ -121,7 +121,7 @@ def main() -> None:
     unet.set_attn_processor(AttnProcessor())  # plain matrix products: bf16 fused attention is slow backwards on CPUs
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
     run = Run(args.build / "unet.ckpt", unet=unet, average=average, optimizer=optimizer, generator=g)
-    total = 0.0
+    total, counted = 0.0, 0
     for step in run.steps(args.steps):
         optimizer.param_groups[0]["lr"] = args.lr * rate(step, args.steps)
         i = torch.randint(len(latents), (args.batch,), generator=g)
@@ -138,10 +138,10 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         average_into(average, unet, step, 0.999)
-        total += loss.item()
+        total, counted = total + loss.item(), counted + 1
         if (step + 1) % 500 == 0:
-            run.log(step, loss=round(total / 500, 4))
-            total = 0.0
+            run.log(step, loss=round(total / counted, 4))
+            total, counted = 0.0, 0
         if (step + 1) % 1000 == 0 or step + 1 == args.steps:
             average.save_pretrained(MODEL / "unet")
     average.half().save_pretrained(MODEL / "unet")
