@@ -27,7 +27,7 @@ from .formats import load_encoder, read_encoder, save_encoder
 from .judges.convnet import ConvJudge
 from .models import TextToImage, best_device, load
 from .progress import Bar
-from .recipes import BASELINES, RECIPES, empty_report, study
+from .recipes import BASELINES, RECIPES, empty_report, environment, study
 from .sampling import ddim_sample
 from .trainer import Progress, train
 
@@ -94,7 +94,7 @@ def recipe_metadata(
     return {
         "advunlearn.version": __version__, "advunlearn.concept": concept.concept, "advunlearn.kind": concept.kind,
         "advunlearn.recipe": dict(configs), "advunlearn.base_model": pathlib.Path(model.name).name,
-        "advunlearn.base_sha256": model.base_hash(), "advunlearn.torch": torch.__version__,
+        "advunlearn.base_sha256": model.base_hash(), "advunlearn.environment": environment(),
         **{f"advunlearn.{k}": v for k, v in more.items()},
     }  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""The losses of AdvUnlearn (arXiv 2405.15234); numbers are the paper's equations. All return a mean over B."""
+"""The losses of AdvUnlearn (arXiv 2405.15234); numbers are the paper's equations.
+
+What trains is a mean over the batch; what an attack minimises has one value for each attacked prompt, (B,).
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ def erase_loss(noise_pred: Tensor, uncond: Tensor, cond: Tensor, negative_guidan
 
 
 def attack_loss(noise_pred: Tensor, cond: Tensor) -> Tensor:
-    """Eq. (4): how far the attacked prompt is from bringing the concept back; the attack minimises it."""
-    return squared_error(noise_pred, cond).mean()
+    """Eq. (4), (B,): how far each attacked prompt is from bringing the concept back."""
+    return squared_error(noise_pred, cond)
 
 
 def retain_loss(noise_pred: Tensor, cond: Tensor) -> Tensor:
@@ -38,5 +41,5 @@ def retain_loss(noise_pred: Tensor, cond: Tensor) -> Tensor:
 
 
 def denoising_loss(noise_pred: Tensor, noise: Tensor) -> Tensor:
-    """Loss of UnlearnDiffAtk (arXiv 2310.11868): || noise - eps(noised x_0, t | c') ||^2, needs no original model."""
-    return squared_error(noise_pred, noise).mean()
+    """UnlearnDiffAtk (arXiv 2310.11868), (B,): || noise - eps(noised x_0, t | c') ||^2; needs no original model."""
+    return squared_error(noise_pred, noise)

@@ -16,7 +16,7 @@ from .attacks.pgd import AttackResult, pgd, starting_point
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError, TrainingDiverged
-from .losses import erase_loss, retain_loss, squared_error
+from .losses import attack_loss, erase_loss, retain_loss
 from .models import TextToImage
 from .text_encoder import (
     embedding_table,
@@ -139,7 +139,7 @@ class Trainer:
             draw = kept if self.attack.redraw == "iteration" else self.banks.concept.draw(count)
             ids, span = insert_prefix(self.ids[draw.prompt], self.attack.tokens, self.eos)
             context = encode(self.encoder, ids, embeddings, span)
-            return squared_error(self.denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
+            return attack_loss(self.denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
         with gradients_for(self.parameters, False):
             result = pgd(objective, start, self.attack, self.sigma, on_step)

@@ -71,8 +71,8 @@ class TrajectoryBank:
     def __len__(self) -> int:
         return len(self.x_t)
 
-    def _sample(self, rows: Sequence[int]) -> None:
-        """Fill some rows with new trajectories, of the prompts whose turn it is."""
+    def _sample(self, rows: Sequence[int], last: int | None = None) -> None:
+        """Fill some rows with new trajectories, of the prompts whose turn it is; stop after step `last`."""
         self.prompt[list(rows)] = torch.arange(self.sampled, self.sampled + len(rows)) % len(self.cond)
         shape = (len(rows), *self.denoiser.latent_shape)
         noise = torch.randn(shape, generator=self.generator).to(self.denoiser.device)
@@ -84,6 +84,8 @@ class TrajectoryBank:
             self.timesteps[k] = step.timestep
             for store, value in ((self.x_t, step.x_t), (self.eps_uncond, step.uncond), (self.eps_cond, step.cond)):
                 store[list(rows), k] = value.to(store.device, store.dtype)
+            if k == last:
+                break
         self.sampled += len(rows)
 
     def _refresh(self) -> None:
@@ -111,8 +113,8 @@ class FreshSampler(TrajectoryBank):
 
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""
-        self._sample(list(range(batch)))
         k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
+        self._sample(list(range(batch)), last=int(k.max()))
         row, device = torch.arange(batch), self.denoiser.device
         x_t, uncond, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_uncond, self.eps_cond))
         return Triples(x_t, self.timesteps[k].to(device), uncond, cond, self.prompt[row].to(device))

@@ -37,11 +37,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=RECIPES["advunlearn"].train.iterations)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--attack-steps", type=int, default=40)
     args = parser.parse_args()
     model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
     prompts = retain_prompts(concept)
-    evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=0))
+    evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
     rows, seconds = [], {"bank": [], "fresh": []}
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.base import Denoiser, add_noise
-from ..losses import squared_error
+from ..losses import denoising_loss
 from ..sampling import batch_of
 from ..text_encoder import encode, insert_prefix
 from .projections import project_linf, project_simplex
@@ -150,7 +150,7 @@ def unlearndiffatk(
         for i in torch.arange(len(x_0)).split(batch_of(chunk, x_0)):
             part = prefix.detach()[i].requires_grad_(True)
             context = conditioning(encoder, Target(target.ids[i], x_0[i], target.eos), part)
-            loss = squared_error(denoiser.noise_pred(x_t[i], t[i], context), noise[i]).sum()
+            loss = denoising_loss(denoiser.noise_pred(x_t[i], t[i], context), noise[i]).sum()
             (gradient[i],) = torch.autograd.grad(loss, part)
             total += loss.item()
         adam.zero_grad()
