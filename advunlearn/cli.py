@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from . import __version__
-from .config import DEMO_BUDGET, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
+from .config import DEMO_BUDGET, DTYPES, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
 from .errors import AdvUnlearnError, TrainingDiverged
 
 Config = TypeVar("Config")
@@ -69,6 +69,12 @@ def build_parser() -> Parser:
                 "--model", default="miniature", help="'miniature' or a diffusers folder (default: %(default)s)"
             )
             sub.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
+            sub.add_argument(
+                "--dtype",
+                choices=DTYPES,
+                default=DTYPES[0],
+                help="arithmetic of the frozen parts; what trains keeps float32 weights (default: %(default)s)",
+            )
         if out:
             sub.add_argument("--out", default=out, help="where to write (default: %(default)s)")
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")

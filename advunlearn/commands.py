@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-import shlex
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from . import __version__, miniature, retain
+from . import __version__, retain
 from . import report as report_files
 from .cli import settings
 from .config import DEMO_BANK, DEMO_BUDGET, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
@@ -23,9 +20,9 @@ from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation import pictures
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Subject
-from .formats import load_encoder, read_encoder, save_encoder
-from .judges.convnet import ConvJudge
-from .models import TextToImage, best_device, load
+from .formats import read_encoder, save_encoder
+from .inputs import command_line, encoder_of, load_judge, load_model, out_folder
+from .models import TextToImage
 from .progress import Bar
 from .recipes import BASELINES, RECIPES, empty_report, environment, study
 from .sampling import ddim_sample
@@ -35,56 +32,6 @@ from .trainer import Progress, train
 def finish(args: Namespace, result: Mapping[str, Any], text: str) -> None:
     """Print the result: JSON when asked for, else text."""
     sys.stdout.write((json.dumps(result) if args.json else text) + "\n")
-
-
-def load_model(args: Namespace) -> TextToImage:
-    """Load the model a command was given."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    name = args.device or best_device()
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise AdvUnlearnError(f"device {name!r} cannot be used here ({error}); give cuda, mps or cpu") from error
-    return load(args.model, device)
-
-
-def load_judge(args: Namespace) -> ConvJudge:
-    """Load the judge a command was given."""
-    folder = getattr(args, "judge", None)
-    if folder is None and args.model != "miniature":
-        raise AdvUnlearnError(f"there is no judge for model {args.model!r}; give --judge FOLDER")
-    path = pathlib.Path(folder) if folder else miniature.judge_path()
-    if not (path / "config.json").is_file():
-        raise AdvUnlearnError(
-            f"judge {str(path)!r}: no config.json there; give a folder that ConvJudge.save_pretrained wrote"
-        )
-    try:
-        return ConvJudge.from_pretrained(path)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise AdvUnlearnError(f"judge {str(path)!r} could not be read ({error}); give a ConvJudge's folder") from error
-
-
-def encoder_of(args: Namespace, model: TextToImage) -> Any:
-    """Return the encoder of --encoder, or the model's own."""
-    return load_encoder(args.encoder, model.text_encoder)[0] if args.encoder else model.text_encoder
-
-
-def out_folder(args: Namespace) -> pathlib.Path:
-    """Make the output folder."""
-    path = pathlib.Path(args.out)
-    if path.exists() and not path.is_dir():
-        raise AdvUnlearnError(f"--out {args.out!r} is a file; give a folder")
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):  # a folder that cannot be written to fails here, not after the run
-        return path
-
-
-def command_line() -> str:
-    """Return the command that was typed."""
-    return shlex.join(["advunlearn", *sys.argv[1:]])
 
 
 def recipe_metadata(
@@ -179,12 +126,10 @@ def evaluate(args: Namespace) -> None:
     """Measure the original model and encoder files at one budget."""
     model, evaluator = _evaluator(args)
     subjects = {"original": evaluator.original}
-    for path in args.encoders:
+    for path in dict.fromkeys(args.encoders):
         stem = pathlib.Path(path).stem
         name = pathlib.Path(path).resolve().parent.name if stem == "encoder" else stem
-        subjects[name if name not in subjects else path] = Subject(
-            load_encoder(path, model.text_encoder)[0], model.denoiser
-        )
+        subjects[name if name not in subjects else path] = Subject(encoder_of(path, model), model.denoiser)
     folder, measured = out_folder(args), {}
     report = empty_report(evaluator.concept, evaluator.config, command_line())
     for name, subject in subjects.items():
@@ -199,7 +144,7 @@ def evaluate(args: Namespace) -> None:
 def attack(args: Namespace) -> None:
     """Attack one encoder; write what was found."""
     model, evaluator = _evaluator(args)
-    subject, folder = Subject(encoder_of(args, model), model.denoiser), out_folder(args)
+    subject, folder = Subject(encoder_of(args.encoder, model), model.denoiser), out_folder(args)
     bar, evaluator.on_progress = _measuring(args.method)
     measured = evaluator.measure(subject, (args.method,), utility=False)
     bar.close()
@@ -222,7 +167,7 @@ def sample(args: Namespace) -> None:
         raise AdvUnlearnError(f"--out {args.out!r} is a folder; give the name of a PNG file")
     path.parent.mkdir(parents=True, exist_ok=True)
     config, model = settings(EvaluateConfig, args), load_model(args)
-    encoder = encoder_of(args, model)
+    encoder = encoder_of(args.encoder, model)
     generator, count = torch.Generator().manual_seed(config.seed), args.count
     noise = torch.randn(count * len(args.prompts), *model.denoiser.latent_shape, generator=generator)
     context = model.encode([p for p in args.prompts for _ in range(count)], encoder)

@@ -13,6 +13,19 @@ from .errors import AdvUnlearnError
 
 Mode = Literal["advunlearn", "fast", "esd", "esd_unet"]
 Trainable = Literal["layers", "all"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+
+
+# A style is a style of something: erased on few subjects, it stays with all the others.
+SUBJECTS = (
+    "dog", "bird", "fish", "house", "castle", "car", "airplane", "apple", "cake", "tree", "rose", "guitar", "key",
+    "ball", "woman", "landscape",
+)  # fmt: skip
+
+
+def _article(noun: str) -> str:
+    return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
 
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
@@ -67,8 +80,13 @@ class ConceptConfig(Validated):
         """The clean prompts that training erases and attacks."""
         name = self.concept.strip()
         if self.kind == "style":
-            return (f"a picture in {name} style", f"a painting, {name} style")
-        return (("an " if name[0].lower() in "aeiou" else "a ") + name,)
+            return tuple(f"{_article(subject)}, {name} style" for subject in SUBJECTS)
+        return (_article(name),)
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """What each of `prompts` is to be drawn as: nothing in particular, or a style's subject without the style."""
+        return tuple(_article(subject) for subject in SUBJECTS) if self.kind == "style" else ("",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +96,7 @@ class AttackConfig(Validated):
     steps: int = setting(8, "attack steps per iteration (mode fast takes one)", 1, 1000)
     step_size: float = setting(0.5, "step size, in standard deviations of the token embedding table", 0, 100)
     update: Literal["sign", "adam"] = setting("sign", "signed gradient steps, or Adam")
-    tokens: int = setting(3, "number of adversarial tokens", 1, 20)
+    tokens: int = setting(5, "number of adversarial tokens", 1, 20)
     start: Literal["token", "random", "latest"] = setting(
         "token", "start from rows of the embedding table, from noise of its deviation, or from the last attack"
     )
@@ -98,7 +116,7 @@ class BankConfig(Validated):
     sampling_steps: int = setting(20, "DDIM steps of a trajectory", 1, 1000)
     guidance_scale: float = setting(3.0, "classifier-free guidance while sampling the bank", 0, 30)
     reuse: float = setting(4.0, "mean number of draws of a triple before its trajectory is sampled anew", 0.01, 1e9)
-    dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", "storage of the bank")
+    dtype: Dtype = setting("float32", "storage of the bank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +124,7 @@ class TrainConfig(Validated):
     """One unlearning run."""
 
     mode: Mode = setting("advunlearn", "advunlearn; fast (one signed step); esd (text encoder); esd_unet (baseline)")
-    iterations: int = setting(120, "training iterations", 1, 1_000_000)
+    iterations: int = setting(200, "training iterations", 1, 1_000_000)
     warmup: int = setting(20, "first iterations on the clean prompt alone", 0, 1_000_000)
     trainable: Trainable = setting("layers", "what trains: layers and final norm (as published), or embeddings too")
     lr: float = setting(2e-4, "learning rate of Adam", 0, 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import AdvUnlearnError
@@ -64,7 +64,8 @@ def save_encoder(path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in metadata.items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(portable_state(encoder), partial, {"format": "pt", "advunlearn.format": FORMAT, **text})
+    # `save_file` would make a file that only its owner can read.
+    partial.write_bytes(save(portable_state(encoder), {"format": "pt", "advunlearn.format": FORMAT, **text}))
     os.replace(partial, path)
     return path
 

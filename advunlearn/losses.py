@@ -13,21 +13,22 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() - b.float()).square().flatten(1).mean(1)
 
 
-def erase_target(uncond: Tensor, cond: Tensor, negative_guidance: float) -> Tensor:
-    """Return eps_o(0) - eta * (eps_o(c_e) - eps_o(0)), the target of eq. (3); all (B, C, h, w)."""
-    return uncond - negative_guidance * (cond - uncond)
+def erase_target(anchor: Tensor, cond: Tensor, negative_guidance: float) -> Tensor:
+    """Return eps_o(a) - eta * (eps_o(c_e) - eps_o(a)), the target of eq. (3); all (B, C, h, w)."""
+    return anchor - negative_guidance * (cond - anchor)
 
 
-def erase_loss(noise_pred: Tensor, uncond: Tensor, cond: Tensor, negative_guidance: float = 1.0) -> Tensor:
-    """Eq. (3), ESD: push the prediction for the concept to the far side of the unconditional one.
+def erase_loss(noise_pred: Tensor, anchor: Tensor, cond: Tensor, negative_guidance: float = 1.0) -> Tensor:
+    """Eq. (3), ESD: push the prediction for the concept to the far side of its anchor's.
 
     Args:
         noise_pred: (B, C, h, w) prediction of the model in training for the concept's prompt.
-        uncond: (B, C, h, w) prediction of the frozen original model for the empty prompt.
+        anchor: (B, C, h, w) prediction of the frozen original model for the empty prompt, as in the paper; for a
+            style, for the same subject without the style, so that the subject is not erased with it.
         cond: (B, C, h, w) prediction of the frozen original model for the concept's prompt.
         negative_guidance: eta.
     """
-    return squared_error(noise_pred, erase_target(uncond, cond, negative_guidance)).mean()
+    return squared_error(noise_pred, erase_target(anchor, cond, negative_guidance)).mean()
 
 
 def attack_loss(noise_pred: Tensor, cond: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
     """Encode a prompt to the hidden states that condition the denoiser.
 
     Args:
-        encoder: a transformers CLIPTextModel.
+        encoder: a transformers CLIPTextModel. Where it has an attribute `compute_dtype` of torch.bfloat16, its weights
+            stay as they are and its arithmetic is done in bf16.
         ids: (B, L) token ids; positions, the causal mask and the end of text follow from them.
         embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
         at: the k positions to replace.
@@ -73,8 +74,11 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
     Returns:
         (B, L, D) last hidden states after the final layer norm.
     """
+    # Entered anew in every call: the casts that autocast caches must not outlive a step of the weights.
+    compute = torch.autocast(ids.device.type, torch.bfloat16, getattr(encoder, "compute_dtype", None) == torch.bfloat16)
     if embeddings is None:
-        return encoder(ids).last_hidden_state
+        with compute:
+            return encoder(ids).last_hidden_state.float()
     if at is None or at.stop - at.start != embeddings.shape[1]:
         raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
 
@@ -84,7 +88,8 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
     # A hook on the embedding table works alike in transformers 4 and 5, whose forward methods differ inside.
     handle = encoder.get_input_embeddings().register_forward_hook(replace)  # type: ignore[operator]
     try:
-        return encoder(ids).last_hidden_state
+        with compute:
+            return encoder(ids).last_hidden_state.float()
     finally:
         handle.remove()
 

@@ -27,7 +27,7 @@ from .text_encoder import (
     tokenize,
     trainable_parameters,
 )
-from .trajectories import TrajectoryBank, Triples
+from .trajectories import Banks, Report, Triples, make_banks
 
 
 @dataclass(frozen=True)
@@ -54,39 +54,14 @@ class TrainResult:
     iterations: int  # done; fewer than asked for when stopped
 
 
-@dataclass(frozen=True)
-class Banks:
-    """Where the samples come from: the concept's trajectories and the retained prompts'."""
-
-    concept: TrajectoryBank
-    retain: TrajectoryBank | None
-
-
-def make_banks(
-    model: TextToImage,
-    concept: ConceptConfig,
-    retain_prompts: Sequence[str],
-    config: BankConfig,
-    generator: torch.Generator,
-    callback: Callback | None = None,
-    bank: type[TrajectoryBank] = TrajectoryBank,
-) -> Banks:
-    """Sample the original model along its own trajectories, for the concept and for what is retained."""
+def filling(callback: Callback | None) -> Report:
+    """Return a report for `make_banks` that a run's callback follows."""
 
     def report(done: int, total: int) -> None:
         if callback is not None:
             callback(Progress("bank", done, total))
 
-    empty = model.encode([""])
-
-    def make(prompts: Sequence[str], size: int) -> TrajectoryBank:
-        return bank(model.denoiser, model.encode(prompts), empty, size, config, generator, report)
-
-    with frozen(model.text_encoder, *model.denoiser.modules()):
-        return Banks(
-            make(concept.prompts, config.trajectories),
-            make(retain_prompts, config.retain_trajectories) if retain_prompts else None,
-        )
+    return report
 
 
 class Trainer:
@@ -166,7 +141,7 @@ class Trainer:
             retained = encode(self.encoder, self.retain_ids[kept.prompt])
             x_t, t, context = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t]), torch.cat([context, retained])
         predicted = self.denoiser.noise_pred(x_t, t, context)
-        erase = erase_loss(predicted[: len(draw.t)], draw.uncond, draw.cond, self.concept.negative_guidance)
+        erase = erase_loss(predicted[: len(draw.t)], draw.anchor, draw.cond, self.concept.negative_guidance)
         if kept is None:
             return {"loss": erase, "erase": erase}
         retain = retain_loss(predicted[len(draw.t) :], kept.cond)
@@ -249,6 +224,6 @@ def train(
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
     retained = retain_prompts if config.retains else ()
-    banks = banks or make_banks(model, concept, retained, bank, generator, callback)
+    banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback))
     trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator)
     return trainer.run(callback)

@@ -1,8 +1,9 @@
 """The trajectory bank: what the frozen original model says along its own sampling paths.
 
-AdvUnlearn trains on (x_t, eps_o(x_t|0), eps_o(x_t|c)), with x_t drawn by sampling the original model. That model never
-changes, so the distribution of these triples never changes either: they are sampled once and drawn many times. A
-guided DDIM run computes both predictions at every step anyway, so T steps yield T triples for 2 T forward passes.
+AdvUnlearn trains on (x_t, eps_o(x_t|a), eps_o(x_t|c)), with x_t drawn by sampling the original model and a its anchor,
+the empty prompt. That model never changes, so the distribution of these triples never changes either: they are sampled
+once and drawn many times. A guided DDIM run computes both predictions at every step anyway, so T steps yield T triples
+for 2 T forward passes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import BankConfig
+from .config import BankConfig, ConceptConfig
 from .denoisers.base import Denoiser
-from .sampling import batch_of, ddim_steps
+from .models import TextToImage
+from .sampling import SamplingStep, batch_of, ddim_steps
+from .text_encoder import frozen
 
 Report = Callable[[int, int], None]
 
@@ -26,7 +29,7 @@ class Triples:
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
-    uncond: Tensor  # (B, C, h, w)
+    anchor: Tensor  # (B, C, h, w) prediction for what is to be drawn instead
     cond: Tensor  # (B, C, h, w)
     prompt: Tensor  # (B,) index of the prompt each sample was drawn for
 
@@ -38,6 +41,7 @@ class TrajectoryBank:
         denoiser: the frozen original model.
         cond: (P, L, D) conditioning of the prompts under the original text encoder.
         uncond: (1, L, D) conditioning of the empty prompt.
+        anchor: (P, L, D) conditioning of the prompts' anchors; none for the empty prompt, as published.
         size: number of trajectories N.
         config: sampling steps, guidance, storage dtype, reuse.
         generator: source of the starting noise and of the draws, on the CPU.
@@ -55,10 +59,12 @@ class TrajectoryBank:
         config: BankConfig,
         generator: torch.Generator,
         report: Report | None = None,
+        anchor: Tensor | None = None,
     ) -> None:
         self.denoiser, self.cond, self.uncond, self.config, self.generator = denoiser, cond, uncond, config, generator
+        self.anchor = anchor
         shape, dtype = (size, config.sampling_steps, *denoiser.latent_shape), getattr(torch, config.dtype)
-        self.x_t, self.eps_uncond, self.eps_cond = (torch.empty(shape, dtype=dtype) for _ in range(3))
+        self.x_t, self.eps_anchor, self.eps_cond = (torch.empty(shape, dtype=dtype) for _ in range(3))
         self.timesteps = torch.empty(config.sampling_steps, dtype=torch.long)
         self.prompt = torch.zeros(size, dtype=torch.long)
         self.draws, self.oldest, self.sampled = 0, 0, 0
@@ -82,11 +88,18 @@ class TrajectoryBank:
         )
         for k, step in enumerate(steps):
             self.timesteps[k] = step.timestep
-            for store, value in ((self.x_t, step.x_t), (self.eps_uncond, step.uncond), (self.eps_cond, step.cond)):
+            anchor = step.uncond if self.anchor is None else self._predict(step, self.anchor, rows)
+            for store, value in ((self.x_t, step.x_t), (self.eps_anchor, anchor), (self.eps_cond, step.cond)):
                 store[list(rows), k] = value.to(store.device, store.dtype)
             if k == last:
                 break
         self.sampled += len(rows)
+
+    @torch.no_grad()
+    def _predict(self, step: SamplingStep, conditioning: Tensor, rows: Sequence[int]) -> Tensor:
+        context = conditioning[self.prompt[list(rows)].to(conditioning.device)]
+        t = torch.full((len(rows),), step.timestep, device=step.x_t.device)
+        return self.denoiser.noise_pred(step.x_t, t, context)
 
     def _refresh(self) -> None:
         """Replace the oldest trajectories once a triple has been drawn `reuse` times on average over its life."""
@@ -104,8 +117,8 @@ class TrajectoryBank:
         row = torch.randint(len(self), (batch,), generator=self.generator)
         k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
         device = self.denoiser.device
-        x_t, uncond, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_uncond, self.eps_cond))
-        return Triples(x_t, self.timesteps[k].to(device), uncond, cond, self.prompt[row].to(device))
+        x_t, anchor, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_anchor, self.eps_cond))
+        return Triples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
 
 
 class FreshSampler(TrajectoryBank):
@@ -116,5 +129,36 @@ class FreshSampler(TrajectoryBank):
         k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
         self._sample(list(range(batch)), last=int(k.max()))
         row, device = torch.arange(batch), self.denoiser.device
-        x_t, uncond, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_uncond, self.eps_cond))
-        return Triples(x_t, self.timesteps[k].to(device), uncond, cond, self.prompt[row].to(device))
+        x_t, anchor, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_anchor, self.eps_cond))
+        return Triples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
+
+
+@dataclass(frozen=True)
+class Banks:
+    """Where a run's samples come from: the concept's trajectories and the retained prompts'."""
+
+    concept: TrajectoryBank
+    retain: TrajectoryBank | None
+
+
+def make_banks(
+    model: TextToImage,
+    concept: ConceptConfig,
+    retain_prompts: Sequence[str],
+    config: BankConfig,
+    generator: torch.Generator,
+    report: Report | None = None,
+    bank: type[TrajectoryBank] = TrajectoryBank,
+) -> Banks:
+    """Sample the original model along its own trajectories, for the concept and for what is retained."""
+    empty = model.encode([""])
+
+    def make(prompts: Sequence[str], size: int, anchors: Sequence[str] = ()) -> TrajectoryBank:
+        anchor = model.encode(anchors) if any(anchors) else None
+        return bank(model.denoiser, model.encode(prompts), empty, size, config, generator, report, anchor)
+
+    with frozen(model.text_encoder, *model.denoiser.modules()):
+        return Banks(
+            make(concept.prompts, config.trajectories, concept.anchors),
+            make(retain_prompts, config.retain_trajectories) if retain_prompts else None,
+        )

@@ -27,8 +27,8 @@ from advunlearn.evaluation.evaluate import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models import load
 from advunlearn.recipes import RECIPES
-from advunlearn.trainer import Progress, make_banks, train
-from advunlearn.trajectories import FreshSampler, TrajectoryBank
+from advunlearn.trainer import Progress, train
+from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
 
 
 def main() -> None:

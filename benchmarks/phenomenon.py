@@ -15,6 +15,8 @@ import pathlib
 import sys
 from typing import Any
 
+import torch
+
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -29,9 +31,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "phenomenon"
 ATTACKS = ("clean", "routes", "unlearndiffatk", "soft_prefix")
 
 
-def run(concepts: list[str], seeds: list[int], recipes: list[str], config: EvaluateConfig) -> None:
+def run(concepts: list[str], seeds: list[int], config: EvaluateConfig) -> None:
     """Train and measure every concept with every seed."""
-    model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for name in concepts:
@@ -39,17 +41,20 @@ def run(concepts: list[str], seeds: list[int], recipes: list[str], config: Evalu
             if path.exists():
                 continue
             concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-            chosen = {key: RECIPES[key] for key in recipes}
+            # The original model is the same for every seed; one seed shows what the retain term is for.
+            chosen = {k: r for k, r in RECIPES.items() if seed == 0 or k != "advunlearn_no_retain"}
             done = study(
-                model, judge, concept, chosen, BankConfig(), config, seed=seed, command="benchmarks/phenomenon.py"
-            )
+                model, judge, concept, chosen, BankConfig(), config,
+                seed=seed, original=seed == 0, command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
+            )  # fmt: skip
             report = done.report | {"losses": {k: _every(rows, 10) for k, rows in done.losses.items()}}
             path.write_text(json.dumps(report, indent=1) + "\n")
-            print(
-                path.name,
-                {k: [r["asr"][a]["success"] for a in ATTACKS] for k, r in report["models"].items()},
-                flush=True,
-            )
+            print(path.name, summary(report), flush=True)
+
+
+def summary(report: dict[str, Any]) -> dict[str, list[int]]:
+    """Return each model's successes, attack by attack."""
+    return {k: [r["asr"][a]["success"] for a in ATTACKS if a in r["asr"]] for k, r in report["models"].items()}
 
 
 def _every(rows: list[dict[str, float]], step: int) -> list[dict[str, float]]:
@@ -71,7 +76,7 @@ def table() -> None:
     print("| concept | model | plain | other routes | UnlearnDiffAtk | soft prefix | retained | neighbours | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, rows in reports.items():
-        for model in rows[0]["models"]:
+        for model in {name: None for r in rows for name in r["models"]}:
             of = [r["models"][model] for r in rows if model in r["models"]]
             cells = [_cell([m["asr"][a] for m in of], "success") for a in ATTACKS]
             cells += [
@@ -86,14 +91,20 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--concepts", nargs="+", default=["church", "castle", "parachute", "sailboat", "ink"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--cases", type=int, default=100)
-    parser.add_argument("--attack-steps", type=int, default=60)
+    parser.add_argument("--attack-steps", type=int, default=40)
+    parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
+    parser.add_argument("--threads", type=int, default=1, help="two processes of one beat one process of two")
     args = parser.parse_args()
     if args.what == "table":
         table()
     else:
-        run(args.concepts, args.seeds, args.recipes, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
+        config = EvaluateConfig(
+            cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_steps, repeats=1,
+            seed=args.eval_seed,
+        )  # fmt: skip
+        torch.set_num_threads(args.threads)
+        run(args.concepts, args.seeds, config)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import torch
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.models import TextToImage
-from advunlearn.trainer import Progress, TrainResult, make_banks, train
+from advunlearn.trainer import Progress, TrainResult, train
+from advunlearn.trajectories import make_banks
 
 RETAIN = ["a dog", "a photo of a castle"]
 ATTACK = AttackConfig(steps=2, restarts=2)
@@ -76,7 +77,7 @@ def test_first_losses_are_what_eq_3_and_6_give(
     generator.set_state(state)
     banks.concept.draws = 0
     draw = banks.concept.draw(QUICK.batch)
-    assert row["erase"] == pytest.approx(4 * (draw.cond - draw.uncond).square().mean().item(), rel=1e-3)
+    assert row["erase"] == pytest.approx(4 * (draw.cond - draw.anchor).square().mean().item(), rel=1e-3)
     assert row["retain"] == pytest.approx(0, abs=1e-7)
 
 

@@ -41,9 +41,9 @@ class DiffusersDenoiser:
         return (self.unet,)
 
     def trainable_copy(self) -> DiffusersDenoiser:
-        """Return a denoiser with a UNet of its own."""
+        """Return a denoiser with a UNet of its own, in fp32 since Adam's steps vanish in 16 bits."""
         other = copy.copy(self)
-        other.unet = copy.deepcopy(self.unet)
+        other.unet = copy.deepcopy(self.unet).float()
         return other
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:

@@ -124,12 +124,22 @@ class Evaluator:
         out.pictures["clean"] = images[: self.shown]
         return images
 
-    def attack(self, subject: Subject, name: str, search: Search, lr: float, clean: Tensor, out: Measurement) -> None:
-        """Attack every case; a case counts once its clean or any looked-at attacked picture shows the concept."""
+    def attack(self, subject: Subject, name: str, clean: Tensor, out: Measurement) -> None:
+        """Attack the cases that the clean prompt leaves; a case counts once any picture looked at shows the concept.
+
+        As published, success = (found without attack + found by attack) / cases; `before_attack` is the first part.
+        """
         config, target = self.config, self.targets()
         found, best = self.hits(clean), clean.clone()
+        left = (~found).nonzero().flatten()
         won: dict[int, Tensor] = {}  # case -> the tokens that brought the concept back
-        curve = [[0, int(found.sum())]]
+        out.asr[name], curve = count(found) | {"before_attack": int(found.sum())}, [[0, int(found.sum())]]
+        out.asr_by_budget[name], out.pictures[name] = curve, best[: self.shown]
+        if not len(left) or not config.attack_steps:
+            curve.append([config.attack_steps, int(found.sum())])
+            return
+        search, lr = self.search(name, subject, len(left))
+        target, noise = Target(target.ids[left], target.x_0[left], target.eos), self.noise[left]
 
         def on_step(step: int, loss: float) -> None:
             self.on_progress(name, step, config.attack_steps)
@@ -137,13 +147,13 @@ class Evaluator:
                 return
             with torch.no_grad():
                 context = attacked_conditioning(subject.encoder, target, search.found())
-            images = self.pictures(subject, context, self.noise)
-            new = self.hits(images) & ~found
-            best[~found] = images[~found]
+            images = self.pictures(subject, context, noise)
+            new = self.hits(images) & ~found[left]
+            best[left[~found[left]]] = images[~found[left]]
             if isinstance(search, TokenSearch):
                 ids = search.token_ids()
-                won.update({case: ids[case] for case in new.nonzero().flatten().tolist()})
-            found.logical_or_(new)
+                won.update({int(left[i]): ids[i] for i in new.nonzero().flatten().tolist()})
+            found[left[new]] = True
             curve.append([step, int(found.sum())])
 
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -151,7 +161,7 @@ class Evaluator:
             subject.denoiser, subject.encoder, target, search,
             steps=config.attack_steps, lr=lr, generator=generator, on_step=on_step,
         )  # fmt: skip
-        out.asr[name], out.asr_by_budget[name] = count(found), curve
+        out.asr[name] |= count(found)
         out.pictures[name] = best[: self.shown]
         if won:
             out.prompts[name] = [self._prompt(case, ids) for case, ids in won.items()]
@@ -163,18 +173,17 @@ class Evaluator:
         exact = tokenizer(text).input_ids[1:-1] == ids.tolist() + tokenizer(plain).input_ids[1:-1]
         return {"prompt": text, "tokens": tokenizer.convert_ids_to_tokens(ids.tolist()), "exact": exact}
 
-    def searches(self, subject: Subject) -> dict[str, tuple[Search, float]]:
-        """Return the test attacks by name: what each searches, and its learning rate."""
+    def search(self, name: str, subject: Subject, cases: int) -> tuple[Search, float]:
+        """Return what a test attack searches for `cases` prefixes, and its learning rate."""
         config, table = self.config, embedding_table(subject.encoder).detach()
         sigma, generator = table.float().std().item(), torch.Generator().manual_seed(self.config.seed + 2)
-        size = (config.cases, config.attack_tokens, generator)
-        return {
-            "unlearndiffatk": (TokenSearch(table, self.vocabulary, *size), config.attack_lr),
-            "soft_prefix": (
-                SoftSearch(table, self.vocabulary, *size, config.prefix_radius * sigma),
-                config.prefix_lr * sigma,
-            ),
-        }
+        size = (cases, config.attack_tokens, generator)
+        if name == "unlearndiffatk":
+            return TokenSearch(table, self.vocabulary, *size), config.attack_lr
+        return (
+            SoftSearch(table, self.vocabulary, *size, config.prefix_radius * sigma),
+            config.prefix_lr * sigma,
+        )
 
     def utility(self, subject: Subject, out: Measurement) -> None:
         """Measure what is left of everything else."""
@@ -205,7 +214,6 @@ class Evaluator:
             clean = self.plain(subject, out)
             if utility:
                 self.utility(subject, out)
-            for name, (search, lr) in self.searches(subject).items():
-                if name in attacks:
-                    self.attack(subject, name, search, lr, clean, out)
+            for name in attacks:
+                self.attack(subject, name, clean, out)
         return out

@@ -1,0 +1,78 @@
+"""What the commands are given: a model, a judge, an encoder file, a folder to write to."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+import tempfile
+from argparse import Namespace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from . import miniature
+from .errors import AdvUnlearnError
+from .formats import load_encoder
+from .judges.convnet import ConvJudge
+from .models import TextToImage, best_device, load
+
+
+def load_model(args: Namespace) -> TextToImage:
+    """Load the model a command was given."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    name = args.device or best_device()
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise AdvUnlearnError(f"device {name!r} cannot be used here ({error}); give cuda, mps or cpu") from error
+    return load(args.model, device, getattr(torch, args.dtype))
+
+
+def load_judge(args: Namespace) -> ConvJudge:
+    """Load the judge a command was given."""
+    folder = getattr(args, "judge", None)
+    if folder is None and args.model != "miniature":
+        raise AdvUnlearnError(f"there is no judge for model {args.model!r}; give --judge FOLDER")
+    path = pathlib.Path(folder) if folder else miniature.judge_path()
+    if not (path / "config.json").is_file():
+        raise AdvUnlearnError(
+            f"judge {str(path)!r}: no config.json there; give a folder that ConvJudge.save_pretrained wrote"
+        )
+    try:
+        return ConvJudge.from_pretrained(path)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise AdvUnlearnError(f"judge {str(path)!r} could not be read ({error}); give a ConvJudge's folder") from error
+
+
+def encoder_of(file: str | None, model: TextToImage) -> Any:
+    """Return the encoder of a file, or the model's own; refuse one that was trained from another base model."""
+    if not file:
+        return model.text_encoder
+    encoder, metadata = load_encoder(file, model.text_encoder)
+    base = metadata.get("advunlearn.base_sha256", "")
+    if base not in ("", model.base_hash()):
+        raise AdvUnlearnError(
+            f"{file} was trained from the text encoder of {metadata.get('advunlearn.base_model')!r} "
+            f"(sha256 {base[:12]}), which is not that of model {model.name!r}; give the --model it was trained from"
+        )
+    return encoder
+
+
+def out_folder(args: Namespace) -> pathlib.Path:
+    """Make the output folder."""
+    path = pathlib.Path(args.out)
+    if path.exists() and not path.is_dir():
+        raise AdvUnlearnError(f"--out {args.out!r} is a file; give a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):  # a folder that cannot be written to fails here, not after the run
+        return path
+
+
+def command_line() -> str:
+    """Return the command that was typed."""
+    return shlex.join(["advunlearn", *sys.argv[1:]])
