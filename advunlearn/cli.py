@@ -113,6 +113,8 @@ def build_parser() -> Parser:
     add_flags(sample, EvaluateConfig, skip=[
         f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
     ])  # fmt: skip
+    miniature = command("miniature", "write the miniature as a Stable Diffusion 1.5 checkpoint", model=False)
+    miniature.add_argument("--to", required=True, metavar="FILE.safetensors", help="where to write it, about 490 MB")
     info = command("info", "say what an encoder file is", model=False)
     info.add_argument("file", metavar="FILE")
     return parser

@@ -179,6 +179,17 @@ def sample(args: Namespace) -> None:
     finish(args, {"file": str(path), "prompts": args.prompts, "seed": config.seed}, f"wrote {path}")
 
 
+def miniature(args: Namespace) -> None:
+    """Write the widened miniature."""
+    from .miniature import checkpoint
+
+    path = pathlib.Path(args.to)
+    if path.suffix != ".safetensors":
+        raise AdvUnlearnError(f"--to is {args.to!r}; give a name that ends in .safetensors")
+    checkpoint.write(path)
+    finish(args, {"file": str(path)}, f"wrote {path}: it loads wherever a Stable Diffusion 1.5 checkpoint does")
+
+
 def info(args: Namespace) -> None:
     """Say what an encoder file is."""
     tensors, metadata = read_encoder(args.file)
@@ -203,4 +214,5 @@ def _parsed(text: str) -> Any:
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": demo, "train": train_command, "attack": attack, "evaluate": evaluate, "sample": sample, "info": info,
+    "miniature": miniature,
 }  # fmt: skip

@@ -6,10 +6,12 @@ carries it, whatever the installed version, and both layouts are read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +23,27 @@ from .errors import AdvUnlearnError
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 FORMAT = "advunlearn.text_encoder.v1"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Where CLIP-L's `encoder.` and `embeddings.` stand: the most telling prefix first.
+HOMES = (
+    "cond_stage_model.transformer.text_model.",  # SD 1.x checkpoints
+    "conditioner.embedders.0.transformer.text_model.",  # SDXL checkpoints
+    "text_encoders.clip_l.transformer.text_model.",  # checkpoints that ComfyUI saved
+    "clip_l.transformer.text_model.",
+    "text_encoder.text_model.",  # the published trainer's .pt
+    "cond_stage_model.transformer.",  # the first SD checkpoints
+    "text_model.",
+    "",
+)
+OTHERS = {
+    "model.text_projection": "an OpenCLIP encoder (SDXL's CLIP-G, or Stable Diffusion 2's)",
+    "resblocks.": "an OpenCLIP encoder (SDXL's CLIP-G, or Stable Diffusion 2's)",
+    "SelfAttention": "a T5 encoder",
+    "lora_": "a LoRA: load it with a LoRA loader",
+    "input_blocks": "a UNet or a checkpoint without its text encoder",
+    "down_blocks": "a diffusers UNet",
+}
 
 
 def portable_state(encoder: Any) -> dict[str, Tensor]:
@@ -70,25 +93,78 @@ def save_encoder(path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, 
     return path
 
 
-def read_encoder(path: str | pathlib.Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file.
-
-    Raises AdvUnlearnError when the file is missing, is no safetensors file, or holds no CLIP text encoder.
-    """
+def weights_file(path: str | pathlib.Path) -> pathlib.Path:
+    """Return the file of weights that a path names: itself, or what `save_pretrained` wrote into a folder."""
     path = pathlib.Path(path)
+    if path.is_dir():
+        places = [path / sub / name for sub in (".", "text_encoder") for name in WEIGHTS]
+        found = [place for place in places if place.is_file()]
+        if not found:
+            raise AdvUnlearnError(f"{path} holds none of {', '.join(WEIGHTS)}; give a text encoder's folder or file")
+        return found[0]
     if not path.is_file():
         raise AdvUnlearnError(f"{path}: no such file; give the encoder.safetensors that a training run wrote")
+    return path
+
+
+@contextlib.contextmanager
+def opened(path: str | pathlib.Path) -> Iterator[tuple[list[str], Callable[[str], Tensor], dict[str, str]]]:
+    """Open a file of weights: its tensors' names, a function that reads one, its metadata.
+
+    Pickles are read through `weights_only`, which runs no code. Raises AdvUnlearnError when nothing can be read.
+    """
+    path = weights_file(path)
+    if path.suffix in PICKLES:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise AdvUnlearnError(
+                f"{path} cannot be read as weights alone ({reason}); nothing in it was run. "
+                "Convert it to safetensors where you trust it"
+            ) from error
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        yield list(tensors), tensors.__getitem__, {}
+        return
     try:
-        with safe_open(path, "pt") as file:
-            tensors, metadata = {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
+        file = safe_open(path, "pt").__enter__()
     except (SafetensorError, OSError) as error:
         raise AdvUnlearnError(
             f"{path} is not a readable safetensors file ({error}); give encoder.safetensors"
         ) from error
-    if not any(k.removeprefix(PREFIX).startswith("encoder.layers.0.") for k in tensors):
-        first = min(tensors, default="nothing")
-        raise AdvUnlearnError(f"{path} holds no CLIP text encoder (its first tensor is {first!r})")
-    return tensors, metadata
+    try:
+        yield list(file.keys()), file.get_tensor, dict(file.metadata() or {})
+    finally:
+        file.__exit__(None, None, None)
+
+
+def home_of_clip_l(names: Sequence[str], source: str) -> str:
+    """Return the prefix under which a file holds CLIP-L's text encoder.
+
+    Known are our files and CLIPTextModel folders (with and without `text_model.`), the published trainer's files, which
+    hold every tensor twice, and full Stable Diffusion 1.x and SDXL checkpoints.
+    Raises AdvUnlearnError that says what the file is instead.
+    """
+    have = set(names)
+    for start in HOMES:
+        if start + "encoder.layers.0.layer_norm1.weight" in have:
+            return start
+    instead = next((what for mark, what in OTHERS.items() if any(mark in name for name in names)), None)
+    first = f"its first tensor is {min(names, default='nothing')!r}"
+    raise AdvUnlearnError(f"{source} holds no CLIP text encoder: {f'it looks like {instead}' if instead else first}")
+
+
+def read_encoder(path: str | pathlib.Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a CLIP text encoder's tensors under `text_model.` keys, and the metadata of the file that holds them.
+
+    Raises AdvUnlearnError when the file is missing, cannot be read, or holds no CLIP text encoder.
+    """
+    with opened(path) as (names, read, metadata):
+        start = home_of_clip_l(names, str(path))
+        inside = tuple(start + part for part in ("encoder.", "embeddings.", "final_layer_norm."))
+        wanted = [n for n in names if n.startswith(inside) and not n.endswith("position_ids")]
+        return {PREFIX + n.removeprefix(start): read(n) for n in wanted}, metadata
 
 
 def load_encoder(path: str | pathlib.Path, like: Any) -> tuple[Any, dict[str, str]]:

@@ -18,6 +18,8 @@ from .errors import AdvUnlearnError
 from .sampling import batch_of
 from .text_encoder import encode, tokenize
 
+# CLIP's own vocabulary, for checkpoints that bring no tokenizer.
+CLIP_TOKENIZER = pathlib.Path(__file__).parent / "clip_tokenizer"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 

@@ -1,4 +1,4 @@
-"""Cut the miniature's tokenizer out of CLIP's byte-level BPE.
+"""Write CLIP's byte-level BPE, and the miniature's tokenizer, which is cut out of it.
 
     python tools/miniature/tokenizer.py BUILD
 
@@ -21,7 +21,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 from advunlearn.miniature import captions
 
 PACKAGE = "open_clip_torch==3.3.0"
-OUT = HERE.parents[1] / "advunlearn" / "miniature" / "model" / "tokenizer"
+LIBRARY = HERE.parents[1] / "advunlearn"
+FULL, OUT = LIBRARY / "clip_tokenizer", LIBRARY / "miniature" / "model" / "tokenizer"
 GENERAL = """a an the and or of in on with at by from to is are for as one two this that no not very my
 photo picture image painting drawing emoji icon style background art artist nudity naked person people man woman
 small large big red green blue yellow white black gray light dark old new , . - ' ! ? & 1 2 3"""
@@ -86,36 +87,34 @@ def caption_words() -> list[str]:
     return sorted({word for text in texts for word in pattern.findall(text.replace("{}", " ").lower())})
 
 
+def write(folder: pathlib.Path, merges: list[tuple[str, str]]) -> list[str]:
+    """Write a CLIPTokenizer with some of CLIP's merges; return its vocabulary."""
+    letters = byte_alphabet()
+    vocabulary = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), *SPECIAL]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(m) for m in merges)]) + "\n", encoding="utf-8"
+    )
+    special = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "unk_token": SPECIAL[1], "pad_token": SPECIAL[1]}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    settings = {
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "errors": "replace",
+        "add_prefix_space": False,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | special))
+    return vocabulary
+
+
 def main(build: str) -> None:
-    rank = {pair: i for i, pair in enumerate(clip_merges(pathlib.Path(build)))}
+    every = clip_merges(pathlib.Path(build))
+    rank = {pair: i for i, pair in enumerate(every)}
     pieces, used = {}, set()
     for word in caption_words():
         pieces[word], of_word = merges_used(word, rank)
         used |= of_word
-    merges = sorted(used, key=rank.__getitem__)
-    letters = byte_alphabet()
-    vocabulary = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), *SPECIAL]
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (OUT / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(m) for m in merges)]) + "\n")
-    (OUT / "special_tokens_map.json").write_text(
-        json.dumps({"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "unk_token": SPECIAL[1], "pad_token": SPECIAL[1]})
-    )
-    (OUT / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "CLIPTokenizer",
-                "model_max_length": 77,
-                "do_lower_case": True,
-                "errors": "replace",
-                "add_prefix_space": False,
-                "bos_token": SPECIAL[0],
-                "eos_token": SPECIAL[1],
-                "unk_token": SPECIAL[1],
-                "pad_token": SPECIAL[1],
-            }
-        )
-    )
+    write(FULL, every)
+    vocabulary = write(OUT, sorted(used, key=rank.__getitem__))
     expected = HERE.parents[1] / "tests" / "data" / "clip_pieces.json"
     expected.parent.mkdir(parents=True, exist_ok=True)
     expected.write_text(json.dumps(pieces, indent=0) + "\n")

@@ -1,0 +1,191 @@
+"""The miniature as an ordinary Stable Diffusion 1.5 checkpoint: widened exactly, for hosts that know only that shape.
+
+A channel is repeated k times and every weight that reads it is divided by k, so each layer computes what it did before
+(Net2Net, arXiv 1511.05641). Attention logits grow by sqrt(k), which the queries are divided by. The text encoder gets
+identity layers up to CLIP's twelve, and seeded rows for the tokens that the miniature does not know.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import path
+
+LAYERS, WIDTH, VAE_SCALE = 12, 768, 0.18215  # of SD 1.5: text encoder layers, text width, scale of its latents
+EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
+
+
+def widen(name: str, source: Tensor, shape: torch.Size) -> Tensor:
+    """Repeat a weight's channels to a wider layer's shape; what it reads is divided by the repetition."""
+    for axis in range(min(2, source.dim())):
+        factor = shape[axis] // source.shape[axis]
+        source = source.repeat_interleave(factor, axis)
+        if axis == 1 and not name.endswith(EMBEDDINGS):
+            source = source / factor
+    return source
+
+
+def widen_time_projection(source: Tensor, shape: torch.Size) -> Tensor:
+    """Place the columns of the first time layer where the wider sinusoidal embedding has the same frequencies."""
+    half, wide = source.shape[1] // 2, shape[1] // 2
+    placed = source.new_zeros(source.shape[0], shape[1])
+    columns = torch.arange(half) * (wide // half)
+    placed[:, columns], placed[:, wide + columns] = source[:, :half], source[:, half:]
+    return placed.repeat_interleave(shape[0] // source.shape[0], 0)
+
+
+def widened(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Return a module's weights in the shapes of a wider one, computing the same."""
+    out = {}
+    for name, tensor in state.items():
+        if name == "time_embedding.linear_1.weight":
+            out[name] = widen_time_projection(tensor.float(), shapes[name])
+            continue
+        out[name] = widen(name, tensor.float(), shapes[name])
+        if ".to_q." in name or ".q_proj." in name:
+            reads = name if name.endswith("weight") else name.removesuffix("bias") + "weight"
+            out[name] /= (shapes[reads][0] // state[reads].shape[0]) ** 0.5
+    return out
+
+
+def unet_key(name: str) -> str:
+    """Return the original Stable Diffusion name of a diffusers UNet weight (one resnet a block, two levels)."""
+    parts = name.split(".")
+    fixed = {
+        "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "conv_out": "out.2",
+        "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0",
+    }  # fmt: skip
+    for start, new in fixed.items():
+        if name.startswith(start + "."):
+            return new + name[len(start) :]
+    if parts[0] == "mid_block":
+        place, rest = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}[".".join(parts[1:3])], parts[3:]
+        return ".".join(["middle_block", str(place), *(_resnet(rest) if parts[1] == "resnets" else rest)])
+    level, kind, index, rest = int(parts[1]), parts[2], int(parts[3]), parts[4:]
+    if parts[0] == "down_blocks":
+        if kind == "downsamplers":
+            return ".".join([f"input_blocks.{2 * level + 2}.0.op", *rest[1:]])
+        base = f"input_blocks.{2 * level + 1 + index}"
+    else:
+        base = f"output_blocks.{2 * level + index}"
+        if kind == "upsamplers":
+            return ".".join([f"output_blocks.{2 * level + 1}.2.conv", *rest[1:]])
+    return ".".join([base, "0", *_resnet(rest)] if kind == "resnets" else [base, "1", *rest])
+
+
+def _resnet(rest: list[str]) -> list[str]:
+    names = {
+        "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+        "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+    }  # fmt: skip
+    return [names[rest[0]], *rest[1:]]
+
+
+def vae_key(name: str) -> str:
+    """Return TAESD's name of an AutoencoderTiny weight; TAESD's decoder begins with a clamp that has none."""
+    part, _, index, rest = name.split(".", 3)
+    return f"taesd_{part}.{int(index) + (part == 'decoder')}.{rest}"
+
+
+def text_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], rows: Tensor) -> dict[str, Tensor]:
+    """Return the text encoder's weights, twelve layers deep, with CLIP's whole vocabulary.
+
+    Args:
+        state: the narrow encoder's weights, without a prefix.
+        shapes: the wide encoder's shapes.
+        rows: (V,) where each of the narrow vocabulary's tokens stands in CLIP's.
+    """
+    table = state["embeddings.token_embedding.weight"].float()
+    own = {name: tensor for name, tensor in state.items() if "token_embedding" not in name}
+    out = widened(own, shapes)
+    wide = table.repeat_interleave(WIDTH // table.shape[1], 1)
+    generator, shape = torch.Generator().manual_seed(0), shapes["embeddings.token_embedding.weight"]
+    full = torch.randn(shape, generator=generator) * table.std()
+    full[rows] = wide
+    out["embeddings.token_embedding.weight"] = full
+    for name, size in shapes.items():
+        if name not in out:  # a layer the miniature does not have: with nothing added to the residual it is an identity
+            norm = "layer_norm" in name and name.endswith("weight")
+            written = name.endswith(("out_proj.weight", "fc2.weight")) or name.endswith("bias")
+            out[name] = (
+                torch.ones(size) if norm else torch.zeros(size) if written
+                else torch.randn(size, generator=generator) * 0.02
+            )  # fmt: skip
+    return out
+
+
+def token_rows() -> Tensor:
+    """Return where each of the miniature's tokens stands in CLIP's vocabulary, (V,)."""
+    from transformers import CLIPTokenizer
+
+    from ..models import CLIP_TOKENIZER
+
+    small, full = (CLIPTokenizer.from_pretrained(f).get_vocab() for f in (path() / "tokenizer", CLIP_TOKENIZER))
+    return torch.tensor([full[token] for token, _ in sorted(small.items(), key=lambda item: item[1])])
+
+
+def _shapes(module: Any) -> dict[str, torch.Size]:
+    return {name.removeprefix("text_model."): t.shape for name, t in module.state_dict().items()}
+
+
+@functools.cache
+def _wide_shapes() -> tuple[dict[str, torch.Size], ...]:
+    """Return the shapes of the wide UNet, text encoder and autoencoder."""
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel.load_config(path() / "unet")
+    vae = AutoencoderTiny.load_config(path() / "vae")
+    text = CLIPTextConfig.from_pretrained(path() / "text_encoder").to_dict()
+    text |= {
+        "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS, "vocab_size": 49408,
+        "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
+    }  # fmt: skip
+    with torch.device("meta"):
+        return (
+            _shapes(UNet2DConditionModel.from_config(
+                {**unet, "block_out_channels": (320, 640), "cross_attention_dim": WIDTH}
+            )),
+            _shapes(CLIPTextModel(CLIPTextConfig(**text))),
+            _shapes(AutoencoderTiny.from_config(
+                {**vae, "encoder_block_out_channels": (64,) * 4, "decoder_block_out_channels": (64,) * 4}
+            )),
+        )  # fmt: skip
+
+
+def checkpoint() -> dict[str, Tensor]:
+    """Return the whole miniature under the keys of a Stable Diffusion 1.5 checkpoint, in fp16, TAESD inside.
+
+    A host's latents are 1 / 0.18215 of the UNet's; TAESD's scale turns them into what the miniature's decoder reads.
+    """
+    from ..models import load
+
+    model = load("miniature")
+    unet_shapes, text_shapes, vae_shapes = _wide_shapes()
+    unet = widened(model.denoiser.modules()[0].state_dict(), unet_shapes)
+    text = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
+    text = {k: v for k, v in text.items() if not k.endswith("position_ids")}
+    state = {f"model.diffusion_model.{unet_key(k)}": v for k, v in unet.items()}
+    wide = text_state(text, {k: v for k, v in text_shapes.items() if not k.endswith("position_ids")}, token_rows())
+    state |= {f"cond_stage_model.transformer.text_model.{k}": v for k, v in wide.items()}
+    state |= {f"first_stage_model.{vae_key(k)}": v for k, v in widened(model.vae.state_dict(), vae_shapes).items()}
+    state = {name: tensor.half().contiguous() for name, tensor in state.items()}
+    state["first_stage_model.vae_scale"] = torch.tensor(VAE_SCALE / model.vae.config.scaling_factor)
+    state["first_stage_model.vae_shift"] = torch.tensor(0.0)
+    return state
+
+
+def write(file: str | pathlib.Path) -> pathlib.Path:
+    """Write the checkpoint, about 490 MB; it loads wherever an SD 1.5 checkpoint does."""
+    from safetensors.torch import save_file
+
+    file = pathlib.Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(checkpoint(), file, {"format": "pt", "modelspec.title": "AdvUnlearn miniature"})
+    return file
