@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from . import __version__, retain
 from . import report as report_files
+from . import retain
 from .cli import settings
 from .config import DEMO_BANK, DEMO_BUDGET, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from .denoisers import DiffusersDenoiser
@@ -24,7 +24,7 @@ from .formats import read_encoder, save_encoder
 from .inputs import command_line, encoder_of, load_judge, load_model, out_folder
 from .models import TextToImage
 from .progress import Bar
-from .recipes import BASELINES, RECIPES, empty_report, environment, study
+from .recipes import BASELINES, RECIPES, empty_report, recipe_metadata, study
 from .sampling import ddim_sample
 from .trainer import Progress, train
 
@@ -32,18 +32,6 @@ from .trainer import Progress, train
 def finish(args: Namespace, result: Mapping[str, Any], text: str) -> None:
     """Print the result: JSON when asked for, else text."""
     sys.stdout.write((json.dumps(result) if args.json else text) + "\n")
-
-
-def recipe_metadata(
-    model: TextToImage, concept: ConceptConfig, configs: Mapping[str, Any], **more: Any
-) -> dict[str, Any]:
-    """Return what a saved encoder says of itself."""
-    return {
-        "advunlearn.version": __version__, "advunlearn.concept": concept.concept, "advunlearn.kind": concept.kind,
-        "advunlearn.recipe": dict(configs), "advunlearn.base_model": pathlib.Path(model.name).name,
-        "advunlearn.base_sha256": model.base_hash(), "advunlearn.environment": environment(),
-        **{f"advunlearn.{k}": v for k, v in more.items()},
-    }  # fmt: skip
 
 
 def train_command(args: Namespace) -> None:

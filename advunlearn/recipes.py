@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -55,6 +56,18 @@ def environment() -> dict[str, str]:
     return {
         "advunlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "diffusers": diffusers.__version__, "python": platform.python_version(), "machine": platform.machine(),
+    }  # fmt: skip
+
+
+def recipe_metadata(
+    model: TextToImage, concept: ConceptConfig, configs: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Return what a saved encoder says of itself."""
+    return {
+        "advunlearn.version": __version__, "advunlearn.concept": concept.concept, "advunlearn.kind": concept.kind,
+        "advunlearn.recipe": dict(configs), "advunlearn.base_model": pathlib.Path(model.name).name,
+        "advunlearn.base_sha256": model.base_hash(), "advunlearn.environment": environment(),
+        **{f"advunlearn.{k}": v for k, v in more.items()},
     }  # fmt: skip
 
 

@@ -1,1 +1,32 @@
-"""ComfyUI nodes over the library; the only folder that imports ComfyUI."""
+"""ComfyUI nodes over the library, the only folder that imports ComfyUI; heavy imports wait until a node runs."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .attack import AdversarialPromptAttack
+from .encoders import LoadRobustCLIP, SaveRobustCLIP
+from .evaluate import EvaluateRobustness, LoadJudge
+from .train import TrainAdvUnlearnEncoder
+
+NODES: list[type[io.ComfyNode]] = [
+    TrainAdvUnlearnEncoder,
+    AdversarialPromptAttack,
+    LoadRobustCLIP,
+    SaveRobustCLIP,
+    EvaluateRobustness,
+    LoadJudge,
+]
+
+
+class AdvUnlearnExtension(ComfyExtension):
+    """The pack, as the host sees it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Return the node classes."""
+        return NODES
+
+
+async def comfy_entrypoint() -> AdvUnlearnExtension:
+    """Return the extension; the host calls this once."""
+    return AdvUnlearnExtension()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..config import EvaluateConfig
 from ..denoisers.base import Denoiser, add_noise
 from ..losses import denoising_loss
 from ..sampling import batch_of
@@ -105,6 +106,26 @@ def search_vocabulary(tokenizer: Any) -> Tensor:
     bare = 512  # CLIP's first 512 ids are the byte alphabet, alone and as a word's end
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     return torch.tensor([i for i in range(bare, len(tokenizer)) if i not in special])
+
+
+def make_search(
+    name: str, table: Tensor, vocabulary: Tensor, count: int, config: EvaluateConfig
+) -> tuple[Search, float]:
+    """Return what the test attack `name` searches for `count` prefixes, and its learning rate.
+
+    Args:
+        name: "unlearndiffatk" (discrete) or "soft_prefix" (embedding space).
+        table: (V, D) token embeddings of the attacked encoder.
+        vocabulary: ids that the search may use.
+        count: number of prefixes.
+        config: tokens, learning rates, ball, seed.
+    """
+    table, generator = table.detach(), torch.Generator().manual_seed(config.seed + 2)
+    if name == "unlearndiffatk":
+        return TokenSearch(table, vocabulary, count, config.attack_tokens, generator), config.attack_lr
+    sigma = table.float().std().item()
+    radius = config.prefix_radius * sigma
+    return SoftSearch(table, vocabulary, count, config.attack_tokens, generator, radius), config.prefix_lr * sigma
 
 
 def conditioning(encoder: Any, target: Target, prefix: Tensor) -> Tensor:

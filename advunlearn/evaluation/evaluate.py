@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.unlearndiffatk import Search, SoftSearch, Target, TokenSearch, search_vocabulary, unlearndiffatk
+from ..attacks.prompt import as_text
+from ..attacks.unlearndiffatk import Target, TokenSearch, make_search, search_vocabulary, unlearndiffatk
 from ..attacks.unlearndiffatk import conditioning as attacked_conditioning
 from ..config import ConceptConfig, EvaluateConfig
 from ..denoisers.base import Denoiser
@@ -138,7 +139,7 @@ class Evaluator:
         if not len(left) or not config.attack_steps:
             curve.append([config.attack_steps, int(found.sum())])
             return
-        search, lr = self.search(name, subject, len(left))
+        search, lr = make_search(name, embedding_table(subject.encoder), self.vocabulary, len(left), config)
         target, noise = Target(target.ids[left], target.x_0[left], target.eos), self.noise[left]
 
         def on_step(step: int, loss: float) -> None:
@@ -164,26 +165,9 @@ class Evaluator:
         out.asr[name] |= count(found)
         out.pictures[name] = best[: self.shown]
         if won:
-            out.prompts[name] = [self._prompt(case, ids) for case, ids in won.items()]
-
-    def _prompt(self, case: int, ids: Tensor) -> dict[str, Any]:
-        """Return an adversarial prompt as text and tokens; `exact` says whether the text splits into those tokens."""
-        tokenizer, plain = self.model.tokenizer, self.cases.plain[case]
-        text = f"{tokenizer.decode(ids)} {plain}"
-        exact = tokenizer(text).input_ids[1:-1] == ids.tolist() + tokenizer(plain).input_ids[1:-1]
-        return {"prompt": text, "tokens": tokenizer.convert_ids_to_tokens(ids.tolist()), "exact": exact}
-
-    def search(self, name: str, subject: Subject, cases: int) -> tuple[Search, float]:
-        """Return what a test attack searches for `cases` prefixes, and its learning rate."""
-        config, table = self.config, embedding_table(subject.encoder).detach()
-        sigma, generator = table.float().std().item(), torch.Generator().manual_seed(self.config.seed + 2)
-        size = (cases, config.attack_tokens, generator)
-        if name == "unlearndiffatk":
-            return TokenSearch(table, self.vocabulary, *size), config.attack_lr
-        return (
-            SoftSearch(table, self.vocabulary, *size, config.prefix_radius * sigma),
-            config.prefix_lr * sigma,
-        )
+            out.prompts[name] = [
+                as_text(self.model.tokenizer, ids, self.cases.plain[case]) for case, ids in won.items()
+            ]
 
     def utility(self, subject: Subject, out: Measurement) -> None:
         """Measure what is left of everything else."""

@@ -1,0 +1,99 @@
+"""Load and save robust text encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..advunlearn.errors import AdvUnlearnError
+from .widgets import schema
+
+
+class LoadRobustCLIP(io.ComfyNode):
+    """Replace CLIP-L by an encoder from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        from . import host
+
+        return schema(
+            node_id="AdvUnlearnLoadRobustCLIP",
+            display_name="Load Robust CLIP",
+            description="Put a robust text encoder in place of a model's CLIP-L. Everything else of the CLIP stays.",
+            search_aliases=["unlearn", "erase concept", "safe clip"],
+            inputs=[
+                io.Combo.Input(
+                    "encoder",
+                    options=host.encoder_files(),
+                    tooltip="an encoder in models/text_encoders, models/clip or output/clip: a file of this pack, a "
+                    "CLIPTextModel, the published trainer's .pt, or a full Stable Diffusion checkpoint",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-2.0, max=3.0, step=0.05,
+                    tooltip="0 is the CLIP as it came, 1 the robust encoder, both exactly; between and beyond: a line",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True,
+                    tooltip="the CLIP of SD 1.x, SDXL, SD3, Flux or HunyuanVideo; without one: a CLIP for SD 1.x",
+                ),
+            ],
+            outputs=[io.Clip.Output("CLIP", tooltip="the CLIP with its CLIP-L replaced; the input is unchanged")],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, encoder: str, **_: Any) -> bool | str:
+        """Refuse a file that is not there before the graph runs."""
+        from . import host
+
+        return True if encoder in host.encoder_files() else (
+            f"encoder {encoder!r} is not among the text encoders; put it into models/text_encoders and refresh"
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, encoder: str, strength: float, clip: Any = None) -> io.NodeOutput:
+        """Return the patched CLIP."""
+        from ..advunlearn.formats import read_encoder
+        from . import host
+
+        path = host.encoder_path(encoder)
+        tensors, _ = read_encoder(path)
+        if clip is None:
+            if strength != 1:
+                raise AdvUnlearnError(
+                    f"strength is {strength} but there is no CLIP to mix with; connect one, or set it to 1"
+                )
+            host.check_clip_l(tensors, path.name)
+            return io.NodeOutput(host.clip_from(tensors))
+        return io.NodeOutput(host.with_encoder(clip, tensors, strength, path.name))
+
+
+class SaveRobustCLIP(io.ComfyNode):
+    """Write the CLIP-L of a CLIP as one safetensors file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return schema(
+            node_id="AdvUnlearnSaveRobustCLIP",
+            display_name="Save Robust CLIP",
+            description="Save the CLIP-L text encoder of a CLIP, patches included, for any loader.",
+            is_output_node=True,
+            inputs=[
+                io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved"),
+                io.String.Input("name", default="robust_clip", tooltip="file name; it goes into output/clip"),
+            ],
+            outputs=[io.String.Output("encoder_name", tooltip="the name under which Load Robust CLIP lists the file")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, name: str) -> io.NodeOutput:
+        """Save; return the listed name."""
+        from ..advunlearn.formats import save_encoder
+        from . import host
+
+        path, listed = host.new_encoder_path(name)
+        with host.gradients():
+            save_encoder(path, host.text_encoder(clip), {"advunlearn.source": "Save Robust CLIP"})
+        return io.NodeOutput(listed)

@@ -1,0 +1,123 @@
+"""Measure an encoder inside the graph: what comes back, and what is left of everything else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..advunlearn.config import ConceptConfig, EvaluateConfig
+from .widgets import schema, settings, widget
+
+Judge = io.Custom("ADVUNLEARN_JUDGE")
+ATTACKS = {"both": ("unlearndiffatk", "soft_prefix"), "unlearndiffatk": ("unlearndiffatk",),
+           "soft_prefix": ("soft_prefix",), "none": ()}  # fmt: skip
+DEFAULTS = {
+    "cases": 8,
+    "attack_steps": 30,
+    "attack_every": 15,
+    "repeats": 1,
+}  # a graph is looked at, not left overnight
+
+
+class LoadJudge(io.ComfyNode):
+    """The classifier that says what a picture shows."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return schema(
+            node_id="AdvUnlearnLoadJudge",
+            display_name="Load Judge",
+            description="Load the classifier that decides whether a picture shows the concept. The one that is shipped "
+            "knows the miniature's objects and styles.",
+            inputs=[io.Combo.Input("judge", options=["miniature"], tooltip="miniature: 64 objects and 4 styles")],
+            outputs=[Judge.Output("judge", tooltip="for Evaluate Robustness")],
+        )
+
+    @classmethod
+    def execute(cls, judge: str) -> io.NodeOutput:
+        """Return the judge."""
+        from ..advunlearn import miniature
+        from ..advunlearn.judges.convnet import ConvJudge
+        from . import host
+
+        with host.gradients():
+            return io.NodeOutput(ConvJudge.from_pretrained(miniature.judge_path()))
+
+
+class EvaluateRobustness(io.ComfyNode):
+    """Before and after at one budget."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return schema(
+            node_id="AdvUnlearnEvaluate",
+            display_name="Evaluate Robustness",
+            description="Ask two CLIPs for the same concept: by name, by its other names, and under attack; and for "
+            "everything else.",
+            search_aliases=["attack success rate", "ASR"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
+                io.Clip.Input("clip_before", tooltip="the CLIP before erasing"),
+                io.Clip.Input("clip_after", tooltip="the robust CLIP"),
+                io.Vae.Input("vae", tooltip="draws the pictures that the judge looks at"),
+                Judge.Input("judge", tooltip="says what a picture shows"),
+                widget(ConceptConfig, "concept"),
+                widget(ConceptConfig, "kind"),
+                io.Combo.Input("attack", options=list(ATTACKS), tooltip="the test attacks"),
+                widget(EvaluateConfig, "cases", default=DEFAULTS["cases"]),
+                widget(EvaluateConfig, "attack_steps", default=DEFAULTS["attack_steps"]),
+                widget(EvaluateConfig, "seed"),
+                io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip="size of the pictures"),
+                widget(EvaluateConfig, "attack_every", default=DEFAULTS["attack_every"], fold=True),
+                widget(EvaluateConfig, "attack_tokens", fold=True),
+                widget(EvaluateConfig, "sampling_steps", fold=True),
+                widget(EvaluateConfig, "guidance_scale", fold=True),
+                widget(EvaluateConfig, "repeats", default=DEFAULTS["repeats"], fold=True),
+            ],
+            outputs=[
+                io.Image.Output("IMAGE", tooltip="a row each: before, after, after under attack"),
+                io.String.Output("report", tooltip="the table"),
+                io.String.Output("scores", tooltip="the same as JSON"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip_before: Any, clip_after: Any, vae: Any, judge: Any, attack: str, resolution: int,
+        **values: Any,
+    ) -> io.NodeOutput:  # fmt: skip
+        """Measure both CLIPs; return pictures, table and scores."""
+        from ..advunlearn import report as tables
+        from ..advunlearn.evaluation.evaluate import Evaluator, Subject
+        from ..advunlearn.evaluation.pictures import overview
+        from . import host
+
+        concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, values)
+        names = ATTACKS[attack]
+        bar = host.Bar(2 * config.attack_steps * max(1, len(names)), cls.hidden.unique_id)
+        report: dict[str, Any] = {"concept": concept.concept, "models": {}}
+        rows = {}
+        with host.gradients():
+            before = host.text_to_image(model, clip_before, vae, resolution, "before")
+            evaluator = Evaluator(before, judge, concept, config)
+            subjects = {"before": evaluator.original, "after": Subject(host.text_encoder(clip_after), before.denoiser)}
+            for i, (name, subject) in enumerate(subjects.items()):
+
+                def follow(what: str, step: int, total: int, i: int = i) -> None:
+                    place = names.index(what) if what in names else 0
+                    bar.update(min(bar.total, (i * len(names) + place) * config.attack_steps + step))
+
+                evaluator.on_progress = follow
+                measured = evaluator.measure(subject, names)
+                report["models"][name] = measured.to_dict()
+                shown = ("clean", *names) if name == "after" else ("clean",)
+                rows |= {f"{name}\n{what}": measured.pictures[what] for what in shown}
+            bar.update(bar.total)
+            image = host.image_of(overview(rows))
+        return io.NodeOutput(image, tables.table(report), json.dumps(report))

@@ -1,0 +1,112 @@
+"""Train a robust text encoder inside the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from .widgets import advanced, schema, settings, widget
+
+RETAIN = {
+    "coco": "objects of COCO: a photo of a <class>",
+    "miniature": "what the miniature can draw",
+    "none": "nothing",
+}
+BANK = ("trajectories", "retain_trajectories", "sampling_steps", "guidance_scale")
+
+
+class TrainAdvUnlearnEncoder(io.ComfyNode):
+    """AdvUnlearn on the user's own MODEL and CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return schema(
+            node_id="AdvUnlearnTrain",
+            display_name="Train AdvUnlearn Encoder",
+            description="Train the text encoder so that the model forgets a concept, also under adversarial prompts "
+            "(Zhang et al., NeurIPS 2024). MODEL and CLIP stay as they are; the robust CLIP is a new one.",
+            search_aliases=["unlearn", "erase concept", "adversarial training"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="a Stable Diffusion 1.x model; it is only read"),
+                io.Clip.Input("clip", tooltip="the CLIP whose copy is trained"),
+                widget(ConceptConfig, "concept"),
+                widget(ConceptConfig, "kind"),
+                widget(TrainConfig, "mode", only=("advunlearn", "fast", "esd")),
+                widget(TrainConfig, "iterations"),
+                widget(AttackConfig, "steps", id="attack_steps"),
+                widget(TrainConfig, "lr"),
+                io.Combo.Input(
+                    "retain_set", options=list(RETAIN),
+                    tooltip="prompts that keep their meaning: " + "; ".join(f"{k}: {v}" for k, v in RETAIN.items()),
+                ),
+                widget(TrainConfig, "retain_weight"),
+                widget(TrainConfig, "seed"),
+                io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip="size of the pictures that "
+                             "training draws, in pixels: the one the model was made for"),
+                io.String.Input("save_name", default="robust_clip", tooltip="file name; it goes into output/clip"),
+                advanced(io.String, "retain_prompts", default="", multiline=True,
+                         tooltip="your own retained prompts, one a line, beside those of retain_set"),
+                widget(ConceptConfig, "negative_guidance", fold=True),
+                *(widget(TrainConfig, n, fold=True)
+                  for n in ("warmup", "batch", "clean_share", "retain_batch", "trainable")),
+                *(widget(AttackConfig, n, id="attack_" + n, fold=True)
+                  for n in ("step_size", "update", "tokens", "start", "restarts", "redraw", "radius")),
+                *(widget(BankConfig, n, id="bank_" + n, fold=True) for n in BANK),
+            ],
+            outputs=[
+                io.Clip.Output("CLIP", tooltip="the robust CLIP, ready to wire"),
+                io.String.Output("encoder_name", tooltip="its name in Load Robust CLIP"),
+                io.LossMap.Output("loss_map", tooltip="the training loss, for the loss graph"),
+                io.String.Output("report", tooltip="what was trained, how, and the last losses"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, **values: Any) -> io.NodeOutput:
+        """Train, save, return the robust CLIP."""
+        from ..advunlearn.commands import recipe_metadata
+        from ..advunlearn.formats import portable_state, save_encoder
+        from ..advunlearn.trainer import Progress, train
+        from . import host, preview
+
+        concept, config = settings(ConceptConfig, values), settings(TrainConfig, values)
+        attack, bank = settings(AttackConfig, values, "attack_"), settings(BankConfig, values, "bank_")
+        prompts = retained(values["retain_set"], values["retain_prompts"], concept)
+        follow = preview.Training(cls.hidden.unique_id, config, attack, bank, bool(prompts) and config.retains)
+
+        def report(progress: Progress) -> None:
+            follow(progress)
+
+        with host.gradients():
+            original = host.text_to_image(model, clip, resolution=values["resolution"])
+            result = train(original, concept, attack, config, bank, prompts, report)
+            configs = {
+                "concept": concept.to_dict(), "train": config.to_dict(), "attack": attack.to_dict(),
+                "bank": bank.to_dict(),
+            }  # fmt: skip
+            metadata = recipe_metadata(original, concept, configs)
+            path, listed = host.new_encoder_path(values["save_name"])
+            save_encoder(path, result.encoder, metadata)
+            state = {k: v for k, v in portable_state(result.encoder).items() if not k.startswith("text_projection")}
+            robust = host.with_encoder(clip, state, 1.0, "the trained encoder")
+        last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())
+        text = (
+            f"{config.mode} on {concept.concept!r} ({concept.kind}): {result.iterations} iterations, "
+            f"seed {config.seed}, {len(prompts)} retained prompts\nlast losses: {last}\nsaved as {path}"
+        )
+        return io.NodeOutput(robust, listed, {"loss": [row["loss"] for row in result.losses]}, text)
+
+
+def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
+    """Return the retained prompts of a set and of the user's own lines, without those that name the concept."""
+    from ..advunlearn import retain
+    from ..advunlearn.evaluation.cases import retain_prompts
+
+    rows = {"none": list, "coco": retain.shipped, "miniature": lambda: retain_prompts(concept)}[name]()
+    lines = [line.strip() for line in own.splitlines() if line.strip()]
+    return retain.without([*rows, *lines], concept.concept) if name != "miniature" else [*rows, *lines]

@@ -1,0 +1,62 @@
+"""Node inputs made from the library's settings: one default, one range and one help text for flags and widgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from comfy_api.latest import io
+
+from ..advunlearn.config import choices
+
+CATEGORY = "AdvUnlearn"
+UNBOUNDED = 2**53 - 1  # the largest whole number that a page's widget keeps exact
+
+
+def schema(**fields: Any) -> io.Schema:
+    """Make a Schema in the pack's category; fields that this version of the host does not know are left out."""
+    known = {f.name for f in dataclasses.fields(io.Schema)}
+    return io.Schema(**{"category": CATEGORY, **{k: v for k, v in fields.items() if k in known}})
+
+
+def advanced(kind: Any, *args: Any, **options: Any) -> Any:
+    """Make an input that the page folds away, by whichever way this version of the host has."""
+    known = inspect.signature(kind.Input.__init__).parameters
+    if "advanced" in known:
+        return kind.Input(*args, **options, advanced=True)
+    if kind is not io.Combo and "extra_dict" in known:
+        options["extra_dict"] = {"advanced": True}
+    return kind.Input(*args, **options)
+
+
+def widget(
+    config: type, name: str, *, id: str = "", default: Any = None, fold: bool = False, only: Sequence[str] = ()
+) -> Any:
+    """Make the input of one setting; `only` offers some of its choices."""
+    field = next(f for f in dataclasses.fields(config) if f.name == name)
+    hint, low, high = get_type_hints(config)[name], field.metadata["low"], field.metadata["high"]
+    options: dict[str, Any] = {"default": field.default if default is None else default}
+    options["tooltip"] = field.metadata["help"]
+    kind = {int: io.Int, float: io.Float, str: io.String, bool: io.Boolean}.get(hint, io.Combo)
+    if kind is io.Combo:
+        options["options"] = list(only or choices(config, name))
+    elif hint in (int, float):
+        options |= {
+            "min": hint(low if low is not None else -UNBOUNDED),
+            "max": hint(min(high or 0, UNBOUNDED) or UNBOUNDED),
+        }
+    if hint is float:
+        options |= {"step": 0.00001 if field.default and field.default < 0.01 else 0.05, "round": 0.000001}
+    if name == "seed":
+        options["control_after_generate"] = True
+    make = advanced if fold else lambda kind, *args, **kw: kind.Input(*args, **kw)
+    return make(kind, id or name, **options)
+
+
+def settings(config: type, values: Mapping[str, Any], prefix: str = "", **more: Any) -> Any:
+    """Make a settings object of the inputs that a node was given."""
+    names = {f.name for f in dataclasses.fields(config)}
+    given = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+    return config(**{**{k: v for k, v in given.items() if k in names}, **more})

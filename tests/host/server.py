@@ -1,0 +1,141 @@
+"""Start the real ComfyUI as a user would, and talk to it over HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from PIL import Image
+
+PACK = pathlib.Path(__file__).parents[2]
+
+
+def find_host() -> pathlib.Path | None:
+    """Return a ComfyUI checkout: $COMFYUI_PATH, where the pack sits, or comfy-cli's default place."""
+    named = os.environ.get("COMFYUI_PATH")
+    places = [pathlib.Path(named)] if named else []
+    if PACK.parent.name == "custom_nodes":
+        places.append(PACK.parents[1])
+    places.append(pathlib.Path.home() / "comfy" / "ComfyUI")
+    return next((p.resolve() for p in places if (p / "main.py").is_file() and (p / "comfy").is_dir()), None)
+
+
+def host_python(host: pathlib.Path) -> str:
+    """Return the host's own Python: $COMFYUI_PYTHON, or the virtual environment in its checkout."""
+    for sub in ("bin/python", "Scripts/python.exe"):
+        if (host / ".venv" / sub).is_file():
+            return os.environ.get("COMFYUI_PYTHON") or str(host / ".venv" / sub)
+    return os.environ.get("COMFYUI_PYTHON") or "python"
+
+
+class HostError(Exception):
+    """What the host said was wrong with a prompt."""
+
+
+class Server:
+    """A running host with a base directory of its own and the pack linked into custom_nodes."""
+
+    def __init__(self, host: pathlib.Path, base: pathlib.Path) -> None:
+        self.host, self.base, self.log = host, base, base / "server.log"
+        models = [f"models/{kind}" for kind in ("checkpoints", "text_encoders", "embeddings")]
+        for sub in (*models, "custom_nodes", "output", "input", "temp", "user"):
+            (base / sub).mkdir(parents=True, exist_ok=True)
+        link = base / "custom_nodes" / PACK.name
+        if not link.exists():
+            link.symlink_to(PACK, target_is_directory=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout: float = 180) -> None:
+        """Start and wait until it answers."""
+        command = [
+            host_python(self.host),
+            "main.py",
+            "--cpu",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+        ]
+        command += ["--disable-auto-launch"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment.pop("PYTHONPATH", None)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=self.host, env=environment, stdout=log, stderr=log)
+        end = time.time() + timeout
+        while time.time() < end:
+            if self.process.poll() is not None:
+                break
+            try:
+                self.get("system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.3)
+        raise HostError(f"the host did not start:\n{self.log.read_text()[-3000:]}")
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+    def request(self, path: str, data: Any = None) -> bytes:
+        """Send a GET, or a POST of JSON; return the body."""
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/{path}", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            raise HostError(error.read().decode()) from error
+
+    def get(self, path: str) -> Any:
+        """Return the JSON of a GET."""
+        return json.loads(self.request(path))
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queue a graph; return its id. Raises HostError with what validation said."""
+        return json.loads(self.request("prompt", {"prompt": prompt}))["prompt_id"]
+
+    def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
+        """Wait for a graph's end; return its history. Raises HostError with the message of the node that failed."""
+        end = time.time() + timeout
+        while time.time() < end:
+            history = self.get(f"history/{prompt_id}")
+            if prompt_id in history:
+                entry = history[prompt_id]
+                for kind, detail in entry["status"]["messages"]:
+                    if kind in ("execution_error", "execution_interrupted"):
+                        raise HostError(f"{kind}: {detail.get('exception_message', '')}")
+                return entry
+            time.sleep(0.2)
+        raise HostError(f"no result after {timeout} s:\n{self.log.read_text()[-2000:]}")
+
+    def run(self, prompt: dict[str, Any], timeout: float = 600) -> dict[str, Any]:
+        """Queue a graph and return its outputs, a dictionary for each output node."""
+        return self.wait(self.queue(prompt), timeout)["outputs"]
+
+    def image(self, entry: dict[str, str]) -> Image.Image:
+        """Return a picture that a node saved or previewed."""
+        return Image.open(io.BytesIO(self.request("view?" + urllib.parse.urlencode(entry)))).convert("RGB")
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    """Return a node of a graph in the API's form; a link is ("id", output)."""
+    return {"class_type": kind, "inputs": {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()}}
