@@ -28,6 +28,7 @@ from advunlearn.models import load
 from advunlearn.recipes import RECIPES, study
 
 RESULTS = ROOT / "benchmarks" / "results" / "phenomenon"
+ONE_SEED = ("esd", "advunlearn_no_retain")
 ATTACKS = ("clean", "routes", "unlearndiffatk", "soft_prefix")
 
 
@@ -41,8 +42,8 @@ def run(concepts: list[str], seeds: list[int], config: EvaluateConfig) -> None:
             if path.exists():
                 continue
             concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-            # The original model is the same for every seed; one seed shows what the retain term is for.
-            chosen = {k: r for k, r in RECIPES.items() if seed == 0 or k != "advunlearn_no_retain"}
+            # The original model is the same for every seed, and two baselines have one seed: two cores, and a night.
+            chosen = {k: r for k, r in RECIPES.items() if seed == 0 or k not in ONE_SEED}
             done = study(
                 model, judge, concept, chosen, BankConfig(), config,
                 seed=seed, original=seed == 0, command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),

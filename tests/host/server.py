@@ -136,6 +136,6 @@ class Server:
         return Image.open(io.BytesIO(self.request("view?" + urllib.parse.urlencode(entry)))).convert("RGB")
 
 
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
+def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
     """Return a node of a graph in the API's form; a link is ("id", output)."""
-    return {"class_type": kind, "inputs": {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()}}
+    return {"class_type": class_type, "inputs": {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()}}

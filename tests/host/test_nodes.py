@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from advunlearn import miniature
 from advunlearn.judges.convnet import ConvJudge
 
 from .conftest import CHECKPOINT
-from .server import Server, node
+from .server import HostError, Server, node
 
 pytestmark = pytest.mark.host
 IDS = ("Train", "Attack", "LoadRobustCLIP", "SaveRobustCLIP", "Evaluate", "LoadJudge")
@@ -58,3 +62,111 @@ def test_every_node_is_there_with_a_tooltip_on_every_input_and_output(server: Se
 def test_the_widened_miniature_draws_what_is_asked(server: Server) -> None:
     images = pictures(server, server.run(graph("a castle")))
     assert objects(images).count("castle") >= 3
+
+
+def train_graph(name: str, **changes: object) -> dict:
+    """Train on the miniature with the fewest steps that show something."""
+    values = {
+        "concept": "church", "kind": "object", "mode": "esd", "iterations": 12, "attack_steps": 2, "lr": 3e-4,
+        "retain_set": "none", "retain_weight": 0.0, "seed": 0, "resolution": 64, "save_name": name,
+        "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
+        "retain_batch": 2, "trainable": "layers",
+        "attack_step_size": 0.5, "attack_update": "sign", "attack_tokens": 2, "attack_start": "token",
+        "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "bank_trajectories": 8,
+        "bank_retain_trajectories": 8, "bank_sampling_steps": 10, "bank_guidance_scale": 3.0,
+    }  # fmt: skip
+    return {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "train": node("AdvUnlearnTrain", model=("ckpt", 0), clip=("ckpt", 1), **(values | changes)),
+        "name": node("PreviewAny", source=("train", 1)),
+        "text": node("PreviewAny", source=("train", 3)),
+    }
+
+
+def test_training_changes_the_robust_clip_and_leaves_the_users_alone(server: Server, base: pathlib.Path) -> None:
+    before = pictures(server, server.run(graph()))
+    made = train_graph("erased")
+    made |= graph(clip=("train", 0))
+    outputs = server.run(made)
+    name = outputs["name"]["text"][0]
+    assert "12 iterations" in outputs["text"]["text"][0]
+    after = pictures(server, outputs)
+    assert (after - before).abs().mean() > 0.02
+    file = base / "output" / "clip" / name
+    tensors = load_file(file)
+    assert "text_projection.weight" in tensors and len(tensors) == 197
+    # The user's own CLIP draws what it drew, and the saved encoder draws what the live one did.
+    again = graph() | {"again": node("PreviewAny", source="run once more")}
+    assert torch.equal(pictures(server, server.run(again)), before)
+    reloaded = graph(clip=("robust", 0)) | {
+        "robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=1.0, clip=("ckpt", 1))
+    }
+    assert torch.equal(pictures(server, server.run(reloaded)), after)
+    untouched = graph(clip=("robust", 0)) | {
+        "robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=0.0, clip=("ckpt", 1))
+    }
+    assert torch.equal(pictures(server, server.run(untouched)), before)
+    alone = graph(clip=("robust", 0)) | {"robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=1.0)}
+    assert (pictures(server, server.run(alone)) - after).abs().max() < 0.05
+    stock = graph(clip=("robust", 0)) | {"robust": node("CLIPLoader", clip_name=name, type="stable_diffusion")}
+    assert (pictures(server, server.run(stock)) - after).abs().max() < 0.05
+
+
+def test_the_adversarial_modes_run_and_report_their_losses(server: Server) -> None:
+    for mode in ("advunlearn", "fast"):
+        outputs = server.run(train_graph(mode, mode=mode, iterations=4, retain_set="miniature", retain_weight=1.0))
+        report = outputs["text"]["text"][0]
+        assert "attack_end" in report and "retain" in report, report
+
+
+@pytest.mark.parametrize("attack", ["unlearndiffatk", "soft_prefix"])
+def test_an_attack_gives_conditioning_prompt_and_embedding(server: Server, base: pathlib.Path, attack: str) -> None:
+    made = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "attack": node(
+            "AdvUnlearnAttack", model=("ckpt", 0), clip=("ckpt", 1), prompt="a dog", attack=attack, steps=4, tokens=3,
+            restarts=2, seed=0, resolution=64, embedding_name=f"adv_{attack}", attack_lr=0.05, prefix_lr=0.3,
+            prefix_radius=1.0,
+        ),
+        "prompt": node("PreviewAny", source=("attack", 1)),
+        "report": node("PreviewAny", source=("attack", 4)),
+    }  # fmt: skip
+    drawn = graph()
+    drawn["sample"]["inputs"]["positive"] = ["attack", 0]
+    outputs = server.run(drawn | made)
+    text = outputs["prompt"]["text"][0]
+    assert "dog" in text and "denoising loss" in outputs["report"]["text"][0]
+    assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (3, 768)
+    # What the node gives and what a person gets by typing the prompt are the same.
+    assert torch.equal(pictures(server, server.run(graph(text))), pictures(server, outputs))
+
+
+def test_an_evaluation_counts_and_draws(server: Server) -> None:
+    made = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
+        "evaluate": node(
+            "AdvUnlearnEvaluate", model=("ckpt", 0), clip_before=("ckpt", 1), clip_after=("ckpt", 1), vae=("ckpt", 2),
+            judge=("judge", 0), concept="church", kind="object", attack="none", cases=4, attack_steps=0, seed=1000,
+            resolution=64, attack_every=1, attack_tokens=2, sampling_steps=10, guidance_scale=3.0, repeats=1,
+        ),
+        "scores": node("PreviewAny", source=("evaluate", 2)),
+        "show": node("PreviewImage", images=("evaluate", 0)),
+    }  # fmt: skip
+    outputs = server.run(made)
+    report = json.loads(outputs["scores"]["text"][0])
+    assert report["models"]["before"] == report["models"]["after"]
+    assert report["models"]["before"]["asr"]["clean"]["success"] >= 3
+    assert server.image(outputs["show"]["images"][0]).width > 200
+
+
+def test_bad_input_is_refused_in_one_sentence(server: Server, base: pathlib.Path) -> None:
+    with pytest.raises(HostError, match="warmup is 2 of 2 iterations"):
+        server.run(train_graph("bad", mode="advunlearn", iterations=2))
+    (base / "models" / "text_encoders" / "t5.safetensors").write_bytes(b"not safetensors")
+    loaded = {"robust": node("AdvUnlearnLoadRobustCLIP", encoder="t5.safetensors", strength=1.0, clip=("ckpt", 1))}
+    with pytest.raises(HostError, match="is not a readable safetensors file"):
+        server.run(graph(clip=("robust", 0)) | loaded)
+    loaded["robust"]["inputs"]["encoder"] = "nothing.safetensors"
+    with pytest.raises(HostError, match="nothing.safetensors"):
+        server.run(graph(clip=("robust", 0)) | loaded)
