@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import load_encoder, portable_state, save_encoder
+from advunlearn.formats import load_encoder, portable_state, read_encoder, save_encoder
 from advunlearn.models import TextToImage
 
 
@@ -74,3 +76,86 @@ def test_no_file_and_no_safetensors_file(model: TextToImage, tmp_path: pathlib.P
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(AdvUnlearnError, match="not a readable safetensors file"):
         load_encoder(tmp_path / "text.safetensors", model.text_encoder)
+
+
+def published(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the layout of the published trainer's .pt: every tensor twice."""
+    once = {"text_encoder." + k: v for k, v in state.items() if k.startswith("text_model.")}
+    twice = {k.removeprefix("text_encoder.text_model."): v for k, v in once.items()}
+    return once | twice
+
+
+def in_checkpoint(start: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Return a maker of a full checkpoint: the encoder under its prefix, beside other weights."""
+    other = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4)}
+    return lambda state: {start + k.removeprefix("text_model."): v for k, v in state.items()} | other
+
+
+LAYOUTS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+    "published": published,
+    "sd1": in_checkpoint("cond_stage_model.transformer.text_model."),
+    "first_sd": in_checkpoint("cond_stage_model.transformer."),
+    "sdxl": in_checkpoint("conditioner.embedders.0.transformer.text_model."),
+    "position_ids": lambda state: state | {"text_model.embeddings.position_ids": torch.arange(77)[None]},
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_encoder_is_found_in_every_container(
+    model: TextToImage, tmp_path: pathlib.Path, layout: str, suffix: str
+) -> None:
+    own = {k: v + 1 for k, v in portable_state(model.text_encoder).items() if k.startswith("text_model.")}
+    tensors, path = {k: v.clone() for k, v in LAYOUTS[layout](own).items()}, tmp_path / f"file{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+    found, _ = read_encoder(path)
+    assert found.keys() == own.keys() and all(torch.equal(found[k], own[k]) for k in own)
+
+
+def test_a_saved_folder_is_read_too(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    model.text_encoder.save_pretrained(tmp_path / "text_encoder")
+    encoder, _ = load_encoder(tmp_path, model.text_encoder)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(encoder.state_dict().values(), model.text_encoder.state_dict().values(), strict=True)
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AdvUnlearnError, match="holds none of model.safetensors, pytorch_model.bin"):
+        read_encoder(tmp_path / "empty")
+
+
+class Evil:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this must never run",))
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"a": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(AdvUnlearnError, match="cannot be read as weights alone"):
+        read_encoder(tmp_path / "evil.pt")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", "a T5 encoder"),
+        ("transformer.resblocks.0.ln_1.weight", "an OpenCLIP encoder"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "a LoRA"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "a checkpoint without its text encoder"),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(tmp_path: pathlib.Path, key: str, says: str) -> None:
+    save_file({key: torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(AdvUnlearnError, match=says):
+        read_encoder(tmp_path / "other.safetensors")
+
+
+def test_a_saved_file_can_be_read_by_others_as_the_umask_says(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "plain").write_text("")
+    path = save_encoder(tmp_path / "encoder.safetensors", model.text_encoder, {})
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -3,15 +3,19 @@ from __future__ import annotations
 import pathlib
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from advunlearn import miniature
 from advunlearn.config import ConceptConfig
 from advunlearn.evaluation.cases import make_cases, retain_prompts
+from advunlearn.formats import load_state, portable_state
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import TextToImage
+from advunlearn.miniature.checkpoint import WIDTH, text_state, token_rows, wide_shapes, widened
+from advunlearn.models import CLIP_TOKENIZER, TextToImage
 from advunlearn.sampling import ddim_sample
+from advunlearn.text_encoder import encode, tokenize
 
 
 def test_it_is_small_enough_to_ship() -> None:
@@ -91,3 +95,34 @@ def test_judge_round_trip(judge: ConvJudge, tmp_path: pathlib.Path) -> None:
     with torch.no_grad():
         assert torch.equal(again(x).object, judge(x).object)
     assert again.objects == captions.objects() and again.styles == captions.styles()
+
+
+def test_the_widened_parts_compute_what_the_miniature_does(model: TextToImage) -> None:
+    shapes = wide_shapes()
+    unet = UNet2DConditionModel.from_config(
+        {**model.denoiser.unet.config, "block_out_channels": (320, 640), "cross_attention_dim": WIDTH}  # type: ignore[attr-defined]
+    )
+    unet.load_state_dict(widened(model.denoiser.unet.state_dict(), shapes[0]))  # type: ignore[attr-defined]
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(2, 4, 8, 8, generator=generator), model.encode(["a dog", "a church, ink style"])
+    with torch.no_grad():
+        narrow = model.denoiser.noise_pred(x, torch.tensor([400, 700]), context)
+        wide = unet(x, torch.tensor([400, 700]), context.repeat_interleave(4, -1)).sample
+    assert (wide - narrow).abs().max() < 1e-4
+
+
+def test_the_checkpoint_has_clips_vocabulary_and_identity_layers(model: TextToImage) -> None:
+    state = {k.removeprefix("text_model."): v for k, v in portable_state(model.text_encoder).items()}
+    state.pop("text_projection.weight")
+    wide = text_state(state, wide_shapes()[1], token_rows())
+    config = CLIPTextConfig(
+        hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408,
+        eos_token_id=49407, bos_token_id=49406, pad_token_id=49407,
+    )  # fmt: skip
+    encoder = CLIPTextModel(config).eval()
+    load_state(encoder, wide, "the widened encoder")
+    full = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER)
+    prompts = ["a photo of a church, ink style", "un voilier"]
+    with torch.no_grad():
+        hidden = encode(encoder, tokenize(full, prompts))
+    assert (hidden - model.encode(prompts).repeat_interleave(4, -1)).abs().max() < 1e-4

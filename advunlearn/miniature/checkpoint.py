@@ -135,7 +135,7 @@ def _shapes(module: Any) -> dict[str, torch.Size]:
 
 
 @functools.cache
-def _wide_shapes() -> tuple[dict[str, torch.Size], ...]:
+def wide_shapes() -> tuple[dict[str, torch.Size], ...]:
     """Return the shapes of the wide UNet, text encoder and autoencoder."""
     from diffusers import AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -167,7 +167,7 @@ def checkpoint() -> dict[str, Tensor]:
     from ..models import load
 
     model = load("miniature")
-    unet_shapes, text_shapes, vae_shapes = _wide_shapes()
+    unet_shapes, text_shapes, vae_shapes = wide_shapes()
     unet = widened(model.denoiser.modules()[0].state_dict(), unet_shapes)
     text = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
     text = {k: v for k, v in text.items() if not k.endswith("position_ids")}
