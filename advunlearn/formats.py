@@ -93,6 +93,16 @@ def save_encoder(path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, 
     return path
 
 
+def save_folder(path: str | pathlib.Path, encoder: Any) -> pathlib.Path:
+    """Write a CLIPTextModel folder for diffusers, with `text_model.` keys whatever transformers' version."""
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    encoder.config.save_pretrained(path)
+    state = {k: v for k, v in portable_state(encoder).items() if k != PROJECTION}
+    (path / WEIGHTS[0]).write_bytes(save(state, {"format": "pt"}))
+    return path
+
+
 def weights_file(path: str | pathlib.Path) -> pathlib.Path:
     """Return the file of weights that a path names: itself, or what `save_pretrained` wrote into a folder."""
     path = pathlib.Path(path)

@@ -9,6 +9,12 @@ from comfy_api.latest import io
 from ..advunlearn.errors import AdvUnlearnError
 from .widgets import schema
 
+FORMATS = {
+    "safetensors": "one file for any loader of CLIP-L",
+    "diffusers": "a CLIPTextModel folder",
+    "lora": "the difference to base, for LoRA loaders",
+}
+
 
 class LoadRobustCLIP(io.ComfyNode):
     """Replace CLIP-L by an encoder from a file."""
@@ -70,7 +76,7 @@ class LoadRobustCLIP(io.ComfyNode):
 
 
 class SaveRobustCLIP(io.ComfyNode):
-    """Write the CLIP-L of a CLIP as one safetensors file."""
+    """Write the CLIP-L of a CLIP in one of three forms."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -78,22 +84,41 @@ class SaveRobustCLIP(io.ComfyNode):
         return schema(
             node_id="AdvUnlearnSaveRobustCLIP",
             display_name="Save Robust CLIP",
-            description="Save the CLIP-L text encoder of a CLIP, patches included, for any loader.",
+            description="Save the CLIP-L text encoder of a CLIP, patches included.",
             is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved"),
                 io.String.Input("name", default="robust_clip", tooltip="file name; it goes into output/clip"),
+                io.Combo.Input(
+                    "format", options=list(FORMATS), tooltip="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
+                ),
+                io.Int.Input("rank", default=32, min=1, max=768, tooltip="rank of the LoRA; the residual is reported"),
+                io.Clip.Input("base", optional=True, tooltip="the CLIP before training, for a LoRA"),
             ],
-            outputs=[io.String.Output("encoder_name", tooltip="the name under which Load Robust CLIP lists the file")],
-        )
+            outputs=[
+                io.String.Output("name", tooltip="file name; a safetensors encoder is listed by Load Robust CLIP"),
+                io.String.Output("report", tooltip="what was written, and what a LoRA left out"),
+            ],
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, clip: Any, name: str) -> io.NodeOutput:
-        """Save; return the listed name."""
-        from ..advunlearn.formats import save_encoder
+    def execute(cls, clip: Any, name: str, format: str, rank: int, base: Any = None) -> io.NodeOutput:
+        """Save; return the name and a report."""
+        from ..advunlearn.formats import save_encoder, save_folder
+        from ..advunlearn.lora import lora, save_lora
         from . import host
 
-        path, listed = host.new_encoder_path(name)
+        path, listed = host.new_encoder_path(name if format == "safetensors" else f"{name}_{format}")
+        if format == "lora":
+            if base is None:
+                raise AdvUnlearnError("a LoRA is a difference: connect the CLIP before training to base")
+            made = lora(host.clip_l_state(base), host.clip_l_state(clip), rank)
+            save_lora(path, made)
+            return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {made.residual:.1%} of the difference")
         with host.gradients():
-            save_encoder(path, host.text_encoder(clip), {"advunlearn.source": "Save Robust CLIP"})
-        return io.NodeOutput(listed)
+            encoder = host.text_encoder(clip)
+            if format == "diffusers":
+                path = save_folder(path.with_suffix(""), encoder)
+                return io.NodeOutput(path.name, f"{path}: CLIPTextModel folder")
+            save_encoder(path, encoder, {"advunlearn.source": "Save Robust CLIP"})
+        return io.NodeOutput(listed, f"{path}: CLIP-L text encoder")
