@@ -90,6 +90,10 @@ def build_parser() -> Parser:
     train = command("train", "train a robust text encoder", "run")
     for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
         add_flags(train, config, prefix)
+    train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
+    train.add_argument(
+        "--checkpoint-every", type=int, default=50, metavar="N", help="iterations between two states (default: 50)"
+    )
     train.add_argument("--retain", metavar="FILE", help="retained prompts, one a line (default: a set that is shipped)")
 
     evaluate = command(
@@ -139,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"advunlearn {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nadvunlearn {args.command}: interrupted\n")
+        more = f"; {args.out} keeps the run: the same command with --resume goes on" if args.command == "train" else ""
+        sys.stderr.write(f"\nadvunlearn {args.command}: interrupted{more}\n")
         return 130
     return 0

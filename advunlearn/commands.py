@@ -13,6 +13,7 @@ import torch
 
 from . import report as report_files
 from . import retain
+from .checkpoint import Checkpoints
 from .cli import settings
 from .config import DEMO_BANK, DEMO_BUDGET, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from .denoisers import DiffusersDenoiser
@@ -44,9 +45,13 @@ def train_command(args: Namespace) -> None:
     else:
         shipped = args.model != "miniature"
         prompts = retain.without(retain.shipped(), concept.concept) if shipped else retain_prompts(concept)
-    bar = Bar(config.mode)
+    if args.checkpoint_every < 1:
+        raise AdvUnlearnError(f"--checkpoint-every is {args.checkpoint_every}; it must be at least 1")
+    bar, keep = Bar(config.mode), Checkpoints(folder, args.checkpoint_every)
     try:
-        result = train(model, concept, attack, config, bank, prompts, bar.training)
+        result = train(
+            model, concept, attack, config, bank, prompts, bar.training, checkpoints=keep, resume=args.resume
+        )
     except TrainingDiverged as error:
         save_encoder(folder / "last-good.safetensors", error.result.encoder, {"advunlearn.error": str(error)})
         raise

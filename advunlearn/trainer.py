@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .attacks.pgd import AttackResult, pgd, starting_point
+from .checkpoint import Checkpoints, RunState
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError, TrainingDiverged
@@ -100,13 +101,13 @@ class Trainer:
         self.eos = model.tokenizer.eos_token_id
         self.table = embedding_table(model.text_encoder).detach()
         self.sigma = self.table.float().std().item()
-        self.latest: Tensor | None = None
+        self.state = RunState(self.parameters, torch.optim.Adam(self.parameters, lr=config.lr), banks, generator)
 
     def find_adversarial(self, on_step: Callable[[int, float], None]) -> AttackResult:
         """Attack the current encoder, eq. (4): one prefix for each of `restarts` draws."""
         count = self.attack.restarts
         kept = self.banks.concept.draw(count)
-        start = self.latest
+        start = self.state.latest
         if start is None or self.attack.start != "latest":
             start = starting_point(self.table, self.attack, count, self.generator)
 
@@ -118,7 +119,7 @@ class Trainer:
 
         with gradients_for(self.parameters, False):
             result = pgd(objective, start, self.attack, self.sigma, on_step)
-        self.latest = result.embeddings
+        self.state.latest = result.embeddings
         return result
 
     def concept_context(self, draw: Triples, adversarial: Tensor | None) -> Tensor:
@@ -147,20 +148,21 @@ class Trainer:
         retain = retain_loss(predicted[len(draw.t) :], kept.cond)
         return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
 
-    def run(self, callback: Callback | None = None) -> TrainResult:
+    def run(self, callback: Callback | None = None, checkpoints: Checkpoints | None = None) -> TrainResult:
         """Train. A callback that returns True stops the run after its iteration; the result says how far it came.
 
+        With `checkpoints`, the state is kept now and then, at the end, and when anything interrupts the run.
         Raises TrainingDiverged, with the last good state as its `result`, when a loss is not finite.
         """
-        report = callback or (lambda progress: None)
-        adam = torch.optim.Adam(self.parameters, lr=self.config.lr)
-        history: list[dict[str, float]] = []
+        report, state = callback or (lambda progress: None), self.state
         good = [p.detach().clone() for p in self.parameters]
-        with self._training():
-            for i in range(self.config.iterations):
+        with self._training(), state.kept(checkpoints):
+            while len(state.history) < self.config.iterations:
+                i = len(state.history)
+                state.begin()
                 found = self._attack(i, report)
                 losses = self.loss(None if found is None else found.embeddings)
-                adam.zero_grad()
+                state.adam.zero_grad()
                 losses["loss"].backward()
                 row = {name: value.item() for name, value in losses.items()}
                 if found is not None:
@@ -171,14 +173,16 @@ class Trainer:
                     raise TrainingDiverged(
                         f"loss {row['loss']}, gradient norm {norm} in iteration {i + 1}; the last good weights "
                         f"are kept. Lower lr (now {self.config.lr}) or the attack's step size",
-                        self._result(history[:-1]),
+                        self._result(state.history[:-1]),
                     )
                 torch._foreach_copy_(good, [p.detach() for p in self.parameters])
-                adam.step()
-                history.append(row)
-                if report(Progress("train", i + 1, self.config.iterations, losses=row)):
+                state.step(row)
+                stop = report(Progress("train", i + 1, self.config.iterations, losses=row))
+                if checkpoints and (i + 1) % checkpoints.every == 0:
+                    state.save(checkpoints)
+                if stop:
                     break
-        return self._result(history)
+        return self._result(state.history)
 
     def _attack(self, iteration: int, report: Callback) -> AttackResult | None:
         """Find this iteration's adversarial prefixes, or None while there is no adversary."""
@@ -209,6 +213,8 @@ def train(
     retain_prompts: Sequence[str] = (),
     callback: Callback | None = None,
     banks: Banks | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
 ) -> TrainResult:
     """Erase a concept from a copy of a model's text encoder (mode `esd_unet`: of its UNet).
 
@@ -218,12 +224,24 @@ def train(
         retain_prompts: prompts whose predictions are to stay as they are.
         callback: progress and cancel.
         banks: trajectories to share between runs; sampled when not given.
+        checkpoints: where the run keeps its state.
+        resume: go on from that state; the weights end up the same, bit for bit, as without the interruption.
 
     Raises AdvUnlearnError for settings that cannot work and TrainingDiverged for a loss that is not finite.
     """
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
-    retained = retain_prompts if config.retains else ()
-    banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback))
+    retained = list(retain_prompts) if config.retains else []
+    settings = {
+        "concept": concept.to_dict(), "attack": attack.to_dict(), "train": config.to_dict(), "bank": bank.to_dict(),
+        "retain_prompts": retained, "base": model.base_hash(),
+    }  # fmt: skip
+    state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
+    if state and kept:
+        kept = {name: {**tensors, **state["counters"][name]} for name, tensors in kept.items()}
+    banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), state=kept)
     trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator)
-    return trainer.run(callback)
+    trainer.state.settings = settings
+    if state:
+        trainer.state.restore(state)
+    return trainer.run(callback, checkpoints)

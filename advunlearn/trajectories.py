@@ -8,8 +8,9 @@ for 2 T forward passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class TrajectoryBank:
         config: sampling steps, guidance, storage dtype, reuse.
         generator: source of the starting noise and of the draws, on the CPU.
         report: called with (trajectories sampled, trajectories to sample).
+        state: what `tensors` and `counters` returned; the bank goes on from there and samples nothing.
     """
 
     chunk = 32  # trajectories sampled in one batch
@@ -60,6 +62,7 @@ class TrajectoryBank:
         generator: torch.Generator,
         report: Report | None = None,
         anchor: Tensor | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.denoiser, self.cond, self.uncond, self.config, self.generator = denoiser, cond, uncond, config, generator
         self.anchor = anchor
@@ -68,6 +71,9 @@ class TrajectoryBank:
         self.timesteps = torch.empty(config.sampling_steps, dtype=torch.long)
         self.prompt = torch.zeros(size, dtype=torch.long)
         self.draws, self.oldest, self.sampled = 0, 0, 0
+        if state is not None:
+            vars(self).update(state)
+            return
         step = batch_of(self.chunk, self.x_t)
         for start in range(0, size, step):
             self._sample(list(range(start, min(start + step, size))))
@@ -76,6 +82,14 @@ class TrajectoryBank:
 
     def __len__(self) -> int:
         return len(self.x_t)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was sampled."""
+        return {k: getattr(self, k) for k in ("x_t", "eps_anchor", "eps_cond", "timesteps", "prompt")}
+
+    def counters(self) -> dict[str, int]:
+        """Return how far the bank has come."""
+        return {k: getattr(self, k) for k in ("draws", "oldest", "sampled")}
 
     def _sample(self, rows: Sequence[int], last: int | None = None) -> None:
         """Fill some rows with new trajectories, of the prompts whose turn it is; stop after step `last`."""
@@ -101,8 +115,11 @@ class TrajectoryBank:
         t = torch.full((len(rows),), step.timestep, device=step.x_t.device)
         return self.denoiser.noise_pred(step.x_t, t, context)
 
-    def _refresh(self) -> None:
-        """Replace the oldest trajectories once a triple has been drawn `reuse` times on average over its life."""
+    def refresh(self) -> None:
+        """Replace the oldest trajectories where a triple has been drawn `reuse` times on average over its life.
+
+        A run calls this between iterations: within one the bank stays as it is.
+        """
         count = min(batch_of(self.chunk, self.x_t), len(self))
         share = max(1, round(self.config.reuse * count * self.config.sampling_steps))
         while self.draws >= share:
@@ -113,9 +130,11 @@ class TrajectoryBank:
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, trajectory and step drawn uniformly and independently."""
         self.draws += batch
-        self._refresh()
         row = torch.randint(len(self), (batch,), generator=self.generator)
         k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
+        return self._triples(row, k)
+
+    def _triples(self, row: Tensor, k: Tensor) -> Triples:
         device = self.denoiser.device
         x_t, anchor, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_anchor, self.eps_cond))
         return Triples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
@@ -128,9 +147,7 @@ class FreshSampler(TrajectoryBank):
         """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""
         k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
         self._sample(list(range(batch)), last=int(k.max()))
-        row, device = torch.arange(batch), self.denoiser.device
-        x_t, anchor, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_anchor, self.eps_cond))
-        return Triples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
+        return self._triples(torch.arange(batch), k)
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,18 @@ class Banks:
 
     concept: TrajectoryBank
     retain: TrajectoryBank | None
+
+    def all(self) -> dict[str, TrajectoryBank]:
+        """Return the banks by name."""
+        return {"concept": self.concept} | ({"retain": self.retain} if self.retain else {})
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return what was sampled, bank by bank."""
+        return {name: bank.tensors() for name, bank in self.all().items()}
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Return how far the banks have come."""
+        return {name: bank.counters() for name, bank in self.all().items()}
 
 
 def make_banks(
@@ -149,16 +178,20 @@ def make_banks(
     generator: torch.Generator,
     report: Report | None = None,
     bank: type[TrajectoryBank] = TrajectoryBank,
+    state: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Banks:
-    """Sample the original model along its own trajectories, for the concept and for what is retained."""
+    """Sample the original model along its own trajectories, for the concept and for what is retained.
+
+    With a `state`, of `Banks.tensors` and `Banks.counters` together, the banks go on from there instead.
+    """
     empty = model.encode([""])
 
-    def make(prompts: Sequence[str], size: int, anchors: Sequence[str] = ()) -> TrajectoryBank:
-        anchor = model.encode(anchors) if any(anchors) else None
-        return bank(model.denoiser, model.encode(prompts), empty, size, config, generator, report, anchor)
+    def make(name: str, prompts: Sequence[str], size: int, anchors: Sequence[str] = ()) -> TrajectoryBank:
+        anchor, own = model.encode(anchors) if any(anchors) else None, state[name] if state else None
+        return bank(model.denoiser, model.encode(prompts), empty, size, config, generator, report, anchor, own)
 
     with frozen(model.text_encoder, *model.denoiser.modules()):
         return Banks(
-            make(concept.prompts, config.trajectories, concept.anchors),
-            make(retain_prompts, config.retain_trajectories) if retain_prompts else None,
+            make("concept", concept.prompts, config.trajectories, concept.anchors),
+            make("retain", retain_prompts, config.retain_trajectories) if retain_prompts else None,
         )

@@ -1,0 +1,171 @@
+"""A run's state on disk, so that a run that was cancelled, or killed, goes on and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import AdvUnlearnError, TrainingDiverged
+from .trajectories import Banks
+
+STATE, BANK = "state.pt", "bank-{}.pt"
+FREE = ("iterations",)  # settings that a run may change when it goes on
+
+
+class Checkpoints:
+    """The states of one run in a folder: `state.pt`, and the trajectory bank that it names.
+
+    Files are written beside their names and then moved there; the bank, which is large and changes rarely, is written
+    first and only when it changed. So whatever moment a run is killed at, `state.pt` and the bank it names are whole.
+
+    Args:
+        folder: the run's folder; made when something is saved.
+        every: iterations between two states. A run that is interrupted writes one more.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, every: int = 50) -> None:
+        self.folder, self.every = pathlib.Path(folder), every
+
+    def save(self, state: Mapping[str, Any], bank: Mapping[str, Any], version: str) -> None:
+        """Write a state and, when its version is new, the bank; drop the banks that no state names."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / BANK.format(version)
+        if not path.exists():
+            _write(path, bank)
+        _write(self.folder / STATE, {**state, "bank": path.name})
+        for other in self.folder.glob(BANK.format("*")):
+            if other != path:
+                other.unlink()
+
+    def exists(self) -> bool:
+        """Return whether there is a state to go on from."""
+        return (self.folder / STATE).is_file()
+
+    def load(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the state and the bank.
+
+        Raises AdvUnlearnError when there is none, it cannot be read, or it is of a run with other settings.
+        """
+        if not self.exists():
+            raise AdvUnlearnError(f"{self.folder} holds no {STATE} to go on from; start the run without resume")
+        try:
+            state = torch.load(self.folder / STATE, weights_only=True)
+            bank = torch.load(self.folder / state["bank"], weights_only=True)
+        except Exception as error:  # what a damaged pickle raises is anybody's guess
+            raise AdvUnlearnError(f"the state in {self.folder} cannot be read ({error}); start the run anew") from error
+        difference = _first_difference(state["settings"], settings)
+        if difference:
+            raise AdvUnlearnError(
+                f"the state in {self.folder} is of a run with other settings: {difference}; give the same ones, or "
+                "start the run anew in another folder"
+            )
+        return state, bank
+
+    def remove(self) -> None:
+        """Delete the state and its bank."""
+        for path in (self.folder / STATE, *self.folder.glob(BANK.format("*"))):
+            path.unlink(missing_ok=True)
+
+
+class RunState:
+    """All that a run changes, and what makes it go on exactly: weights, optimiser, random draws, banks, history.
+
+    Args:
+        parameters: what trains.
+        adam: its optimiser.
+        banks: the trajectories it draws from.
+        generator: source of its own draws.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], adam: torch.optim.Optimizer, banks: Banks, generator: torch.Generator
+    ) -> None:
+        self.parameters, self.adam, self.banks = parameters, adam, banks
+        self.generators = [generator, *(bank.generator for bank in banks.all().values())]
+        self.history: list[dict[str, float]] = []
+        self.latest: Tensor | None = None  # the last attack's embeddings
+        self.settings: dict[str, Any] = {}
+        self.mark: dict[str, Any] = {}
+        self.stepping = False
+
+    def begin(self) -> None:
+        """Begin an iteration: note where the random draws stand, then renew what the banks have used up.
+
+        Sampled again from the same mark, the renewed rows come out the same: an interrupted iteration is repeated.
+        """
+        self.note()
+        for bank in self.banks.all().values():
+            bank.refresh()
+
+    def step(self, row: dict[str, float]) -> None:
+        """Take the optimiser's step; an interrupt in the middle of it is not to be kept."""
+        self.stepping = True
+        self.adam.step()
+        self.history.append(row)
+        self.note()
+        self.stepping = False
+
+    def note(self) -> None:
+        """Note where the random draws stand."""
+        self.mark = {
+            "generators": [g.get_state() for g in self.generators], "counters": self.banks.counters(),
+            "latest": self.latest,
+        }  # fmt: skip
+
+    @contextlib.contextmanager
+    def kept(self, checkpoints: Checkpoints | None) -> Iterator[None]:
+        """Save the last whole iteration when anything but a diverged loss interrupts the run, and at its end."""
+        try:
+            yield
+        except TrainingDiverged:
+            raise
+        except BaseException:
+            if checkpoints and self.mark and not self.stepping:
+                self.save(checkpoints)
+            raise
+        if checkpoints:
+            self.save(checkpoints)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write the state at the last mark."""
+        state = {
+            "settings": self.settings, "history": self.history, "adam": self.adam.state_dict(),
+            "parameters": [p.detach() for p in self.parameters], **self.mark,
+        }  # fmt: skip
+        version = "-".join(str(bank.sampled) for bank in self.banks.all().values())
+        checkpoints.save(state, self.banks.tensors(), version)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state; the banks have theirs already."""
+        torch._foreach_copy_([p.data for p in self.parameters], state["parameters"])
+        self.adam.load_state_dict(state["adam"])
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved)
+        self.history, self.latest = list(state["history"]), state["latest"]
+
+
+def _write(path: pathlib.Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _first_difference(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> str:
+    for name in sorted(saved.keys() | given.keys()):
+        old, new = saved.get(name), given.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            inner = _first_difference(old, new, f"{where}{name}.")
+            if inner:
+                return inner
+        elif old != new and name not in FREE:
+            return f"{where}{name} was {old!r} and is {new!r}"
+    return ""
