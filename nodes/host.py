@@ -249,6 +249,11 @@ def clip_from(tensors: Mapping[str, Tensor]) -> Any:
     )  # fmt: skip
 
 
+def run_folder(name: str) -> pathlib.Path:
+    """Return the folder in which a training run of this name keeps its state."""
+    return pathlib.Path(folder_paths.get_output_directory()) / "advunlearn" / pathlib.PurePath(name).name
+
+
 def target_latents(
     model: Any, clip: Any, prompt: str, resolution: int, config: Any, latent: Any, image: Any, vae: Any
 ) -> Tensor:

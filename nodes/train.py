@@ -48,6 +48,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip="size of the pictures that "
                              "training draws, in pixels: the one the model was made for"),
                 io.String.Input("save_name", default="robust_clip", tooltip="file name; it goes into output/clip"),
+                io.Boolean.Input("resume", default=False, tooltip="go on with the run of this save_name that was "
+                                 "cancelled; it ends as if it had not been. All other settings must be the same"),
                 advanced(io.String, "retain_prompts", default="", multiline=True,
                          tooltip="your own retained prompts, one a line, beside those of retain_set"),
                 widget(ConceptConfig, "negative_guidance", fold=True),
@@ -69,9 +71,10 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, **values: Any) -> io.NodeOutput:
         """Train, save, return the robust CLIP."""
-        from ..advunlearn.commands import recipe_metadata
+        from ..advunlearn.checkpoint import Checkpoints
         from ..advunlearn.formats import portable_state, save_encoder
-        from ..advunlearn.trainer import Progress, train
+        from ..advunlearn.recipes import recipe_metadata
+        from ..advunlearn.trainer import train
         from . import host, preview
 
         concept, config = settings(ConceptConfig, values), settings(TrainConfig, values)
@@ -79,12 +82,12 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         prompts = retained(values["retain_set"], values["retain_prompts"], concept)
         follow = preview.Training(cls.hidden.unique_id, config, attack, bank, bool(prompts) and config.retains)
 
-        def report(progress: Progress) -> None:
-            follow(progress)
-
+        keep = Checkpoints(host.run_folder(values["save_name"]))
         with host.gradients():
             original = host.text_to_image(model, clip, resolution=values["resolution"])
-            result = train(original, concept, attack, config, bank, prompts, report)
+            result = train(
+                original, concept, attack, config, bank, prompts, follow, checkpoints=keep, resume=values["resume"]
+            )
             configs = {
                 "concept": concept.to_dict(), "train": config.to_dict(), "attack": attack.to_dict(),
                 "bank": bank.to_dict(),
@@ -94,6 +97,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             save_encoder(path, result.encoder, metadata)
             state = {k: v for k, v in portable_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = host.with_encoder(clip, state, 1.0, "the trained encoder")
+        keep.remove()  # only now: until the encoder is on disk the run can go on
         last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())
         text = (
             f"{config.mode} on {concept.concept!r} ({concept.kind}): {result.iterations} iterations, "

@@ -8,10 +8,12 @@ import os
 import pathlib
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from typing import Any
 
 from PIL import Image
@@ -56,6 +58,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
+        self.client, self.heard, self.pictures = uuid.uuid4().hex, [], 0
 
     def start(self, timeout: float = 180) -> None:
         """Start and wait until it answers."""
@@ -79,6 +82,7 @@ class Server:
                 break
             try:
                 self.get("system_stats")
+                self.listen()
                 return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.3)
@@ -109,9 +113,40 @@ class Server:
         """Return the JSON of a GET."""
         return json.loads(self.request(path))
 
+    def listen(self) -> None:
+        """Hear what the host tells an open page: JSON messages into `heard`, preview pictures counted."""
+        import websocket
+
+        socket = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=600)
+
+        def loop() -> None:
+            while self.process is not None and self.process.poll() is None:
+                try:
+                    message = socket.recv()
+                except (websocket.WebSocketException, OSError):
+                    return
+                if isinstance(message, str):
+                    self.heard.append(json.loads(message))
+                else:
+                    self.pictures += 1
+
+        threading.Thread(target=loop, daemon=True).start()
+
+    def wait_for_progress(self, node_id: str, value: int, timeout: float = 300) -> None:
+        """Wait until a node's bar has come to a value."""
+        end = time.time() + timeout
+        while time.time() < end:
+            for message in list(self.heard):
+                data = message["data"]
+                if message["type"] == "progress" and data.get("node") == node_id and data["value"] >= value:
+                    return
+            time.sleep(0.02)
+        raise HostError(f"node {node_id} never came to {value}")
+
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queue a graph; return its id. Raises HostError with what validation said."""
-        return json.loads(self.request("prompt", {"prompt": prompt}))["prompt_id"]
+        self.heard.clear()
+        return json.loads(self.request("prompt", {"prompt": prompt, "client_id": self.client}))["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """Wait for a graph's end; return its history. Raises HostError with the message of the node that failed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def train_graph(name: str, **changes: object) -> dict:
     values = {
         "concept": "church", "kind": "object", "mode": "esd", "iterations": 12, "attack_steps": 2, "lr": 3e-4,
         "retain_set": "none", "retain_weight": 0.0, "seed": 0, "resolution": 64, "save_name": name,
-        "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
+        "resume": False, "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
         "retain_batch": 2, "trainable": "layers",
         "attack_step_size": 0.5, "attack_update": "sign", "attack_tokens": 2, "attack_start": "token",
         "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "bank_trajectories": 8,
@@ -110,6 +111,23 @@ def test_training_changes_the_robust_clip_and_leaves_the_users_alone(server: Ser
     assert (pictures(server, server.run(alone)) - after).abs().max() < 0.05
     stock = graph(clip=("robust", 0)) | {"robust": node("CLIPLoader", clip_name=name, type="stable_diffusion")}
     assert (pictures(server, server.run(stock)) - after).abs().max() < 0.05
+
+
+def test_cancel_keeps_the_run_and_resume_ends_bit_for_bit(server: Server, base: pathlib.Path) -> None:
+    changes: dict[str, Any] = {"mode": "advunlearn", "iterations": 6}
+    whole = server.run(train_graph("whole", **changes))["name"]["text"][0]
+    prompt_id = server.queue(train_graph("cut", **changes))
+    folder = base / "output" / "advunlearn" / "cut"
+    # The bar's value says how far the run is: eight trajectories, then iterations of one and three units.
+    server.wait_for_progress("train", 8 + 4)
+    server.request("interrupt", {})
+    with pytest.raises(HostError, match="execution_interrupted"):
+        server.wait(prompt_id)
+    assert (folder / "state.pt").is_file() and not list((base / "output" / "clip").glob("cut*"))
+    name = server.run(train_graph("cut", resume=True, **changes))["name"]["text"][0]
+    a, b = (load_file(base / "output" / "clip" / n) for n in (whole, name))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not list(folder.iterdir())
 
 
 def test_the_adversarial_modes_run_and_report_their_losses(server: Server) -> None:
