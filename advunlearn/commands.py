@@ -7,6 +7,7 @@ import pathlib
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,16 @@ from . import report as report_files
 from . import retain
 from .checkpoint import Checkpoints
 from .cli import settings
-from .config import DEMO_BANK, DEMO_BUDGET, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from .config import (
+    DEMO_BANK,
+    DEMO_BUDGET,
+    DEMO_TRAIN,
+    AttackConfig,
+    BankConfig,
+    ConceptConfig,
+    EvaluateConfig,
+    TrainConfig,
+)
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation import pictures
@@ -94,8 +104,9 @@ def demo(args: Namespace) -> None:
         bars[name], follow = _measuring(name)
         return follow
 
+    recipes = {k: replace(RECIPES[k], train=replace(RECIPES[k].train, **DEMO_TRAIN)) for k in BASELINES}
     done = study(
-        model, judge, concept, {k: RECIPES[k] for k in BASELINES}, BankConfig(**DEMO_BANK), config,
+        model, judge, concept, recipes, BankConfig(**DEMO_BANK), config,
         seed=args.seed, command=command_line(), on_train=on_train, on_measure=on_measure,
     )  # fmt: skip
     for bar in bars.values():

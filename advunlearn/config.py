@@ -170,6 +170,7 @@ class EvaluateConfig(Validated):
     seed: int = setting(1000, "seed of the test cases", 0, 2**63 - 1)
 
 
-# A demo has five minutes on two cores: fewer cases, and a smaller bank.
+# A demo has five minutes on two cores: shorter runs, fewer cases, a smaller bank.
+DEMO_TRAIN: dict[str, Any] = {"iterations": 120}
 DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}
 DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from advunlearn.attacks.pgd import pgd, starting_point
 from advunlearn.attacks.projections import project_linf, project_simplex
+from advunlearn.attacks.prompt import attack_prompt
 from advunlearn.attacks.unlearndiffatk import (
     SoftSearch,
     Target,
@@ -14,8 +15,9 @@ from advunlearn.attacks.unlearndiffatk import (
     search_vocabulary,
     unlearndiffatk,
 )
-from advunlearn.config import AttackConfig
+from advunlearn.config import AttackConfig, EvaluateConfig
 from advunlearn.models import TextToImage
+from advunlearn.sampling import ddim_sample
 from advunlearn.text_encoder import embedding_table, encode, frozen, insert_prefix, tokenize
 
 
@@ -204,3 +206,22 @@ def test_attack_brings_the_target_nearer(model: TextToImage) -> None:
             model.denoiser, model.text_encoder, target, search, steps=25, lr=0.3 * table.std().item(), generator=g
         )
     assert mean_loss(search.found()) < 0.97 * before
+
+
+@pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix"])
+def test_one_prompt_is_attacked_and_the_best_prefix_comes_back(model: TextToImage, name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, *model.denoiser.latent_shape, generator=generator)
+    church = ddim_sample(model.denoiser, model.encode(["a church"]), model.encode([""]), noise, 10, 3.0)
+    config = EvaluateConfig(attack_steps=25, attack_tokens=3)
+    steps: list[int] = []
+    found = attack_prompt(
+        model.denoiser, model.text_encoder, model.tokenizer, "a dog", church, name=name, restarts=3, config=config,
+        on_step=lambda step, loss: steps.append(step),
+    )  # fmt: skip
+    assert found.embeddings.shape == (3, 192) and found.conditioning.shape == (1, 77, 192)
+    assert steps == list(range(1, 26)) and len(found.losses) == 25
+    assert found.loss < found.loss_before  # "a dog" with the prefix explains the church better than without
+    assert found.text.endswith("a dog")
+    if found.exact:
+        assert torch.allclose(model.encode([found.text]), found.conditioning, atol=1e-5)

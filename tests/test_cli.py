@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from advunlearn.cli import main
+from advunlearn.formats import save_encoder
+from advunlearn.models import TextToImage
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
@@ -112,11 +114,9 @@ def test_demo_writes_the_whole_report(
     """The README's first command, with a few iterations in place of its own number."""
     from advunlearn import commands, recipes
 
-    short = {
-        name: recipes.Recipe(replace(r.train, iterations=2, warmup=1), replace(r.attack, steps=2))
-        for name, r in recipes.RECIPES.items()
-    }
+    short = {name: replace(r, attack=replace(r.attack, steps=2)) for name, r in recipes.RECIPES.items()}
     monkeypatch.setattr(commands, "RECIPES", short)
+    monkeypatch.setattr(commands, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})
     monkeypatch.setattr(commands, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})
     monkeypatch.setattr(commands, "DEMO_BUDGET", {"repeats": 1})
     flags = ["--cases", "2", "--attack-steps", "2", "--sampling-steps", "2", "--concept", "castle"]
@@ -136,3 +136,12 @@ def test_demo_writes_the_whole_report(
     metadata = json_of(capsys)["metadata"]
     assert metadata["scores"]["asr"] == report["models"]["advunlearn"]["asr"]
     assert metadata["concept"] == "castle" and len(metadata["base_sha256"]) == 64
+
+
+def test_an_encoder_of_another_base_is_refused(
+    model: TextToImage, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    metadata = {"advunlearn.base_sha256": "0" * 64, "advunlearn.base_model": "sd15"}
+    path = save_encoder(tmp_path / "other.safetensors", model.text_encoder, metadata)
+    assert main(["sample", "a dog", "--encoder", str(path), "--out", str(tmp_path / "x.png")]) == 2
+    assert "was trained from the text encoder of 'sd15'" in capsys.readouterr().err

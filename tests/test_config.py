@@ -56,3 +56,10 @@ def test_flags_come_from_the_settings_and_a_command_can_have_defaults_of_its_own
 )
 def test_concept_prompts(name: str, kind: str, prompt: str) -> None:
     assert ConceptConfig(concept=name, kind=kind).prompts[0] == prompt  # type: ignore[arg-type]
+
+
+def test_a_style_is_erased_on_many_subjects_and_anchored_on_each() -> None:
+    style, thing = ConceptConfig(concept="ink", kind="style"), ConceptConfig(concept="church")
+    assert style.prompts[:2] == ("a dog, ink style", "a bird, ink style") and style.anchors[:2] == ("a dog", "a bird")
+    assert len(style.prompts) == len(style.anchors) > 10
+    assert thing.anchors == ("",)

@@ -50,9 +50,9 @@ def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(
     assert set(measured.asr["routes"]["by"]) == {"foreign", "keywords"}
     for name, curve in measured.asr_by_budget.items():
         successes = [hits for _, hits in curve]
-        assert [steps for steps, _ in curve] == [0, 1, 2]
+        assert curve[0][0] == 0 and curve[-1][0] == 2
         assert successes == sorted(successes) and successes[0] == measured.asr["clean"]["success"]
-        assert successes[-1] == measured.asr[name]["success"]
+        assert successes[-1] == measured.asr[name]["success"] >= measured.asr[name]["before_attack"] == successes[0]
     again = Evaluator(model, judge, ConceptConfig(concept="church"), config)
     assert again.measure(again.original).to_dict() == measured.to_dict()
 
@@ -65,13 +65,15 @@ def test_an_encoder_that_says_nothing_counts_as_erased_and_as_useless(model: Tex
     mute = copy.deepcopy(model.text_encoder)
     norm = next(m for n, m in mute.named_modules() if n.endswith("final_layer_norm"))
     norm.weight.zero_()
-    config = EvaluateConfig(cases=8, attack_steps=0, repeats=1)
+    config = EvaluateConfig(cases=8, attack_steps=2, attack_every=1, repeats=1)
     evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config)
     measured, original = evaluator.measure(Subject(mute, model.denoiser)), evaluator.measure(evaluator.original)
     assert measured.asr["clean"]["success"] <= 1
     kept, before = (m.utility["retained_accuracy"]["correct"] for m in (measured, original))
     assert kept < 10 < 45 < before
     assert measured.utility["feature_distance"] > 2 * original.utility["feature_distance"]
+    # Every case that the plain prompt leaves is attacked, and looked at when it should be.
+    assert all([steps for steps, _ in curve] == [0, 1, 2] for curve in measured.asr_by_budget.values())
 
 
 def test_grid_and_overview_sizes() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.models import TextToImage
+from advunlearn.models import TextToImage, load
 from advunlearn.text_encoder import (
     embedding_table,
     encode,
@@ -104,3 +104,20 @@ def test_flags_come_back_also_after_an_error() -> None:
         assert not any(m.training for m in module.modules())
         raise RuntimeError
     assert before == ([p.requires_grad for p in module.parameters()], [m.training for m in module.modules()])
+
+
+def test_bf16_agrees_with_fp32_forwards_and_backwards(model: TextToImage) -> None:
+    half = load("miniature", dtype=torch.bfloat16)
+    assert next(half.text_encoder.parameters()).dtype == torch.float32  # what trains keeps its precision
+    ids = tokenize(model.tokenizer, ["a church", "a dog, ink style"])
+    ids, span = insert_prefix(ids, 2, model.tokenizer.eos_token_id)
+    start = torch.randn(2, 2, 192, generator=torch.Generator().manual_seed(0)) * 0.02
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for m in (model, half):
+        prefix = start.clone().requires_grad_(True)
+        output = m.denoiser.noise_pred(x, torch.tensor([300, 700]), encode(m.text_encoder, ids, prefix, span))
+        assert output.dtype == torch.float32
+        gradients.append(torch.autograd.grad(output.square().sum(), prefix)[0].flatten(1))
+    assert torch.nn.functional.cosine_similarity(*gradients).min() > 0.99
+    assert not torch.equal(*gradients)  # it did compute in bf16

@@ -143,3 +143,30 @@ def test_retain_term_without_prompts_is_refused(
     with pytest.raises(AdvUnlearnError, match="no retained prompts"):
         train(model, concept, ATTACK, QUICK, small_bank, [])
     assert train(model, concept, ATTACK, dataclasses.replace(QUICK, retain_weight=0.0), small_bank, []).iterations == 3
+
+
+def test_a_styles_anchor_is_the_original_prediction_for_the_subject_alone(
+    model: TextToImage, small_bank: BankConfig
+) -> None:
+    style = ConceptConfig(concept="ink", kind="style")
+    bank = make_banks(model, style, [], small_bank, torch.Generator().manual_seed(0)).concept
+    draw = bank.draw(3)
+    subjects = model.encode([style.anchors[i] for i in draw.prompt.tolist()])
+    with torch.no_grad():
+        expected = model.denoiser.noise_pred(draw.x_t, draw.t, subjects)
+        empty = model.denoiser.noise_pred(draw.x_t, draw.t, model.encode([""] * 3))
+    assert torch.allclose(draw.anchor, expected, atol=1e-4)
+    assert not torch.allclose(draw.anchor, empty, atol=1e-2)
+
+
+def test_a_bank_is_renewed_between_iterations_only(model: TextToImage, concept: ConceptConfig) -> None:
+    config = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2, reuse=1.0)
+    bank = make_banks(model, concept, [], config, torch.Generator().manual_seed(0)).concept
+    before = bank.x_t.clone()
+    bank.draw(3)
+    bank.refresh()  # 3 draws of 2 x 2 triples: not yet
+    assert torch.equal(bank.x_t, before)
+    bank.draw(1)
+    assert torch.equal(bank.x_t, before)
+    bank.refresh()
+    assert not torch.equal(bank.x_t, before)
