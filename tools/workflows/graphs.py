@@ -1,0 +1,147 @@
+"""The shipped workflows in the API's form: the source of workflows/*.json, and what the host tests run.
+
+    python tools/workflows/graphs.py OUT      write OUT/<name>.json for each
+
+`make.mjs` opens them in a running ComfyUI and saves what its page makes of them.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+Graph = dict[str, Any]
+CHECKPOINT, ENCODER = "miniature.safetensors", "robust_clip_00001_.safetensors"
+
+
+def node(class_type: str, title: str = "", /, **inputs: Any) -> Graph:
+    """Return one node; a link is a tuple (id, output)."""
+    meta = {"_meta": {"title": title}} if title else {}
+    return {
+        "class_type": class_type,
+        "inputs": {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()},
+    } | meta
+
+
+def loader() -> Graph:
+    """Load the miniature."""
+    return {"1": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)}
+
+
+def picture(
+    first: int, clip: tuple[str, int], prompt: str, name: str, positive: tuple[str, int] | None = None
+) -> Graph:
+    """Text to image under a CLIP, from node id `first` on."""
+    ids = [str(first + k) for k in range(6)]
+    graph = {
+        ids[0]: node("CLIPTextEncode", prompt, clip=clip, text=prompt),
+        ids[1]: node("CLIPTextEncode", "nothing", clip=clip, text=""),
+        ids[2]: node("EmptyLatentImage", width=64, height=64, batch_size=4),
+        ids[3]: node(
+            "KSampler", model=("1", 0), seed=7, steps=20, cfg=3.0, sampler_name="ddim", scheduler="ddim_uniform",
+            positive=positive or (ids[0], 0), negative=(ids[1], 0), latent_image=(ids[2], 0), denoise=1.0,
+        ),
+        ids[4]: node("VAEDecode", samples=(ids[3], 0), vae=("1", 2)),
+        ids[5]: node("SaveImage", name, images=(ids[4], 0), filename_prefix=f"advunlearn/{name}"),
+    }  # fmt: skip
+    if positive:
+        del graph[ids[0]]
+    return graph
+
+
+def train(iterations: int = 40) -> Graph:
+    """Train on the miniature; every setting by name, for the API wants them all."""
+    return node(
+        "AdvUnlearnTrain", model=("1", 0), clip=("1", 1), concept="church", kind="object", mode="advunlearn",
+        iterations=iterations, attack_steps=4, lr=3e-4, retain_set="miniature", retain_weight=2.0, seed=0,
+        resolution=64, save_name="robust_clip", resume=False, retain_prompts="", negative_guidance=1.0, warmup=10, batch=8,
+        clean_share=0.25, retain_batch=8, trainable="layers", attack_step_size=0.5, attack_update="sign",
+        attack_tokens=3, attack_start="token", attack_restarts=4, attack_redraw="step", attack_radius=0.0,
+        bank_trajectories=32, bank_retain_trajectories=64, bank_sampling_steps=10, bank_guidance_scale=3.0,
+    )  # fmt: skip
+
+
+def attack(clip: tuple[str, int], prompt: str, steps: int = 30, **more: Any) -> Graph:
+    """Attack a CLIP."""
+    return node(
+        "AdvUnlearnAttack", clip=clip, model=("1", 0), prompt=prompt, attack="unlearndiffatk", steps=steps, tokens=5,
+        restarts=4, seed=1000, resolution=64, embedding_name="adversarial", attack_lr=0.05, prefix_lr=0.3,
+        prefix_radius=1.0, **more,
+    )  # fmt: skip
+
+
+def load_and_replace() -> Graph:
+    """The same prompt before and after."""
+    robust = {"2": node("AdvUnlearnLoadRobustCLIP", encoder=ENCODER, strength=1.0, clip=("1", 1))}
+    return loader() | robust | picture(10, ("1", 1), "a church", "before") | picture(20, ("2", 0), "a church", "after")
+
+
+def train_workflow() -> Graph:
+    """Train, look at the curve, draw with what came out."""
+    shown = {
+        "3": node("PreviewAny", "report", source=("2", 3)),
+        "4": node("LossGraphNode", loss=("2", 2), filename_prefix="advunlearn/loss"),
+    }
+    return (
+        loader()
+        | {"2": train()}
+        | shown
+        | picture(10, ("2", 0), "a church", "erased")
+        | picture(20, ("2", 0), "a castle", "kept")
+    )
+
+
+def attack_workflow() -> Graph:
+    """Attack a robust encoder, and draw what the prompt found gives."""
+    nodes = {
+        "2": node("AdvUnlearnLoadRobustCLIP", encoder=ENCODER, strength=1.0, clip=("1", 1)),
+        "3": attack(("2", 0), "a church", original_clip=("1", 1)),
+        "4": node("PreviewAny", "report", source=("3", 4)),
+    }
+    return loader() | nodes | picture(10, ("2", 0), "a church", "attacked", positive=("3", 0))
+
+
+def before_after() -> Graph:
+    """Attack, train and attack again in one graph: the evaluation does both."""
+    nodes = {
+        "2": train(),
+        "3": node("AdvUnlearnLoadJudge", judge="miniature"),
+        "4": node(
+            "AdvUnlearnEvaluate", model=("1", 0), clip_before=("1", 1), clip_after=("2", 0), vae=("1", 2),
+            judge=("3", 0), concept="church", kind="object", attack="both", cases=8, attack_steps=20, seed=1000,
+            resolution=64, attack_every=10, attack_tokens=5, sampling_steps=20, guidance_scale=3.0, repeats=1,
+        ),
+        "5": node("SaveImage", "before and after", images=("4", 0), filename_prefix="advunlearn/evaluation"),
+        "6": node("PreviewAny", "report", source=("4", 1)),
+    }  # fmt: skip
+    return loader() | nodes
+
+
+def strength_sweep() -> Graph:
+    """One prompt at strengths 0, 0.5 and 1."""
+    graph = loader()
+    for k, strength in enumerate((0.0, 0.5, 1.0)):
+        robust = str(2 + k)
+        graph |= {robust: node("AdvUnlearnLoadRobustCLIP", f"strength {strength}", encoder=ENCODER, strength=strength,
+                               clip=("1", 1))}  # fmt: skip
+        graph |= picture(10 * (k + 1), (robust, 0), "a church", f"strength-{strength}")
+    return graph
+
+
+WORKFLOWS = {
+    "train": train_workflow, "load-and-replace": load_and_replace, "attack": attack_workflow,
+    "before-and-after": before_after, "strength-sweep": strength_sweep,
+}  # fmt: skip
+
+
+def main(out: str) -> None:
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in WORKFLOWS.items():
+        (folder / f"{name}.json").write_text(json.dumps(make(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
