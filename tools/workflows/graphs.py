@@ -56,8 +56,8 @@ def train(iterations: int = 40) -> Graph:
     return node(
         "AdvUnlearnTrain", model=("1", 0), clip=("1", 1), concept="church", kind="object", mode="advunlearn",
         iterations=iterations, attack_steps=4, lr=3e-4, retain_set="miniature", retain_weight=2.0, seed=0,
-        resolution=64, save_name="robust_clip", resume=False, retain_prompts="", negative_guidance=1.0, warmup=10, batch=8,
-        clean_share=0.25, retain_batch=8, trainable="layers", attack_step_size=0.5, attack_update="sign",
+        resolution=64, save_name="robust_clip", resume=False, retain_prompts="", negative_guidance=1.0, warmup=10,
+        batch=8, clean_share=0.25, retain_batch=8, trainable="layers", attack_step_size=0.5, attack_update="sign",
         attack_tokens=3, attack_start="token", attack_restarts=4, attack_redraw="step", attack_radius=0.0,
         bank_trajectories=32, bank_retain_trajectories=64, bank_sampling_steps=10, bank_guidance_scale=3.0,
     )  # fmt: skip
