@@ -1,0 +1,92 @@
+"""Runs inside the host's own Python, without a server: the adapter against the library on the same weights.
+
+python inside.py HOST_FOLDER PACK_FOLDER CHECKPOINT      prints one JSON object
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from typing import Any
+
+host_folder, pack_folder, checkpoint = sys.argv[1:4]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, host_folder)
+
+import comfy.options
+
+comfy.options.enable_args_parsing()
+import comfy.model_sampling
+import comfy.sd
+import torch
+
+
+def load_pack() -> Any:
+    """Import the pack as the host does: under its folder, as a package."""
+    spec = importlib.util.spec_from_file_location(
+        "pack", f"{pack_folder}/__init__.py", submodule_search_locations=[pack_folder]
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = module
+    spec.loader.exec_module(module)
+    return importlib.import_module("pack.nodes.host")
+
+
+def digest(module: torch.nn.Module) -> float:
+    """Return a number that changes with any weight."""
+    return sum(v.double().sum().item() + v.double().square().sum().item() for v in module.state_dict().values())
+
+
+def gradient(denoiser: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return a prediction and the gradient of its square sum with respect to the conditioning."""
+    context = context.clone().requires_grad_(True)
+    predicted = denoiser.noise_pred(x, t, context)
+    return predicted.detach(), torch.autograd.grad(predicted.square().sum(), context)[0]
+
+
+def main() -> dict[str, Any]:
+    """Measure."""
+    host = load_pack()
+    library = importlib.import_module("pack.advunlearn.models")
+    out: dict[str, Any] = {}
+    with torch.inference_mode():  # as every node runs
+        model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
+        before = digest(model.model), digest(clip.cond_stage_model)
+        with host.gradients():
+            small = library.load("miniature")
+            generator = torch.Generator().manual_seed(0)
+            x, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([300, 700])
+            prompts = ["a church", "a dog, ink style"]
+            context = small.encode(prompts)
+            adapted = host.text_to_image(model, clip, resolution=64)
+            hidden = adapted.encode(prompts)
+            out["encoder"] = (hidden - context.repeat_interleave(4, -1)).abs().max().item()
+            stock = torch.cat([clip.encode(p) for p in prompts])
+            out["stock_encode"] = (hidden - stock).abs().max().item()
+            for kind in ("eps", "v"):
+                if kind == "v":
+                    small.denoiser.prediction_type = "v_prediction"
+                    patched = model.clone()
+
+                    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+                        pass
+
+                    patched.add_object_patch("model_sampling", Sampling(model.model.model_config))
+                    adapted = host.text_to_image(patched, clip, resolution=64)
+                p, g = gradient(small.denoiser, x, t, context)
+                q, h = gradient(adapted.denoiser, x, t, context.repeat_interleave(4, -1))
+                # Four channels stand for one: their gradients add up to its gradient.
+                folded = h.view(2, 77, 192, 4).sum(-1)
+                out[kind] = {
+                    "prediction": (p - q).abs().max().item(), "scale": p.abs().mean().item(),
+                    "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
+                }  # fmt: skip
+        out["untouched"] = before == (digest(model.model), digest(clip.cond_stage_model))
+        out["heavy"] = sorted(m for m in ("diffusers", "transformers") if m in sys.modules)
+    return out
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

@@ -1,0 +1,28 @@
+"""The adapter against the library: the same weights give the same predictions and the same gradients."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+
+import pytest
+
+from .server import PACK, Server, host_python
+
+pytestmark = pytest.mark.host
+
+
+def test_predictions_and_gradients_are_the_librarys_in_eps_and_v(server: Server, base: pathlib.Path) -> None:
+    script = pathlib.Path(__file__).with_name("inside.py")
+    checkpoint = base / "models" / "checkpoints" / "miniature.safetensors"
+    command = [host_python(server.host), str(script), str(server.host), str(PACK), str(checkpoint)]
+    done = subprocess.run(command, cwd=server.host, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    # The checkpoint is in fp16 and the host computes in fp32 here: what differs is rounding of the widened weights.
+    assert found["encoder"] < 5e-3 and found["stock_encode"] < 1e-4, found
+    for kind in ("eps", "v"):
+        assert found[kind]["prediction"] < 0.01 * found[kind]["scale"], found
+        assert found[kind]["gradient"] < 0.01, found
+    assert found["untouched"], "the user's MODEL or CLIP changed"
