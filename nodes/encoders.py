@@ -58,6 +58,16 @@ class LoadRobustCLIP(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, encoder: str, **_: Any) -> Any:
+        """Load again when the file has changed under its name."""
+        from . import host
+
+        if encoder not in host.encoder_files():
+            return encoder
+        status = host.encoder_path(encoder).stat()
+        return encoder, status.st_mtime_ns, status.st_size
+
+    @classmethod
     def execute(cls, encoder: str, strength: float, clip: Any = None) -> io.NodeOutput:
         """Return the patched CLIP."""
         from ..advunlearn.formats import read_encoder

@@ -199,6 +199,11 @@ def text_to_image(model: Any, clip: Any, vae: Any = None, resolution: int = 512,
     """Return the user's MODEL, CLIP and VAE in the library's terms; `resolution` is in pixels, 8 to a latent."""
     from transformers import CLIPTokenizer
 
+    if clip.layer_idx not in (None, -1):
+        raise AdvUnlearnError(
+            f"this CLIP stops at layer {clip.layer_idx} (CLIP Set Last Layer); connect the CLIP before that node, and "
+            "set the last layer on what comes out"
+        )
     denoiser = HostDenoiser(model, resolution // 8)
     return HostModel(name, CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), text_encoder(clip), denoiser, vae)
 

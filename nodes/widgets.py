@@ -49,8 +49,6 @@ def widget(
         }
     if hint is float:
         options |= {"step": 0.00001 if field.default and field.default < 0.01 else 0.05, "round": 0.000001}
-    if name == "seed":
-        options["control_after_generate"] = True
     make = advanced if fold else lambda kind, *args, **kw: kind.Input(*args, **kw)
     return make(kind, id or name, **options)
 

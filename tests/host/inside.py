@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from typing import Any
 
 host_folder, pack_folder, checkpoint = sys.argv[1:4]
@@ -48,9 +49,12 @@ def gradient(denoiser: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Ten
 
 def main() -> dict[str, Any]:
     """Measure."""
+    known, start = set(sys.modules), time.perf_counter()
     host = load_pack()
+    out: dict[str, Any] = {"import_seconds": time.perf_counter() - start}
+    heavy = ("diffusers", "transformers", "accelerate", "pack.advunlearn.trainer")
+    out["heavy"] = [m for m in heavy if m in sys.modules and m not in known]
     library = importlib.import_module("pack.advunlearn.models")
-    out: dict[str, Any] = {}
     with torch.inference_mode():  # as every node runs
         model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
         before = digest(model.model), digest(clip.cond_stage_model)
@@ -84,7 +88,6 @@ def main() -> dict[str, Any]:
                     "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
                 }  # fmt: skip
         out["untouched"] = before == (digest(model.model), digest(clip.cond_stage_model))
-        out["heavy"] = sorted(m for m in ("diffusers", "transformers") if m in sys.modules)
     return out
 
 
