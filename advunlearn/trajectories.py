@@ -22,6 +22,7 @@ from .sampling import SamplingStep, batch_of, ddim_steps
 from .text_encoder import frozen
 
 Report = Callable[[int, int], None]
+Conditioning = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class TrajectoryBank:
 
     Args:
         denoiser: the frozen original model.
-        cond: (P, L, D) conditioning of the prompts under the original text encoder.
+        cond: gives the conditioning (B, L, D) under the original text encoder of prompts by their numbers (B,); asked
+            only for those that are sampled, since a retain set can be much larger than a bank.
+        prompts: number of prompts P.
         uncond: (1, L, D) conditioning of the empty prompt.
-        anchor: (P, L, D) conditioning of the prompts' anchors; none for the empty prompt, as published.
+        anchor: the same as `cond` for the prompts' anchors; none for the empty prompt, as published.
         size: number of trajectories N.
         config: sampling steps, guidance, storage dtype, reuse.
         generator: source of the starting noise and of the draws, on the CPU.
@@ -55,17 +58,18 @@ class TrajectoryBank:
     def __init__(
         self,
         denoiser: Denoiser,
-        cond: Tensor,
+        cond: Conditioning,
+        prompts: int,
         uncond: Tensor,
         size: int,
         config: BankConfig,
         generator: torch.Generator,
         report: Report | None = None,
-        anchor: Tensor | None = None,
+        anchor: Conditioning | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.denoiser, self.cond, self.uncond, self.config, self.generator = denoiser, cond, uncond, config, generator
-        self.anchor = anchor
+        self.anchor, self.prompts = anchor, prompts
         shape, dtype = (size, config.sampling_steps, *denoiser.latent_shape), getattr(torch, config.dtype)
         self.x_t, self.eps_anchor, self.eps_cond = (torch.empty(shape, dtype=dtype) for _ in range(3))
         self.timesteps = torch.empty(config.sampling_steps, dtype=torch.long)
@@ -93,27 +97,26 @@ class TrajectoryBank:
 
     def _sample(self, rows: Sequence[int], last: int | None = None) -> None:
         """Fill some rows with new trajectories, of the prompts whose turn it is; stop after step `last`."""
-        self.prompt[list(rows)] = torch.arange(self.sampled, self.sampled + len(rows)) % len(self.cond)
+        numbers = torch.arange(self.sampled, self.sampled + len(rows)) % self.prompts
+        self.prompt[list(rows)] = numbers
         shape = (len(rows), *self.denoiser.latent_shape)
         noise = torch.randn(shape, generator=self.generator).to(self.denoiser.device)
-        cond = self.cond[self.prompt[list(rows)].to(self.cond.device)]
-        steps = ddim_steps(
-            self.denoiser, cond, self.uncond, noise, self.config.sampling_steps, self.config.guidance_scale
-        )
+        anchor = None if self.anchor is None else self.anchor(numbers)
+        count, scale = self.config.sampling_steps, self.config.guidance_scale
+        steps = ddim_steps(self.denoiser, self.cond(numbers), self.uncond, noise, count, scale)
         for k, step in enumerate(steps):
             self.timesteps[k] = step.timestep
-            anchor = step.uncond if self.anchor is None else self._predict(step, self.anchor, rows)
-            for store, value in ((self.x_t, step.x_t), (self.eps_anchor, anchor), (self.eps_cond, step.cond)):
+            instead = step.uncond if anchor is None else self._predict(step, anchor)
+            for store, value in ((self.x_t, step.x_t), (self.eps_anchor, instead), (self.eps_cond, step.cond)):
                 store[list(rows), k] = value.to(store.device, store.dtype)
             if k == last:
                 break
         self.sampled += len(rows)
 
     @torch.no_grad()
-    def _predict(self, step: SamplingStep, conditioning: Tensor, rows: Sequence[int]) -> Tensor:
-        context = conditioning[self.prompt[list(rows)].to(conditioning.device)]
-        t = torch.full((len(rows),), step.timestep, device=step.x_t.device)
-        return self.denoiser.noise_pred(step.x_t, t, context)
+    def _predict(self, step: SamplingStep, conditioning: Tensor) -> Tensor:
+        t = torch.full((len(step.x_t),), step.timestep, device=step.x_t.device)
+        return self.denoiser.noise_pred(step.x_t, t, conditioning)
 
     def refresh(self) -> None:
         """Replace the oldest trajectories where a triple has been drawn `reuse` times on average over its life.
@@ -187,8 +190,13 @@ def make_banks(
     empty = model.encode([""])
 
     def make(name: str, prompts: Sequence[str], size: int, anchors: Sequence[str] = ()) -> TrajectoryBank:
-        anchor, own = model.encode(anchors) if any(anchors) else None, state[name] if state else None
-        return bank(model.denoiser, model.encode(prompts), empty, size, config, generator, report, anchor, own)
+        def of(texts: Sequence[str]) -> Conditioning:
+            return lambda numbers: model.encode([texts[i] for i in numbers.tolist()])
+
+        anchor, own = of(anchors) if any(anchors) else None, state[name] if state else None
+        return bank(
+            model.denoiser, of(prompts), len(prompts), empty, size, config, generator, report, anchor, own
+        )  # fmt: skip
 
     with frozen(model.text_encoder, *model.denoiser.modules()):
         return Banks(
