@@ -166,7 +166,7 @@ def test_an_evaluation_counts_and_draws(server: Server) -> None:
         "evaluate": node(
             "AdvUnlearnEvaluate", model=("ckpt", 0), clip_before=("ckpt", 1), clip_after=("ckpt", 1), vae=("ckpt", 2),
             judge=("judge", 0), concept="church", kind="object", attack="none", cases=4, attack_steps=0, seed=1000,
-            resolution=64, attack_every=1, attack_tokens=2, sampling_steps=10, guidance_scale=3.0, repeats=1,
+            resolution=64, attack_every=1, attack_tokens=2, sampling_steps=5, guidance_scale=3.0, repeats=1,
         ),
         "scores": node("PreviewAny", source=("evaluate", 2)),
         "show": node("PreviewImage", images=("evaluate", 0)),

@@ -1,0 +1,106 @@
+"""Attack success against training iterations and against the attack's budget, as tables and as pictures.
+
+    python benchmarks/curves.py [--concept church] [--lengths 25 50 100 200 400] [--cases 50]
+
+Each recipe is trained once and stopped at every length; at its own length (200) the attacks go on to --budget steps.
+Writes benchmarks/results/curves-<concept>.json and docs/curves-<what>.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from advunlearn import miniature
+from advunlearn.checkpoint import Checkpoints
+from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.evaluation.cases import retain_prompts
+from advunlearn.evaluation.charts import line_chart
+from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.judges.convnet import ConvJudge
+from advunlearn.models import load
+from advunlearn.recipes import RECIPES
+from advunlearn.trainer import train
+
+KEYS = ("esd", "esd_text", "advunlearn")
+WHAT = {
+    "clean": "plain prompts",
+    "routes": "other routes",
+    "unlearndiffatk": "UnlearnDiffAtk",
+    "soft_prefix": "soft prefix",
+}
+STYLE = """<style>svg{background:#fff;font:11px sans-serif;--s0:#c2410c;--s1:#2563eb;--s2:#15803d;--ink:#333}
+path{fill:none;stroke:var(--c);stroke-width:2;stroke-linecap:round;stroke-dasharray:var(--d,none)}circle{fill:var(--c)}
+line{stroke:#ddd}</style>"""
+
+
+def run(concept: ConceptConfig, lengths: list[int], cases: int, budget: int, seed: int) -> list[dict[str, Any]]:
+    """Train and measure; return a row for each recipe and length."""
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
+    short = EvaluateConfig(cases=cases, attack_steps=40, attack_every=40, repeats=1, seed=seed)
+    long = replace(short, attack_steps=budget, attack_every=10)
+    prompts, rows = retain_prompts(concept), []
+    for key in KEYS:
+        recipe = RECIPES[key]
+        with tempfile.TemporaryDirectory() as folder:
+            keep = Checkpoints(folder, every=10**9)
+            for length in lengths:
+                config = replace(recipe.train, iterations=length)
+                result = train(
+                    model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep,
+                    resume=length != lengths[0],
+                )  # fmt: skip
+                at_its_own = length == recipe.train.iterations
+                evaluator = Evaluator(model, judge, concept, long if at_its_own else short)
+                measured = evaluator.measure(Subject(result.encoder, result.denoiser))
+                rows.append({"recipe": key, "iterations": length, **measured.to_dict()})
+                print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)
+    return rows
+
+
+def picture(title: str, series: dict[str, list[tuple[float, float]]], label: str) -> str:
+    """Return a chart as an SVG file of its own, its legend in the title."""
+    svg = re.search(r"<svg.*</svg>", line_chart(title, series, label, (0,)), re.S)
+    assert svg
+    return svg[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concept", default="church")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[25, 50, 100, 200, 400])
+    parser.add_argument("--cases", type=int, default=50)
+    parser.add_argument("--budget", type=int, default=80)
+    parser.add_argument("--eval-seed", type=int, default=4242)
+    args = parser.parse_args()
+    concept = ConceptConfig(concept=args.concept)
+    rows = run(concept, args.lengths, args.cases, args.budget, args.eval_seed)
+    out = ROOT / "benchmarks" / "results" / f"curves-{args.concept}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["benchmarks/curves.py", *sys.argv[1:]])
+    out.write_text(json.dumps({"concept": args.concept, "command": command, "rows": rows}, indent=1) + "\n")
+    for attack, title in WHAT.items():
+        series = {
+            key: [(r["iterations"], r["asr"][attack]["success"]) for r in rows if r["recipe"] == key] for key in KEYS
+        }
+        text = picture(f"{title}: successes of {args.cases}", series, "training iterations")
+        (ROOT / "docs" / f"curves-iterations-{attack}.svg").write_text(text)
+    for attack in ("unlearndiffatk", "soft_prefix"):
+        series = {r["recipe"]: r["asr_by_budget"][attack] for r in rows if len(r["asr_by_budget"][attack]) > 2}
+        text = picture(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
+        (ROOT / "docs" / f"curves-budget-{attack}.svg").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
