@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import AdvUnlearnError, TrainingDiverged
+from .files import PARTIAL, write_atomic
 from .trajectories import Banks
 
 STATE, BANK = "state.pt", "bank-{}.pt"
@@ -34,11 +35,10 @@ class Checkpoints:
 
     def save(self, state: Mapping[str, Any], bank: Mapping[str, Any], version: str) -> None:
         """Write a state and, when its version is new, the bank; drop the banks that no state names."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / BANK.format(version)
         if not path.exists():
-            _write(path, bank)
-        _write(self.folder / STATE, {**state, "bank": path.name})
+            write_atomic(path, lambda file: torch.save(bank, file))
+        write_atomic(self.folder / STATE, lambda file: torch.save({**state, "bank": path.name}, file))
         for other in self.folder.glob(BANK.format("*")):
             if other != path:
                 other.unlink()
@@ -69,7 +69,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete the state and its bank."""
-        for path in (self.folder / STATE, *self.folder.glob(BANK.format("*"))):
+        for path in (self.folder / STATE, *self.folder.glob(BANK.format("*")), *self.folder.glob("*" + PARTIAL)):
             path.unlink(missing_ok=True)
 
 
@@ -93,6 +93,7 @@ class RunState:
         self.settings: dict[str, Any] = {}
         self.mark: dict[str, Any] = {}
         self.stepping = False
+        self.run = uuid.uuid4().hex[:12]  # one folder may see several runs: a bank belongs to one of them
 
     def begin(self) -> None:
         """Begin an iteration: note where the random draws stand, then renew what the banks have used up.
@@ -135,10 +136,10 @@ class RunState:
     def save(self, checkpoints: Checkpoints) -> None:
         """Write the state at the last mark."""
         state = {
-            "settings": self.settings, "history": self.history, "adam": self.adam.state_dict(),
+            "run": self.run, "settings": self.settings, "history": self.history, "adam": self.adam.state_dict(),
             "parameters": [p.detach() for p in self.parameters], **self.mark,
         }  # fmt: skip
-        version = "-".join(str(bank.sampled) for bank in self.banks.all().values())
+        version = "-".join([self.run, *(str(bank.sampled) for bank in self.banks.all().values())])
         checkpoints.save(state, self.banks.tensors(), version)
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -147,16 +148,7 @@ class RunState:
         self.adam.load_state_dict(state["adam"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
-        self.history, self.latest = list(state["history"]), state["latest"]
-
-
-def _write(path: pathlib.Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+        self.history, self.latest, self.run = list(state["history"]), state["latest"], state["run"]
 
 
 def _first_difference(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> str:

@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"advunlearn {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        more = f"; {args.out} keeps the run: the same command with --resume goes on" if args.command == "train" else ""
+        kept = args.command == "train" and os.path.isfile(os.path.join(args.out, "state.pt"))
+        more = f"; {args.out} keeps the run: the same command with --resume goes on" if kept else ""
         sys.stderr.write(f"\nadvunlearn {args.command}: interrupted{more}\n")
         return 130
     return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import AdvUnlearnError
+from .files import write_atomic
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 FORMAT = "advunlearn.text_encoder.v1"
@@ -82,14 +82,9 @@ def load_state(encoder: Any, tensors: Mapping[str, Tensor], source: str) -> None
 
 def save_encoder(path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, Any]) -> pathlib.Path:
     """Write one safetensors file, atomically; `metadata` values that are not text are stored as JSON."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in metadata.items()}
-    partial = path.with_name(path.name + ".partial")
-    # `save_file` would make a file that only its owner can read.
-    partial.write_bytes(save(portable_state(encoder), {"format": "pt", "advunlearn.format": FORMAT, **text}))
-    os.replace(partial, path)
-    return path
+    # Not `save_file`, which makes a file that only its owner can read.
+    return write_atomic(path, save(portable_state(encoder), {"format": "pt", "advunlearn.format": FORMAT, **text}))
 
 
 def save_folder(path: str | pathlib.Path, encoder: Any) -> pathlib.Path:
@@ -98,7 +93,7 @@ def save_folder(path: str | pathlib.Path, encoder: Any) -> pathlib.Path:
     path.mkdir(parents=True, exist_ok=True)
     encoder.config.save_pretrained(path)
     state = {k: v for k, v in portable_state(encoder).items() if k != PROJECTION}
-    (path / WEIGHTS[0]).write_bytes(save(state, {"format": "pt"}))
+    write_atomic(path / WEIGHTS[0], save(state, {"format": "pt"}))
     return path
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import AdvUnlearnError
+from .files import write_atomic
 from .formats import PREFIX
 
 START = "lora_te_"
@@ -62,8 +63,5 @@ def save_lora(path: str | pathlib.Path, made: LowRank, metadata: Mapping[str, st
     """Write a LoRA file; the residual is in its metadata."""
     from safetensors.torch import save
 
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = {"format": "pt", "advunlearn.residual": f"{made.residual:.6f}", **(metadata or {})}
-    path.write_bytes(save(made.tensors, text))
-    return path
+    return write_atomic(path, save(made.tensors, text))

@@ -78,18 +78,11 @@ class Trainer:
         retain_prompts: Sequence[str],
         generator: torch.Generator,
     ) -> None:
-        if config.retains and banks.retain is None:
-            raise AdvUnlearnError(
-                "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
-            )
         self.concept, self.config, self.banks, self.generator = concept, config, banks, generator
         self.attack = replace(attack, steps=1, update="sign") if config.mode == "fast" else attack
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
         if config.mode == "esd_unet":
-            if not isinstance(model.denoiser, DiffusersDenoiser):
-                raise AdvUnlearnError(
-                    "mode esd_unet trains a diffusers UNet, and this model has none; use another mode"
-                )
+            assert isinstance(model.denoiser, DiffusersDenoiser)  # `check` saw to that
             self.denoiser = unet = model.denoiser.trainable_copy()
             self.parameters = [p for name, p in unet.unet.named_parameters() if "attn2" in name]
         else:
@@ -204,6 +197,16 @@ class Trainer:
         return TrainResult(self.encoder, self.denoiser, history, len(history))
 
 
+def check(model: TextToImage, config: TrainConfig, retained: Sequence[str], banks: Banks | None) -> None:
+    """Raise AdvUnlearnError for what cannot work, before anything is sampled."""
+    if config.retains and (not retained or (banks is not None and banks.retain is None)):
+        raise AdvUnlearnError(
+            "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
+        )
+    if config.mode == "esd_unet" and not isinstance(model.denoiser, DiffusersDenoiser):
+        raise AdvUnlearnError("mode esd_unet trains a diffusers UNet, and this model has none; use another mode")
+
+
 def train(
     model: TextToImage,
     concept: ConceptConfig,
@@ -225,16 +228,21 @@ def train(
         callback: progress and cancel.
         banks: trajectories to share between runs; sampled when not given.
         checkpoints: where the run keeps its state.
-        resume: go on from that state; the weights end up the same, bit for bit, as without the interruption.
+        resume: go on from that state. On a CPU the weights end up the same, bit for bit, as without the interruption;
+            on a GPU as far as its own arithmetic repeats itself.
 
     Raises AdvUnlearnError for settings that cannot work and TrainingDiverged for a loss that is not finite.
     """
+    if resume and (checkpoints is None or banks is not None):
+        raise AdvUnlearnError("resume needs checkpoints to go on from, and takes its banks from them")
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
     retained = list(retain_prompts) if config.retains else []
+    check(model, config, retained, banks)
     settings = {
         "concept": concept.to_dict(), "attack": attack.to_dict(), "train": config.to_dict(), "bank": bank.to_dict(),
-        "retain_prompts": retained, "base": model.base_hash(),
+        "retain_prompts": retained, "base": model.base_hash(), "denoiser": model.denoiser.fingerprint(),
+        "latent_shape": list(model.denoiser.latent_shape),
     }  # fmt: skip
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
     if state and kept:
@@ -244,4 +252,8 @@ def train(
     trainer.state.settings = settings
     if state:
         trainer.state.restore(state)
+        if len(state["history"]) > config.iterations:
+            raise AdvUnlearnError(
+                f"the run has come to iteration {len(state['history'])} already; give at least as many iterations"
+            )
     return trainer.run(callback, checkpoints)

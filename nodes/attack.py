@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..advunlearn.config import AttackConfig, EvaluateConfig
+from ..advunlearn.errors import AdvUnlearnError
 from .widgets import schema, settings, widget
 
 ATTACKS = ("unlearndiffatk", "soft_prefix")
@@ -31,7 +33,7 @@ class AdversarialPromptAttack(io.ComfyNode):
                 io.String.Input("prompt", default="a church", tooltip="the prompt that names the concept"),
                 io.Combo.Input("attack", options=list(ATTACKS), tooltip="unlearndiffatk: words, found by a search over "
                                "the vocabulary; soft_prefix: embeddings, bounded by a ball around real tokens"),
-                widget(EvaluateConfig, "attack_steps", id="steps"),
+                widget(EvaluateConfig, "attack_steps", id="steps", least=1),
                 widget(EvaluateConfig, "attack_tokens", id="tokens"),
                 widget(AttackConfig, "restarts"),
                 widget(EvaluateConfig, "seed"),
@@ -60,9 +62,13 @@ class AdversarialPromptAttack(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, prompt: str, **_: Any) -> bool | str:
-        """Refuse an empty prompt before the graph runs."""
-        return True if prompt.strip() else "prompt is empty; name the concept, for example: a church"
+    def validate_inputs(cls, prompt: str | None = None, embedding_name: str | None = None) -> bool | str:
+        """Refuse what cannot work before the graph runs; None is what a link brings."""
+        if prompt is not None and not prompt.strip():
+            return "prompt is empty; name the concept, for example: a church"
+        if embedding_name is not None and not re.fullmatch(r"[\w.-]+", embedding_name):
+            return f"embedding_name is {embedding_name!r}; a prompt can name it only if it is letters, digits, . _ -"
+        return True
 
     @classmethod
     def execute(
@@ -72,20 +78,29 @@ class AdversarialPromptAttack(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         """Attack; return the best prefix in every form a graph can use."""
         from ..advunlearn.attacks.prompt import attack_prompt
+        from ..advunlearn.text_encoder import tokenize
         from . import host
 
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
         bar = host.Bar(steps, cls.hidden.unique_id)
         with host.gradients():
-            original = original_clip if original_clip is not None else clip
-            x_0 = host.target_latents(model, original, prompt, resolution, config, target, image, vae)
-            attacked = host.text_to_image(model, clip, resolution=8 * x_0.shape[-1])
+            attacked = host.text_to_image(model, clip, resolution=resolution)
+            plain = tokenize(attacked.tokenizer, [prompt])[0].tolist()
+            if not host.reads_as(clip, prompt, plain) or plain.index(attacked.tokenizer.eos_token_id) + tokens > 76:
+                raise AdvUnlearnError(
+                    f"the prompt has weights or embeddings, or over {75 - tokens} tokens; give fewer, plain words"
+                )
+            x_0 = host.target_latents(attacked, original_clip, prompt, config, target, image, vae)
             found = attack_prompt(
                 attacked.denoiser, attacked.text_encoder, attacked.tokenizer, prompt, x_0, name=attack,
                 restarts=restarts, config=config, on_step=lambda step, loss: bar.update(step),
             )  # fmt: skip
             embedding = host.save_embedding(embedding_name, found.embeddings)
-        text = found.text if found.exact else f"{embedding} {prompt}"
+            # Text only where CLIP Text Encode reads it as what was found: brackets and the like are its own language.
+            typed = found.exact and host.reads_as(
+                clip, found.text, tokenize(attacked.tokenizer, [found.text])[0].tolist()
+            )
+        text = found.text if typed else f"{embedding} {prompt}"
         report = (
             f"{attack} on {prompt!r}: denoising loss {found.loss_before:.4f} without, {found.loss:.4f} with the prefix "
             f"({steps} steps, {tokens} tokens, best of {restarts})\n{text}"

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.errors import AdvUnlearnError
-from .widgets import schema
+from .widgets import file_name, schema
 
 FORMATS = {
     "safetensors": "one file for any loader of CLIP-L",
@@ -49,11 +49,11 @@ class LoadRobustCLIP(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, encoder: str, **_: Any) -> bool | str:
-        """Refuse a file that is not there before the graph runs."""
+    def validate_inputs(cls, encoder: str | None = None) -> bool | str:
+        """Refuse a file that is not there before the graph runs; None is a name that a link brings."""
         from . import host
 
-        return True if encoder in host.encoder_files() else (
+        return True if encoder is None or encoder in host.encoder_files() else (
             f"encoder {encoder!r} is not among the text encoders; put it into models/text_encoders and refresh"
         )  # fmt: skip
 
@@ -98,7 +98,9 @@ class SaveRobustCLIP(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved"),
-                io.String.Input("name", default="robust_clip", tooltip="file name; it goes into output/clip"),
+                io.String.Input(
+                    "name", default="robust_clip", tooltip="file name in output/clip, of a LoRA in output/loras"
+                ),
                 io.Combo.Input(
                     "format", options=list(FORMATS), tooltip="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
                 ),
@@ -114,11 +116,15 @@ class SaveRobustCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, name: str, format: str, rank: int, base: Any = None) -> io.NodeOutput:
         """Save; return the name and a report."""
+        import torch
+
         from ..advunlearn.formats import save_encoder, save_folder
         from ..advunlearn.lora import lora, save_lora
         from . import host
 
-        path, listed = host.new_encoder_path(name if format == "safetensors" else f"{name}_{format}")
+        if wrong := file_name(name):
+            raise AdvUnlearnError(wrong)
+        path, listed = host.new_path(name, "loras" if format == "lora" else "clip")
         if format == "lora":
             if base is None:
                 raise AdvUnlearnError("a LoRA is a difference: connect the CLIP before training to base")
@@ -126,7 +132,7 @@ class SaveRobustCLIP(io.ComfyNode):
             save_lora(path, made)
             return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {made.residual:.1%} of the difference")
         with host.gradients():
-            encoder = host.text_encoder(clip)
+            encoder = host.text_encoder(clip, torch.device("cpu"))
             if format == "diffusers":
                 path = save_folder(path.with_suffix(""), encoder)
                 return io.NodeOutput(path.name, f"{path}: CLIPTextModel folder")

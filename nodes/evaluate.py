@@ -106,11 +106,12 @@ class EvaluateRobustness(io.ComfyNode):
         with host.gradients():
             before = host.text_to_image(model, clip_before, vae, resolution, "before")
             evaluator = Evaluator(before, judge, concept, config)
-            subjects = {"before": evaluator.original, "after": Subject(host.text_encoder(clip_after), before.denoiser)}
+            after = host.text_encoder(clip_after, before.denoiser.device)
+            subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
             for i, (name, subject) in enumerate(subjects.items()):
 
                 def follow(what: str, step: int, total: int, i: int = i) -> None:
-                    place = names.index(what) if what in names else 0
+                    place = names.index(what)
                     bar.update(min(bar.total, (i * len(names) + place) * config.attack_steps + step))
 
                 evaluator.on_progress = follow

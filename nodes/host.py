@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.lora
 import comfy.model_management
 import comfy.model_sampling
 import comfy.utils
@@ -19,8 +20,10 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ..advunlearn.denoisers.base import fingerprint, scaled_gradients
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.formats import PREFIX, PROJECTION, load_state
+from ..advunlearn.files import write_atomic
+from ..advunlearn.formats import PREFIX, load_state
 from ..advunlearn.models import CLIP_TOKENIZER, TextToImage
 
 CLIP_L = "clip_l.transformer."
@@ -49,29 +52,26 @@ def usable_for_gradients(module: nn.Module) -> None:
 class HostDenoiser:
     """A MODEL as the library's `Denoiser`: any dtype, eps or v prediction, with the LoRAs and patches that are on it.
 
+    Every prediction looks whether the user pressed cancel, and raises the host's exception.
     Raises AdvUnlearnError for a model that is not of Stable Diffusion 1.x's kind.
     """
 
     def __init__(self, model: Any, latent_size: int) -> None:
-        self.patcher = model.clone(disable_dynamic=True) if getattr(model, "is_dynamic", bool)() else model.clone()
-        self.sampling = model.get_model_object("model_sampling")
-        base = model.model
-        width = base.model_config.unet_config.get("context_dim")
-        if not isinstance(self.sampling, comfy.model_sampling.EPS) or width != 768 or getattr(base, "adm_channels", 0):
+        check_model(model)
+        try:
+            self.patcher = model.clone(disable_dynamic=True) if getattr(model, "is_dynamic", bool)() else model.clone()
+        except RuntimeError as error:
             raise AdvUnlearnError(
-                f"this MODEL is a {type(base).__name__} with {width} wide conditioning; only Stable Diffusion 1.x "
-                "models (768 wide, noise or v prediction) can be trained and attacked yet"
-            )
-        if getattr(base, "concat_keys", ()):
-            raise AdvUnlearnError("this MODEL is an inpainting model; use the text-to-image model it was made from")
-        channels = base.latent_format.latent_channels
-        self.latent_shape = (channels, latent_size, latent_size)
+                f"this MODEL cannot be taken out of dynamic memory ({error}); load it with Load Checkpoint, or start "
+                "ComfyUI with --disable-dynamic-vram"
+            ) from error
+        self.sampling = model.get_model_object("model_sampling")
+        self.latent_shape = (model.model.latent_format.latent_channels, latent_size, latent_size)
         with torch.inference_mode(False):
-            sigmas = self.sampling.sigmas.detach().clone().double().cpu()
-        self.alphas_cumprod = (1 / (1 + sigmas**2)).float()
+            self.alphas_cumprod = (1 / (1 + self.sampling.sigmas.detach().cpu().double() ** 2)).float()
         self.options = dict(model.model_options.get("transformer_options", {}))
-        self.load()
 
+    @torch.no_grad()
     def load(self) -> None:
         """Bring the weights to the device; free of work where they are there."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
@@ -86,33 +86,69 @@ class HostDenoiser:
         """Return (): the host takes care of its own weights."""
         return ()
 
+    def fingerprint(self) -> str:
+        """Return what tells this MODEL's weights, LoRAs included, from another's."""
+        return fingerprint(self.patcher.model)
+
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """See `Denoiser.noise_pred`. The host works with x = x_t / sqrt(a) and sigma = sqrt((1 - a) / a).
 
         It returns the denoised x_0, for noise and for v prediction alike, so eps = (x - x_0) / sigma.
         """
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        model = self.patcher.model
         sigma = self.sampling.sigma(t).to(x_t)
         s = sigma.view(-1, 1, 1, 1)
         x = x_t * (1 + s**2).sqrt()
         options = {**self.options, "cond_or_uncond": [0], "sigmas": sigma}
-        denoised = self.patcher.model.apply_model(x, sigma, c_crossattn=conditioning, transformer_options=options)
-        return (x - denoised) / s
+
+        def predict(context: Tensor) -> Tensor:
+            return (x - model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)) / s
+
+        return scaled_gradients(conditioning, predict, model.manual_cast_dtype or model.get_dtype())
 
 
+def check_model(model: Any) -> None:
+    """Raise AdvUnlearnError unless a MODEL is a text-to-image model of Stable Diffusion 1.x's kind."""
+    base, sampling = model.model, model.get_model_object("model_sampling")
+    width = base.model_config.unet_config.get("context_dim")
+    if width != 768 or getattr(base, "adm_channels", 0):
+        raise AdvUnlearnError(
+            f"this MODEL is a {type(base).__name__} with {width} wide conditioning; only Stable Diffusion 1.x models "
+            "(768 wide) can be trained and attacked yet"
+        )
+    if getattr(base, "concat_keys", ()):
+        raise AdvUnlearnError("this MODEL is an inpainting model; use the text-to-image model it was made from")
+    with torch.inference_mode(False):
+        sigmas = getattr(sampling, "sigmas", torch.zeros(0)).detach().clone()
+        steps = torch.arange(len(sigmas), device=sigmas.device)
+        discrete = isinstance(sampling, comfy.model_sampling.EPS) and len(sigmas) == 1000
+        if not discrete or not torch.allclose(sampling.sigma(steps).to(sigmas), sigmas, rtol=1e-3):
+            raise AdvUnlearnError(
+                f"this MODEL samples as {type(sampling).__mro__[1].__name__}; only the discrete schedule of 1000 steps "
+                "with noise or v prediction is known. Connect the MODEL before the node that changed its sampling"
+            )
+    if model.model_options.get("model_function_wrapper") is not None:
+        raise AdvUnlearnError("another node wraps this MODEL's predictions; connect the MODEL before that node")
+
+
+@torch.no_grad()
 def clip_l_state(clip: Any) -> dict[str, Tensor]:
-    """Return CLIP-L's weights, patches applied, under `text_model.` keys.
+    """Return CLIP-L's weights in fp32 on the CPU, patches applied, under `text_model.` keys.
 
-    Raises AdvUnlearnError when the CLIP has no CLIP-L.
+    They are computed from the base weights and the patches: what a loaded model holds may be partly offloaded, and a
+    state dict of it without its patches. Raises AdvUnlearnError when the CLIP has no CLIP-L.
     """
     require_clip_l(clip)
-    if hasattr(clip, "state_dict_for_saving"):
-        comfy.model_management.load_models_gpu([clip.load_model()])
-        state = clip.state_dict_for_saving()
-    else:
-        comfy.model_management.load_models_gpu([clip.load_model()], force_patch_weights=True)
-        state = clip.get_sd()
-    start = CLIP_L + PREFIX
-    return {k.removeprefix(CLIP_L): v.detach().clone() for k, v in state.items() if k.startswith(start)}
+    state = {}
+    for key, (base, *patches) in clip.patcher.get_key_patches(CLIP_L + PREFIX).items():
+        if key.endswith("position_ids"):
+            continue
+        weight, convert = base
+        # A copy, since patches are applied in place.
+        value = convert(weight.detach().to("cpu", torch.float32, copy=True), inplace=True)
+        state[key.removeprefix(CLIP_L)] = comfy.lora.calculate_weight(patches, value, key).detach().clone()
+    return state
 
 
 def require_clip_l(clip: Any) -> None:
@@ -125,8 +161,8 @@ def require_clip_l(clip: Any) -> None:
         )
 
 
-def text_encoder(clip: Any) -> Any:
-    """Return a CLIPTextModel in fp32 that computes what the CLIP-L of a CLIP does."""
+def text_encoder(clip: Any, device: torch.device) -> Any:
+    """Return a CLIPTextModel in fp32, on a device, that computes what the CLIP-L of a CLIP does."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     state = clip_l_state(clip)
@@ -139,7 +175,7 @@ def text_encoder(clip: Any) -> Any:
     )  # fmt: skip
     encoder = CLIPTextModel(config).float().eval().requires_grad_(False)
     load_state(encoder, state, "the CLIP")
-    return encoder.to(clip.patcher.load_device)
+    return encoder.to(device)
 
 
 @functools.cache
@@ -205,7 +241,9 @@ def text_to_image(model: Any, clip: Any, vae: Any = None, resolution: int = 512,
             "set the last layer on what comes out"
         )
     denoiser = HostDenoiser(model, resolution // 8)
-    return HostModel(name, CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), text_encoder(clip), denoiser, vae)
+    encoder = text_encoder(clip, denoiser.device)
+    denoiser.load()  # last, so that nothing loaded after it takes its place
+    return HostModel(name, CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), encoder, denoiser, vae)
 
 
 class Bar:
@@ -231,66 +269,59 @@ def encoder_path(name: str) -> pathlib.Path:
     return pathlib.Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
-def new_encoder_path(name: str) -> tuple[pathlib.Path, str]:
-    """Return a fresh path for a saved encoder, and the name under which the host lists it at once."""
-    folder, file, counter, sub, _ = folder_paths.get_save_image_path(
-        f"clip/{name}", folder_paths.get_output_directory()
-    )
-    path = pathlib.Path(folder) / f"{file}_{counter:05}_.safetensors"
-    listed = pathlib.PurePath(sub).relative_to("clip") / path.name
-    return path, str(listed)
-
-
-def clip_from(tensors: Mapping[str, Tensor]) -> Any:
-    """Return a CLIP for Stable Diffusion 1.x made of an encoder's tensors (`text_model.` keys)."""
-    import comfy.sd
-
-    width = tensors[PREFIX + "final_layer_norm.weight"].shape[0]
-    # The host leaves a projection that is missing uninitialised.
-    state = {**tensors, PROJECTION: torch.eye(width)}
-    return comfy.sd.load_text_encoder_state_dicts(
-        [state], embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
-    )  # fmt: skip
+def new_path(name: str, folder: str = "clip", suffix: str = ".safetensors") -> tuple[pathlib.Path, str]:
+    """Return a fresh path in a folder of the output, and the name under which the host lists it there at once."""
+    output = folder_paths.get_output_directory()
+    where, file, counter, _, _ = folder_paths.get_save_image_path(f"{folder}/{name}", output)
+    path = pathlib.Path(where) / f"{file}_{counter:05}_{suffix}"
+    return path, str(path.relative_to(pathlib.Path(output) / folder))
 
 
 def run_folder(name: str) -> pathlib.Path:
     """Return the folder in which a training run of this name keeps its state."""
-    return pathlib.Path(folder_paths.get_output_directory()) / "advunlearn" / pathlib.PurePath(name).name
+    return pathlib.Path(folder_paths.get_output_directory()) / "advunlearn" / name
 
 
+@torch.no_grad()
 def target_latents(
-    model: Any, clip: Any, prompt: str, resolution: int, config: Any, latent: Any, image: Any, vae: Any
+    attacked: HostModel, original_clip: Any, prompt: str, config: Any, latent: Any, image: Any, vae: Any
 ) -> Tensor:
-    """Return (1, C, h, w) latents in the UNet's scale: of a LATENT, of an IMAGE, or drawn by MODEL and CLIP.
+    """Return (1, C, h, w) latents in the UNet's scale: of a LATENT, of an IMAGE, or drawn with the original CLIP.
 
     Raises AdvUnlearnError for a picture without a VAE.
     """
     from ..advunlearn.sampling import ddim_sample
 
+    denoiser = attacked.denoiser
     if latent is None and image is not None:
         if vae is None:
             raise AdvUnlearnError("image is connected but vae is not; connect the VAE that encodes it")
-        latent = {"samples": vae.encode(image[:1, :, :, :3])}
+        latent = {"samples": vae.encode(image[:1, :, :, :3].clone())}
+        denoiser.load()  # type: ignore[attr-defined]
     if latent is not None:
-        x_0 = model.model.process_latent_in(latent["samples"][:1].clone()).float()
-        return x_0.to(model.load_device)
-    original = text_to_image(model, clip, resolution=resolution)
+        samples = latent["samples"][:1].clone()
+        return denoiser.patcher.model.process_latent_in(samples).float().to(denoiser.device)  # type: ignore[attr-defined]
+    encoder = attacked.text_encoder if original_clip is None else text_encoder(original_clip, denoiser.device)
     generator = torch.Generator().manual_seed(config.seed)
-    noise = torch.randn(1, *original.denoiser.latent_shape, generator=generator).to(original.denoiser.device)
-    context, empty = original.encode([prompt]), original.encode([""])
-    return ddim_sample(original.denoiser, context, empty, noise, config.sampling_steps, config.guidance_scale)
+    noise = torch.randn(1, *denoiser.latent_shape, generator=generator).to(denoiser.device)
+    context, empty = attacked.encode([prompt], encoder), attacked.encode([""], encoder)
+    return ddim_sample(denoiser, context, empty, noise, config.sampling_steps, config.guidance_scale)
+
+
+def reads_as(clip: Any, text: str, ids: Sequence[int]) -> bool:
+    """Return whether CLIP Text Encode reads a text as the very tokens `ids` (77, padded), all with weight 1."""
+    chunks = clip.tokenize(text).get("l", [])
+    return len(chunks) == 1 and [(token, 1.0) for token in ids] == [(c[0], c[1]) for c in chunks[0]]
 
 
 def save_embedding(name: str, embeddings: Tensor) -> str:
     """Save (k, 768) token embeddings where the host looks for them; return the text that stands for them."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = pathlib.Path(folder_paths.get_folder_paths("embeddings")[0])
-    safe = pathlib.PurePath(name).name or "adversarial"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"clip_l": embeddings.detach().float().cpu().contiguous()}, folder / f"{safe}.safetensors")
-    return f"embedding:{safe}"
+    tensors = {"clip_l": embeddings.detach().float().cpu().contiguous()}
+    write_atomic(folder / f"{name}.safetensors", save(tensors))
+    return f"embedding:{name}"
 
 
 def image_of(picture: Any) -> Tensor:

@@ -27,7 +27,7 @@ class Training:
         self.warmup = config.warmup
         self.bar = Bar(self.place(config.iterations), node_id)
         self.rows: dict[int, Mapping[str, float]] = {}
-        self.filled, self.before = 0, 0
+        self.filled, self.total, self.before = 0, 0, 0
 
     def place(self, iterations: int, step: int = 0) -> int:
         """Return how much is done after so many whole iterations and, in the next, attack steps."""
@@ -36,9 +36,9 @@ class Training:
     def __call__(self, progress: Progress) -> None:
         """Take one report of the trainer."""
         if progress.phase == "bank":
-            if progress.iteration < self.filled:  # the second bank begins
+            if self.filled == self.total:  # the second bank begins
                 self.before += self.filled
-            self.filled = progress.iteration
+            self.filled, self.total = progress.iteration, progress.iterations
             self.bar.update(self.before + self.filled)
             return
         done = self.place(progress.iteration, progress.attack_step)

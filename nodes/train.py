@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
-from .widgets import advanced, schema, settings, widget
+from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
+from .widgets import advanced, file_name, schema, settings, widget
 
 RETAIN = {
     "coco": "objects of COCO: a photo of a <class>",
@@ -69,6 +70,11 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, save_name: str | None = None) -> bool | str:
+        """Refuse a name that no file can have before anything is trained; None is a name that a link brings."""
+        return save_name is None or file_name(save_name) or True
+
+    @classmethod
     def execute(cls, model: Any, clip: Any, **values: Any) -> io.NodeOutput:
         """Train, save, return the robust CLIP."""
         from ..advunlearn.checkpoint import Checkpoints
@@ -82,18 +88,28 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         prompts = retained(values["retain_set"], values["retain_prompts"], concept)
         follow = preview.Training(cls.hidden.unique_id, config, attack, bank, bool(prompts) and config.retains)
 
+        if wrong := file_name(values["save_name"]):
+            raise AdvUnlearnError(wrong)
         keep = Checkpoints(host.run_folder(values["save_name"]))
+        resume = (
+            values["resume"] and keep.exists()
+        )  # cancelled before the first iteration there is nothing to go on from
         with host.gradients():
             original = host.text_to_image(model, clip, resolution=values["resolution"])
-            result = train(
-                original, concept, attack, config, bank, prompts, follow, checkpoints=keep, resume=values["resume"]
-            )
+            try:
+                result = train(
+                    original, concept, attack, config, bank, prompts, follow, checkpoints=keep, resume=resume
+                )
+            except TrainingDiverged as error:
+                path, listed = host.new_path(values["save_name"] + "_last_good")
+                save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)})
+                raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error
             configs = {
                 "concept": concept.to_dict(), "train": config.to_dict(), "attack": attack.to_dict(),
                 "bank": bank.to_dict(),
             }  # fmt: skip
             metadata = recipe_metadata(original, concept, configs)
-            path, listed = host.new_encoder_path(values["save_name"])
+            path, listed = host.new_path(values["save_name"])
             save_encoder(path, result.encoder, metadata)
             state = {k: v for k, v in portable_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = host.with_encoder(clip, state, 1.0, "the trained encoder")
@@ -107,10 +123,13 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
 
 
 def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
-    """Return the retained prompts of a set and of the user's own lines, without those that name the concept."""
+    """Return the retained prompts of a shipped set, without the concept's words, and of the user's own lines."""
     from ..advunlearn import retain
     from ..advunlearn.evaluation.cases import retain_prompts
 
-    rows = {"none": list, "coco": retain.shipped, "miniature": lambda: retain_prompts(concept)}[name]()
-    lines = [line.strip() for line in own.splitlines() if line.strip()]
-    return retain.without([*rows, *lines], concept.concept) if name != "miniature" else [*rows, *lines]
+    sets = {
+        "none": list,
+        "coco": lambda: retain.without(retain.shipped(), concept.concept),
+        "miniature": lambda: retain_prompts(concept),
+    }
+    return sets[name]() + [line.strip() for line in own.splitlines() if line.strip()]

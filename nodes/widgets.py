@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -32,9 +33,16 @@ def advanced(kind: Any, *args: Any, **options: Any) -> Any:
 
 
 def widget(
-    config: type, name: str, *, id: str = "", default: Any = None, fold: bool = False, only: Sequence[str] = ()
+    config: type,
+    name: str,
+    *,
+    id: str = "",
+    default: Any = None,
+    fold: bool = False,
+    only: Sequence[str] = (),
+    least: float | None = None,
 ) -> Any:
-    """Make the input of one setting; `only` offers some of its choices."""
+    """Make the input of one setting; `only` offers some of its choices, `least` a higher lower end."""
     field = next(f for f in dataclasses.fields(config) if f.name == name)
     hint, low, high = get_type_hints(config)[name], field.metadata["low"], field.metadata["high"]
     options: dict[str, Any] = {"default": field.default if default is None else default}
@@ -43,14 +51,19 @@ def widget(
     if kind is io.Combo:
         options["options"] = list(only or choices(config, name))
     elif hint in (int, float):
-        options |= {
-            "min": hint(low if low is not None else -UNBOUNDED),
-            "max": hint(min(high or 0, UNBOUNDED) or UNBOUNDED),
-        }
+        low = low if least is None else least
+        lowest, highest = -UNBOUNDED if low is None else low, UNBOUNDED if high is None else min(high, UNBOUNDED)
+        options |= {"min": hint(lowest), "max": hint(highest)}
     if hint is float:
         options |= {"step": 0.00001 if field.default and field.default < 0.01 else 0.05, "round": 0.000001}
     make = advanced if fold else lambda kind, *args, **kw: kind.Input(*args, **kw)
     return make(kind, id or name, **options)
+
+
+def file_name(name: str) -> str:
+    """Return why a name cannot be that of a file in the output folder, or nothing: letters, digits, . _ - and /."""
+    good = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name or "")
+    return "" if good else f"the name {name!r} cannot be used; take letters, digits, '.', '_', '-', and '/' for folders"
 
 
 def settings(config: type, values: Mapping[str, Any], prefix: str = "", **more: Any) -> Any:

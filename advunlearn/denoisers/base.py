@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -23,6 +25,10 @@ class Denoiser(Protocol):
         """Return the modules that a run must freeze; () where a host takes care of its own."""
         ...
 
+    def fingerprint(self) -> str:
+        """Return what tells this denoiser's weights from another's."""
+        ...
+
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """Return the predicted noise (B, C, h, w) in fp32.
 
@@ -32,6 +38,36 @@ class Denoiser(Protocol):
             conditioning: (B, L, D) hidden states of the text encoder.
         """
         ...
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a short digest that tells one module's weights from another's; it reads a few values of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def scaled_gradients(conditioning: Tensor, predict: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+    """Return predict(conditioning) so that its gradient survives fp16, whose smallest step is 6e-8.
+
+    On its way back the gradient is divided by its own maximum before it enters the network, and multiplied again, in
+    fp32, where it leaves: loss scaling (arXiv 1710.03740) for one network. Other dtypes are left alone.
+    """
+    if dtype != torch.float16 or not (conditioning.requires_grad and torch.is_grad_enabled()):
+        return predict(conditioning)
+    scale = torch.ones((), device=conditioning.device)
+
+    def enter(gradient: Tensor) -> Tensor:
+        scale.copy_(gradient.abs().amax().float().clamp(min=1e-30))
+        return gradient / scale.to(gradient.dtype)
+
+    inside = conditioning.float() * 1.0
+    inside.register_hook(lambda gradient: gradient * scale)
+    output = predict(inside)
+    output.register_hook(enter)
+    return output
 
 
 def add_noise(x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:

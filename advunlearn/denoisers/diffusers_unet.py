@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdvUnlearnError
+from .base import fingerprint, scaled_gradients
 
 
 class DiffusersDenoiser:
@@ -40,6 +41,10 @@ class DiffusersDenoiser:
         """Return the UNet."""
         return (self.unet,)
 
+    def fingerprint(self) -> str:
+        """Return what tells this UNet's weights from another's."""
+        return fingerprint(self.unet)
+
     def trainable_copy(self) -> DiffusersDenoiser:
         """Return a denoiser with a UNet of its own, in fp32 since Adam's steps vanish in 16 bits."""
         other = copy.copy(self)
@@ -49,7 +54,11 @@ class DiffusersDenoiser:
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """See `Denoiser.noise_pred`. v is turned into noise: eps = sqrt(a) v + sqrt(1 - a) x_t."""
         dtype = self.unet.dtype
-        output = self.unet(x_t.to(dtype), t, conditioning.to(dtype)).sample.float()
+
+        def predict(context: Tensor) -> Tensor:
+            return self.unet(x_t.to(dtype), t, context.to(dtype)).sample.float()
+
+        output = scaled_gradients(conditioning, predict, dtype)
         if self.prediction_type == "epsilon":
             return output
         a = self.alphas_cumprod.to(x_t.device)[t].view(-1, 1, 1, 1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import write_atomic
 from . import path
 
 LAYERS, WIDTH, VAE_SCALE = 12, 768, 0.18215  # of SD 1.5: text encoder layers, text width, scale of its latents
@@ -183,9 +184,6 @@ def checkpoint() -> dict[str, Tensor]:
 
 def write(file: str | pathlib.Path) -> pathlib.Path:
     """Write the checkpoint, about 490 MB; it loads wherever an SD 1.5 checkpoint does."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    file = pathlib.Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(checkpoint(), file, {"format": "pt", "modelspec.title": "AdvUnlearn miniature"})
-    return file
+    return write_atomic(file, save(checkpoint(), {"format": "pt", "modelspec.title": "AdvUnlearn miniature"}))

@@ -87,6 +87,20 @@ def main() -> dict[str, Any]:
                     "prediction": (p - q).abs().max().item(), "scale": p.abs().mean().item(),
                     "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
                 }  # fmt: skip
+            base = host.clip_l_state(clip)
+            robust = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
+            patched, half = (host.with_encoder(clip, robust, s, "test") for s in (1.0, 0.5))
+            distance = {}
+            for when in ("before", "after"):  # before and after the host has loaded the patched weights
+                state, middle = host.clip_l_state(patched), host.clip_l_state(half)
+                distance[when] = max(
+                    max((state[k] - robust[k]).abs().max().item() for k in base),
+                    max((middle[k] - (base[k] + robust[k]) / 2).abs().max().item() for k in base),
+                )
+                patched.encode("a church")
+                half.encode("a church")
+            out["patched"] = distance
+        clip.encode("a church")  # the host takes the patches off the weights that the clones share
         out["untouched"] = before == (digest(model.model), digest(clip.cond_stage_model))
     return out
 

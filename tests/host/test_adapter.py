@@ -25,5 +25,7 @@ def test_predictions_and_gradients_are_the_librarys_in_eps_and_v(server: Server,
     for kind in ("eps", "v"):
         assert found[kind]["prediction"] < 0.01 * found[kind]["scale"], found
         assert found[kind]["gradient"] < 0.01, found
+    # A patched CLIP is read with its patches, loaded or not.
+    assert max(found["patched"].values()) < 1e-6, found
     assert found["heavy"] == []  # nothing heavy is imported before a node runs
     assert found["untouched"], "the user's MODEL or CLIP changed"
