@@ -107,3 +107,20 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_file(tmp_path: pat
     subprocess.run(command(tmp_path / "killed", "--resume"), cwd=root, check=True, capture_output=True)
     a, b = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_new_run_in_a_used_folder_keeps_a_bank_of_its_own(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    other = dataclasses.replace(CONFIG, seed=1)
+    with pytest.raises(Cancelled):
+        run(model, tmp_path, stop=(1, 1), config=other)
+    with pytest.raises(Cancelled):
+        run(model, tmp_path, stop=(1, 1))
+    assert same(run(model, tmp_path, resume=True), run(model))
+
+
+def test_resume_without_a_place_to_go_on_from_is_refused(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(AdvUnlearnError, match="resume needs checkpoints"):
+        run(model, resume=True)
+    run(model, tmp_path, config=dataclasses.replace(CONFIG, iterations=3))
+    with pytest.raises(AdvUnlearnError, match="has come to iteration 3 already"):
+        run(model, tmp_path, resume=True, config=dataclasses.replace(CONFIG, iterations=2))

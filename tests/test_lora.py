@@ -61,4 +61,5 @@ def test_a_saved_folder_loads_in_transformers_with_prefixed_keys(model: TextToIm
     loaded = CLIPTextModel.from_pretrained(folder)
     own = model.text_encoder.state_dict()
     assert all(torch.equal(v, own[k]) for k, v in loaded.state_dict().items())
-    assert load_encoder(folder, model.text_encoder)[0] is not None
+    read, _ = load_encoder(folder, model.text_encoder)
+    assert all(torch.equal(v, own[k]) for k, v in read.state_dict().items())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from advunlearn.denoisers.base import scaled_gradients
 from advunlearn.losses import attack_loss, denoising_loss, erase_loss, erase_target, retain_loss
 
 
@@ -43,3 +44,23 @@ def test_erase_gradient_points_away_from_the_concept() -> None:
 def test_losses_are_fp32_for_half_inputs() -> None:
     big = latents(300.0).half()  # 600^2 overflows fp16
     assert torch.isfinite(attack_loss(big, -big))
+
+
+def test_small_gradients_survive_a_network_in_fp16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, start = torch.randn(8, 8, generator=generator), torch.randn(2, 4, 8, generator=generator)
+
+    def gradient(dtype: torch.dtype, scaled: bool) -> torch.Tensor:
+        context = start.clone().requires_grad_(True)
+
+        def predict(c: torch.Tensor) -> torch.Tensor:
+            return (c.to(dtype) @ weight.to(dtype)).float()
+
+        output = scaled_gradients(context, predict, dtype) if scaled else predict(context)
+        return torch.autograd.grad(1e-7 * output.square().mean(), context)[0]
+
+    exact = gradient(torch.float32, True)
+    assert torch.equal(exact, gradient(torch.float32, False))  # other dtypes are left alone
+    lost, kept = gradient(torch.float16, False), gradient(torch.float16, True)
+    assert (lost - exact).norm() > 0.5 * exact.norm()
+    assert (kept - exact).norm() < 0.01 * exact.norm()
