@@ -18,6 +18,7 @@ page.on("pageerror", (error) => errors.push(String(error)));
 await page.goto(url);
 await page.waitForFunction(() => window.app?.graph && window.app?.loadApiJson, null, { timeout: 120000 });
 await page.waitForTimeout(3000);
+await page.keyboard.press("Escape"); // the template browser of a first visit
 fs.mkdirSync(to, { recursive: true });
 for (const file of fs.readdirSync(from).filter((name) => name.endsWith(".json"))) {
   const name = path.basename(file, ".json");
@@ -25,6 +26,8 @@ for (const file of fs.readdirSync(from).filter((name) => name.endsWith(".json"))
   const made = await page.evaluate(
     async ([graph, name]) => {
       await window.app.loadApiJson(graph, name);
+      for (const node of window.app.graph.nodes)
+        for (const widget of node.widgets ?? []) if (widget.name === "control_after_generate") widget.value = "fixed";
       window.app.graph.arrange?.();
       window.app.canvas.setDirty(true, true);
       return window.app.graph.serialize();
@@ -32,7 +35,9 @@ for (const file of fs.readdirSync(from).filter((name) => name.endsWith(".json"))
     [graph, name],
   );
   fs.writeFileSync(path.join(to, `${name}.json`), JSON.stringify(made, null, 1) + "\n");
-  await page.evaluate(async ([made]) => { await window.app.loadGraphData(made); window.app.canvas.ds.reset?.(); }, [made]);
+  await page.evaluate(async ([made]) => window.app.loadGraphData(made), [made]);
+  await page.waitForTimeout(500);
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
   await page.waitForTimeout(1500);
   await page.screenshot({ path: path.join(to, `${name}.png`) });
   console.log(name, made.nodes.length, "nodes");
