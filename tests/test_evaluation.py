@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from advunlearn import retain
+from advunlearn.attacks.prompt import as_text
 from advunlearn.config import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.evaluate import Evaluator
@@ -82,15 +83,15 @@ def test_grid_and_overview_sizes() -> None:
     assert overview({"a": images, "b\nc": images}, scale=1, margin=100).size == (100 + 5 * 8 + 4 * 2, 2 * 8 + 6)
 
 
-def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage, judge: ConvJudge) -> None:
-    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), EvaluateConfig(cases=2))
+def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage) -> None:
     token = model.tokenizer.convert_tokens_to_ids
     whole, pieces = torch.tensor([token("dog</w>"), token("rose</w>")]), torch.tensor([token("nu"), token("dity</w>")])
     lone = torch.tensor([token("nu"), token("nu")])
-    assert evaluator._prompt(0, whole) == {
+    assert as_text(model.tokenizer, whole, "a church") == {
         "prompt": "dog rose a church",
         "tokens": ["dog</w>", "rose</w>"],
         "exact": True,
     }
-    assert evaluator._prompt(0, pieces)["prompt"] == "nudity a church" and evaluator._prompt(0, pieces)["exact"]
-    assert not evaluator._prompt(0, lone)["exact"]
+    joined = as_text(model.tokenizer, pieces, "a church")
+    assert joined["prompt"] == "nudity a church" and joined["exact"]
+    assert not as_text(model.tokenizer, lone, "a church")["exact"]
