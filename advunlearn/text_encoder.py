@@ -75,10 +75,16 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
         (B, L, D) last hidden states after the final layer norm.
     """
     # Entered anew in every call: the casts that autocast caches must not outlive a step of the weights.
-    compute = torch.autocast(ids.device.type, torch.bfloat16, getattr(encoder, "compute_dtype", None) == torch.bfloat16)
-    if embeddings is None:
+    half = getattr(encoder, "compute_dtype", None) == torch.bfloat16
+    compute = torch.autocast(ids.device.type, torch.bfloat16, enabled=half)
+
+    def hidden_states() -> Tensor:
         with compute:
-            return encoder(ids).last_hidden_state.float()
+            output = encoder(ids).last_hidden_state
+        return output.float() if half else output
+
+    if embeddings is None:
+        return hidden_states()
     if at is None or at.stop - at.start != embeddings.shape[1]:
         raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
 
@@ -88,8 +94,7 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
     # A hook on the embedding table works alike in transformers 4 and 5, whose forward methods differ inside.
     handle = encoder.get_input_embeddings().register_forward_hook(replace)  # type: ignore[operator]
     try:
-        with compute:
-            return encoder(ids).last_hidden_state.float()
+        return hidden_states()
     finally:
         handle.remove()
 
