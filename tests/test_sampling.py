@@ -59,7 +59,7 @@ def bank_of(
 ) -> TrajectoryBank:
     prompts = model.encode(["a church", "a dog"])
     generator = torch.Generator().manual_seed(0)
-    return kind(model.denoiser, prompts, model.encode([""]), size, config, generator)
+    return kind(model.denoiser, lambda numbers: prompts[numbers], 2, model.encode([""]), size, config, generator)
 
 
 @pytest.mark.parametrize("kind", [TrajectoryBank, FreshSampler])
@@ -67,7 +67,7 @@ def test_triples_are_exact(model: TextToImage, small_bank: BankConfig, kind: typ
     bank = bank_of(model, small_bank, kind=kind)
     draw, cond = bank.draw(4), model.encode(["a church", "a dog"])
     with torch.no_grad():
-        for eps, context in ((draw.uncond, model.encode([""]).expand(4, -1, -1)), (draw.cond, cond[draw.prompt])):
+        for eps, context in ((draw.anchor, model.encode([""]).expand(4, -1, -1)), (draw.cond, cond[draw.prompt])):
             assert (model.denoiser.noise_pred(draw.x_t, draw.t, context) - eps).abs().max() < 1e-4
             # at any other timestep the prediction is another one: the comparison can fail
             assert (model.denoiser.noise_pred(draw.x_t, (draw.t + 40) % 1000, context) - eps).abs().max() > 1e-3
@@ -80,8 +80,10 @@ def test_bank_is_reproducible_and_refreshed_after_its_share_of_draws(model: Text
     assert torch.equal(a.x_t, b.x_t)
     for _ in range(7):  # 28 draws: below 2 draws for each of the 16 triples
         a.draw(4)
+        a.refresh()
     assert a.sampled == 4 and torch.equal(a.x_t, before)
     a.draw(4)
+    a.refresh()
     assert a.sampled == 8 and not torch.equal(a.x_t, before)
 
 
@@ -106,4 +108,5 @@ def test_small_bank_covers_every_object_and_prompts_take_turns(model: TextToImag
     bank = bank_of(model, config, size=1)
     assert bank.prompt.tolist() == [0]
     bank.draw(1)
+    bank.refresh()
     assert bank.prompt.tolist() == [1] and bank.sampled == 2
