@@ -328,3 +328,16 @@ def image_of(picture: Any) -> Tensor:
     """Return a PIL picture as a host's IMAGE (1, H, W, 3) in [0, 1]."""
     pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return pixels.view(1, picture.height, picture.width, 3).float() / 255
+
+
+def clip_from(tensors: Mapping[str, Tensor]) -> Any:
+    """Return a CLIP for Stable Diffusion 1.x made of an encoder's tensors (`text_model.` keys)."""
+    import comfy.sd
+
+    width = tensors[PREFIX + "final_layer_norm.weight"].shape[0]
+    # The host leaves a projection that is missing uninitialised.
+    state = {**tensors, PROJECTION: torch.eye(width)}
+    return comfy.sd.load_text_encoder_state_dicts(
+        [state], embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+    )  # fmt: skip
