@@ -33,7 +33,7 @@ class LoadJudge(io.ComfyNode):
             description="Load the classifier that decides whether a picture shows the concept. The one that is shipped "
             "knows the miniature's objects and styles.",
             inputs=[io.Combo.Input("judge", options=["miniature"], tooltip="miniature: 64 objects and 4 styles")],
-            outputs=[Judge.Output("judge", tooltip="for Evaluate Robustness")],
+            outputs=[Judge.Output("JUDGE", tooltip="for Evaluate Robustness")],
         )
 
     @classmethod

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..advunlearn.denoisers.base import fingerprint, scaled_gradients
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import write_atomic
-from ..advunlearn.formats import PREFIX, load_state
+from ..advunlearn.formats import PREFIX, PROJECTION, load_state
 from ..advunlearn.models import CLIP_TOKENIZER, TextToImage
 
 CLIP_L = "clip_l.transformer."
