@@ -52,7 +52,7 @@ class AdversarialPromptAttack(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output("CONDITIONING", tooltip="of the adversarial prompt, under the attacked CLIP"),
-                io.String.Output("adversarial_prompt", tooltip="the adversarial prompt; typed into CLIP Text Encode it gives the "
+                io.String.Output("adversarial_prompt", tooltip="typed into CLIP Text Encode it gives the "
                                  "same conditioning"),
                 io.String.Output("embedding", tooltip="the saved tokens: put this in front of any prompt"),
                 io.LossMap.Output("loss_map", tooltip="the attack's loss, for the loss graph"),

@@ -108,7 +108,7 @@ class SaveRobustCLIP(io.ComfyNode):
                 io.Clip.Input("base", optional=True, tooltip="the CLIP before training, for a LoRA"),
             ],
             outputs=[
-                io.String.Output("encoder_name", tooltip="file name; a safetensors encoder is listed by Load Robust CLIP"),
+                io.String.Output("encoder_name", tooltip="file name; Load Robust CLIP lists safetensors"),
                 io.String.Output("report", tooltip="what was written, and what a LoRA left out"),
             ],
         )  # fmt: skip
