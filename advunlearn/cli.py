@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from . import __version__
@@ -87,7 +87,24 @@ def build_parser() -> Parser:
     add_flags(demo, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
     demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
 
-    train = command("train", "train a robust text encoder", "run")
+    _add_train(command("train", "train a robust text encoder", "run"))
+    _add_measuring(command)
+    sample = command("sample", "draw pictures", "sample.png")
+    sample.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sample.add_argument("--encoder", metavar="FILE", help="a trained encoder (default: the model's own)")
+    sample.add_argument("--count", type=int, default=4, help="pictures per prompt (default: %(default)s)")
+    add_flags(sample, EvaluateConfig, skip=[
+        f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
+    ])  # fmt: skip
+    miniature = command("miniature", "write the miniature as a Stable Diffusion 1.5 checkpoint", model=False)
+    miniature.add_argument("--to", required=True, metavar="FILE.safetensors", help="where to write it, about 490 MB")
+    info = command("info", "say what an encoder file is", model=False)
+    info.add_argument("file", metavar="FILE")
+    return parser
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    """Add the flags of `train`."""
     for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
         add_flags(train, config, prefix)
     train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
@@ -96,6 +113,9 @@ def build_parser() -> Parser:
     )
     train.add_argument("--retain", metavar="FILE", help="retained prompts, one a line (default: a set that is shipped)")
 
+
+def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `evaluate` and `attack`, which share their settings."""
     evaluate = command(
         "evaluate", "measure text encoders: success by every route and attack, and utility", "evaluation"
     )
@@ -109,19 +129,6 @@ def build_parser() -> Parser:
         )
         add_flags(sub, ConceptConfig, skip=("negative_guidance",))
         add_flags(sub, EvaluateConfig)
-
-    sample = command("sample", "draw pictures", "sample.png")
-    sample.add_argument("prompts", nargs="+", metavar="PROMPT")
-    sample.add_argument("--encoder", metavar="FILE", help="a trained encoder (default: the model's own)")
-    sample.add_argument("--count", type=int, default=4, help="pictures per prompt (default: %(default)s)")
-    add_flags(sample, EvaluateConfig, skip=[
-        f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
-    ])  # fmt: skip
-    miniature = command("miniature", "write the miniature as a Stable Diffusion 1.5 checkpoint", model=False)
-    miniature.add_argument("--to", required=True, metavar="FILE.safetensors", help="where to write it, about 490 MB")
-    info = command("info", "say what an encoder file is", model=False)
-    info.add_argument("file", metavar="FILE")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,13 +31,14 @@ from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation import pictures
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Subject
-from .formats import read_encoder, save_encoder
+from .events import Progress
+from .formats import layer_count, read_encoder, save_encoder
 from .inputs import command_line, encoder_of, load_judge, load_model, out_folder
 from .models import TextToImage
 from .progress import Bar
 from .recipes import BASELINES, RECIPES, empty_report, recipe_metadata, study
 from .sampling import ddim_sample
-from .trainer import Progress, train
+from .trainer import train
 
 
 def finish(args: Namespace, result: Mapping[str, Any], text: str) -> None:
@@ -197,7 +198,7 @@ def miniature(args: Namespace) -> None:
 def info(args: Namespace) -> None:
     """Say what an encoder file is."""
     tensors, metadata = read_encoder(args.file)
-    layers = 1 + max(int(k.split("layers.")[1].split(".")[0]) for k in tensors if "layers." in k)
+    layers = layer_count(tensors)
     table = next((v for k, v in tensors.items() if k.endswith("token_embedding.weight")), None)
     if table is None:
         raise AdvUnlearnError(f"{args.file} has no token embedding table: it is not a whole text encoder")

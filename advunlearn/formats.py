@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,11 @@ def portable_state(encoder: Any) -> dict[str, Tensor]:
     width, dtype = encoder.config.hidden_size, next(iter(state.values())).dtype
     state[PROJECTION] = torch.eye(width, dtype=dtype)
     return state
+
+
+def layer_count(names: Iterable[str]) -> int:
+    """Return how many layers a text encoder has, from its tensors' names."""
+    return 1 + max(int(name.split("layers.")[1].split(".")[0]) for name in names if "layers." in name)
 
 
 def load_state(encoder: Any, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -47,6 +47,13 @@ class TextToImage:
         rows = [self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in parts]
         return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
 
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what tells this model from another: a run goes on only with the one it began with."""
+        return {
+            "base": self.base_hash(), "denoiser": self.denoiser.fingerprint(),
+            "latent_shape": list(self.denoiser.latent_shape),
+        }  # fmt: skip
+
     def base_hash(self) -> str:
         """Return the SHA-256 of the text encoder's weights, which tells one base model from another."""
         digest = hashlib.sha256()

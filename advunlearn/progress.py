@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .trainer import Progress
+from .events import Progress
 
 
 class Bar:

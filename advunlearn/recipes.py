@@ -15,8 +15,9 @@ from . import __version__
 from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Measurement, OnProgress, Subject
+from .events import Callback, Progress, filling
 from .models import TextToImage
-from .trainer import Callback, Progress, TrainResult, filling, train
+from .trainer import TrainResult, train
 from .trajectories import make_banks
 
 

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .checkpoint import Checkpoints, RunState
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError, TrainingDiverged
+from .events import Callback, Progress, filling
 from .losses import attack_loss, erase_loss, retain_loss
 from .models import TextToImage
 from .text_encoder import (
@@ -28,21 +29,7 @@ from .text_encoder import (
     tokenize,
     trainable_parameters,
 )
-from .trajectories import Banks, Report, Triples, make_banks
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run reports after every attack step and every iteration."""
-
-    phase: str  # "bank", "attack" or "train"
-    iteration: int
-    iterations: int
-    attack_step: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
-
-
-Callback = Callable[[Progress], bool | None]  # return True to stop after the current iteration; may raise
+from .trajectories import Banks, Triples, make_banks
 
 
 @dataclass(frozen=True)
@@ -53,16 +40,6 @@ class TrainResult:
     denoiser: Denoiser
     losses: list[dict[str, float]]
     iterations: int  # done; fewer than asked for when stopped
-
-
-def filling(callback: Callback | None) -> Report:
-    """Return a report for `make_banks` that a run's callback follows."""
-
-    def report(done: int, total: int) -> None:
-        if callback is not None:
-            callback(Progress("bank", done, total))
-
-    return report
 
 
 class Trainer:
@@ -241,8 +218,7 @@ def train(
     check(model, config, retained, banks)
     settings = {
         "concept": concept.to_dict(), "attack": attack.to_dict(), "train": config.to_dict(), "bank": bank.to_dict(),
-        "retain_prompts": retained, "base": model.base_hash(), "denoiser": model.denoiser.fingerprint(),
-        "latent_shape": list(model.denoiser.latent_shape),
+        "retain_prompts": retained, **(model.fingerprints() if checkpoints else {}),
     }  # fmt: skip
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
     if state and kept:

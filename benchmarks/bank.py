@@ -24,10 +24,11 @@ from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.events import Progress
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models import load
 from advunlearn.recipes import RECIPES
-from advunlearn.trainer import Progress, train
+from advunlearn.trainer import train
 from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
 
 

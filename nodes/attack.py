@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..advunlearn.config import AttackConfig, EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
-from .widgets import schema, settings, widget
+from .widgets import resolution, schema, settings, widget
 
 ATTACKS = ("unlearndiffatk", "soft_prefix")
 
@@ -37,8 +37,7 @@ class AdversarialPromptAttack(io.ComfyNode):
                 widget(EvaluateConfig, "attack_tokens", id="tokens"),
                 widget(AttackConfig, "restarts"),
                 widget(EvaluateConfig, "seed"),
-                io.Int.Input("resolution", default=512, min=64, max=2048, step=64,
-                             tooltip="size of the target picture where none is connected, in pixels"),
+                resolution("size of the target picture where none is connected"),
                 io.String.Input("embedding_name", default="adversarial",
                                 tooltip="file name in models/embeddings, for embedding:name in any prompt"),
                 io.Clip.Input("original_clip", optional=True, tooltip="the CLIP before erasing; it draws the target "
@@ -79,14 +78,14 @@ class AdversarialPromptAttack(io.ComfyNode):
         """Attack; return the best prefix in every form a graph can use."""
         from ..advunlearn.attacks.prompt import attack_prompt
         from ..advunlearn.text_encoder import tokenize
-        from . import host
+        from . import clip_l, folders, host
 
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
         bar = host.Bar(steps, cls.hidden.unique_id)
         with host.gradients():
             attacked = host.text_to_image(model, clip, resolution=resolution)
             plain = tokenize(attacked.tokenizer, [prompt])[0].tolist()
-            if not host.reads_as(clip, prompt, plain) or plain.index(attacked.tokenizer.eos_token_id) + tokens > 76:
+            if not clip_l.reads_as(clip, prompt, plain) or plain.index(attacked.tokenizer.eos_token_id) + tokens > 76:
                 raise AdvUnlearnError(
                     f"the prompt has weights or embeddings, or over {75 - tokens} tokens; give fewer, plain words"
                 )
@@ -95,11 +94,10 @@ class AdversarialPromptAttack(io.ComfyNode):
                 attacked.denoiser, attacked.text_encoder, attacked.tokenizer, prompt, x_0, name=attack,
                 restarts=restarts, config=config, on_step=lambda step, loss: bar.update(step),
             )  # fmt: skip
-            embedding = host.save_embedding(embedding_name, found.embeddings)
+            embedding = folders.save_embedding(embedding_name, found.embeddings)
             # Text only where CLIP Text Encode reads it as what was found: brackets and the like are its own language.
-            typed = found.exact and host.reads_as(
-                clip, found.text, tokenize(attacked.tokenizer, [found.text])[0].tolist()
-            )
+            ids = tokenize(attacked.tokenizer, [found.text])[0].tolist()
+            typed = found.exact and clip_l.reads_as(clip, found.text, ids)
         text = found.text if typed else f"{embedding} {prompt}"
         report = (
             f"{attack} on {prompt!r}: denoising loss {found.loss_before:.4f} without, {found.loss:.4f} with the prefix "

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.errors import AdvUnlearnError
+from . import folders
 from .widgets import file_name, schema
 
 FORMATS = {
@@ -22,8 +23,6 @@ class LoadRobustCLIP(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe the node."""
-        from . import host
-
         return schema(
             node_id="AdvUnlearnLoadRobustCLIP",
             display_name="Load Robust CLIP",
@@ -32,7 +31,7 @@ class LoadRobustCLIP(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=host.encoder_files(),
+                    options=folders.encoder_files(),
                     tooltip="an encoder in models/text_encoders, models/clip or output/clip: a file of this pack, a "
                     "CLIPTextModel, the published trainer's .pt, or a full Stable Diffusion checkpoint",
                 ),
@@ -51,38 +50,34 @@ class LoadRobustCLIP(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, encoder: str | None = None) -> bool | str:
         """Refuse a file that is not there before the graph runs; None is a name that a link brings."""
-        from . import host
-
-        return True if encoder is None or encoder in host.encoder_files() else (
+        return True if encoder is None or encoder in folders.encoder_files() else (
             f"encoder {encoder!r} is not among the text encoders; put it into models/text_encoders and refresh"
         )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, encoder: str, **_: Any) -> Any:
         """Load again when the file has changed under its name."""
-        from . import host
-
-        if encoder not in host.encoder_files():
+        if encoder not in folders.encoder_files():
             return encoder
-        status = host.encoder_path(encoder).stat()
+        status = folders.encoder_path(encoder).stat()
         return encoder, status.st_mtime_ns, status.st_size
 
     @classmethod
     def execute(cls, encoder: str, strength: float, clip: Any = None) -> io.NodeOutput:
         """Return the patched CLIP."""
         from ..advunlearn.formats import read_encoder
-        from . import host
+        from . import clip_l
 
-        path = host.encoder_path(encoder)
+        path = folders.encoder_path(encoder)
         tensors, _ = read_encoder(path)
         if clip is None:
             if strength != 1:
                 raise AdvUnlearnError(
                     f"strength is {strength} but there is no CLIP to mix with; connect one, or set it to 1"
                 )
-            host.check_clip_l(tensors, path.name)
-            return io.NodeOutput(host.clip_from(tensors))
-        return io.NodeOutput(host.with_encoder(clip, tensors, strength, path.name))
+            clip_l.check(tensors, path.name)
+            return io.NodeOutput(clip_l.clip_from(tensors))
+        return io.NodeOutput(clip_l.with_encoder(clip, tensors, strength, path.name))
 
 
 class SaveRobustCLIP(io.ComfyNode):
@@ -120,19 +115,19 @@ class SaveRobustCLIP(io.ComfyNode):
 
         from ..advunlearn.formats import save_encoder, save_folder
         from ..advunlearn.lora import lora, save_lora
-        from . import host
+        from . import clip_l, host
 
         if wrong := file_name(name):
             raise AdvUnlearnError(wrong)
-        path, listed = host.new_path(name, "loras" if format == "lora" else "clip")
+        path, listed = folders.new_path(name, "loras" if format == "lora" else "clip")
         if format == "lora":
             if base is None:
                 raise AdvUnlearnError("a LoRA is a difference: connect the CLIP before training to base")
-            made = lora(host.clip_l_state(base), host.clip_l_state(clip), rank)
+            made = lora(clip_l.state_of(base), clip_l.state_of(clip), rank)
             save_lora(path, made)
             return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {made.residual:.1%} of the difference")
         with host.gradients():
-            encoder = host.text_encoder(clip, torch.device("cpu"))
+            encoder = clip_l.text_encoder(clip, torch.device("cpu"))
             if format == "diffusers":
                 path = save_folder(path.with_suffix(""), encoder)
                 return io.NodeOutput(path.name, f"{path}: CLIPTextModel folder")

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.config import ConceptConfig, EvaluateConfig
-from .widgets import schema, settings, widget
+from .widgets import resolution, schema, settings, widget
 
 Judge = io.Custom("ADVUNLEARN_JUDGE")
 ATTACKS = {"both": ("unlearndiffatk", "soft_prefix"), "unlearndiffatk": ("unlearndiffatk",),
@@ -72,7 +72,7 @@ class EvaluateRobustness(io.ComfyNode):
                 widget(EvaluateConfig, "cases", default=DEFAULTS["cases"]),
                 widget(EvaluateConfig, "attack_steps", default=DEFAULTS["attack_steps"]),
                 widget(EvaluateConfig, "seed"),
-                io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip="size of the pictures"),
+                resolution("size of the pictures"),
                 widget(EvaluateConfig, "attack_every", default=DEFAULTS["attack_every"], fold=True),
                 widget(EvaluateConfig, "attack_tokens", fold=True),
                 widget(EvaluateConfig, "sampling_steps", fold=True),
@@ -96,7 +96,7 @@ class EvaluateRobustness(io.ComfyNode):
         from ..advunlearn import report as tables
         from ..advunlearn.evaluation.evaluate import Evaluator, Subject
         from ..advunlearn.evaluation.pictures import overview
-        from . import host
+        from . import clip_l, host
 
         concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, values)
         names = ATTACKS[attack]
@@ -106,7 +106,7 @@ class EvaluateRobustness(io.ComfyNode):
         with host.gradients():
             before = host.text_to_image(model, clip_before, vae, resolution, "before")
             evaluator = Evaluator(before, judge, concept, config)
-            after = host.text_encoder(clip_after, before.denoiser.device)
+            after = clip_l.text_encoder(clip_after, before.denoiser.device)
             subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
             for i, (name, subject) in enumerate(subjects.items()):
 

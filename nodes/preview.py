@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..advunlearn.config import AttackConfig, BankConfig, TrainConfig
-from ..advunlearn.trainer import Progress
+from ..advunlearn.events import Progress
 from .host import Bar
 
 SIZE, LEFT, PAD = (512, 288), 56, 28

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
-from .widgets import advanced, file_name, schema, settings, widget
+from . import folders
+from .widgets import advanced, file_name, resolution, schema, settings, widget
 
 RETAIN = {
     "coco": "objects of COCO: a photo of a <class>",
@@ -46,8 +47,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 ),
                 widget(TrainConfig, "retain_weight"),
                 widget(TrainConfig, "seed"),
-                io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip="size of the pictures that "
-                             "training draws, in pixels: the one the model was made for"),
+                resolution("size of the pictures that training draws: the one the model was made for"),
                 io.String.Input("save_name", default="robust_clip", tooltip="file name; it goes into output/clip"),
                 io.Boolean.Input("resume", default=False, tooltip="go on with the run of this save_name that was "
                                  "cancelled; it ends as if it had not been. All other settings must be the same"),
@@ -81,19 +81,17 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         from ..advunlearn.formats import portable_state, save_encoder
         from ..advunlearn.recipes import recipe_metadata
         from ..advunlearn.trainer import train
-        from . import host, preview
+        from . import clip_l, host, preview
 
         concept, config = settings(ConceptConfig, values), settings(TrainConfig, values)
         attack, bank = settings(AttackConfig, values, "attack_"), settings(BankConfig, values, "bank_")
         prompts = retained(values["retain_set"], values["retain_prompts"], concept)
         follow = preview.Training(cls.hidden.unique_id, config, attack, bank, bool(prompts) and config.retains)
-
         if wrong := file_name(values["save_name"]):
             raise AdvUnlearnError(wrong)
-        keep = Checkpoints(host.run_folder(values["save_name"]))
-        resume = (
-            values["resume"] and keep.exists()
-        )  # cancelled before the first iteration there is nothing to go on from
+        keep = Checkpoints(folders.run_folder(values["save_name"]))
+        # A run that was cancelled before its first iteration has no state: it begins anew.
+        resume = values["resume"] and keep.exists()
         with host.gradients():
             original = host.text_to_image(model, clip, resolution=values["resolution"])
             try:
@@ -101,7 +99,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                     original, concept, attack, config, bank, prompts, follow, checkpoints=keep, resume=resume
                 )
             except TrainingDiverged as error:
-                path, listed = host.new_path(values["save_name"] + "_last_good")
+                path, listed = folders.new_path(values["save_name"] + "_last_good")
                 save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)})
                 raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error
             configs = {
@@ -109,10 +107,10 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 "bank": bank.to_dict(),
             }  # fmt: skip
             metadata = recipe_metadata(original, concept, configs)
-            path, listed = host.new_path(values["save_name"])
+            path, listed = folders.new_path(values["save_name"])
             save_encoder(path, result.encoder, metadata)
             state = {k: v for k, v in portable_state(result.encoder).items() if not k.startswith("text_projection")}
-            robust = host.with_encoder(clip, state, 1.0, "the trained encoder")
+            robust = clip_l.with_encoder(clip, state, 1.0, "the trained encoder")
         keep.remove()  # only now: until the encoder is on disk the run can go on
         last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())
         text = (

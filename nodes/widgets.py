@@ -60,6 +60,11 @@ def widget(
     return make(kind, id or name, **options)
 
 
+def resolution(tooltip: str) -> Any:
+    """Make the input for a picture's size."""
+    return io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip=f"{tooltip}, in pixels")
+
+
 def file_name(name: str) -> str:
     """Return why a name cannot be that of a file in the output folder, or nothing: letters, digits, . _ - and /."""
     good = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name or "")

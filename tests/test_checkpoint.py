@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from advunlearn.checkpoint import STATE, Checkpoints
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
+from advunlearn.events import Progress
 from advunlearn.models import TextToImage
-from advunlearn.trainer import Progress, TrainResult, train
+from advunlearn.trainer import TrainResult, train
 
 RETAIN = ["a dog", "a photo of a castle"]
 CONFIG = TrainConfig(iterations=5, warmup=1, batch=4, retain_weight=1.0, retain_batch=2, lr=1e-4)

@@ -7,8 +7,9 @@ import torch
 
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
+from advunlearn.events import Progress
 from advunlearn.models import TextToImage
-from advunlearn.trainer import Progress, TrainResult, train
+from advunlearn.trainer import TrainResult, train
 from advunlearn.trajectories import make_banks
 
 RETAIN = ["a dog", "a photo of a castle"]

@@ -54,6 +54,7 @@ def main() -> dict[str, Any]:
     out: dict[str, Any] = {"import_seconds": time.perf_counter() - start}
     heavy = ("diffusers", "transformers", "accelerate", "pack.advunlearn.trainer")
     out["heavy"] = [m for m in heavy if m in sys.modules and m not in known]
+    clip_l = importlib.import_module("pack.nodes.clip_l")
     library = importlib.import_module("pack.advunlearn.models")
     with torch.inference_mode():  # as every node runs
         model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
@@ -87,12 +88,12 @@ def main() -> dict[str, Any]:
                     "prediction": (p - q).abs().max().item(), "scale": p.abs().mean().item(),
                     "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
                 }  # fmt: skip
-            base = host.clip_l_state(clip)
+            base = clip_l.state_of(clip)
             robust = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
-            patched, half = (host.with_encoder(clip, robust, s, "test") for s in (1.0, 0.5))
+            patched, half = (clip_l.with_encoder(clip, robust, s, "test") for s in (1.0, 0.5))
             distance = {}
             for when in ("before", "after"):  # before and after the host has loaded the patched weights
-                state, middle = host.clip_l_state(patched), host.clip_l_state(half)
+                state, middle = clip_l.state_of(patched), clip_l.state_of(half)
                 distance[when] = max(
                     max((state[k] - robust[k]).abs().max().item() for k in base),
                     max((middle[k] - (base[k] + robust[k]) / 2).abs().max().item() for k in base),

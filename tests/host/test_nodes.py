@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from advunlearn import miniature
 from advunlearn.judges.convnet import ConvJudge
@@ -109,6 +109,18 @@ def test_training_changes_the_robust_clip_and_leaves_the_users_alone(server: Ser
     assert torch.equal(pictures(server, server.run(untouched)), before)
     alone = graph(clip=("robust", 0)) | {"robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=1.0)}
     assert (pictures(server, server.run(alone)) - after).abs().max() < 0.05
+    saved = graph(clip=("robust", 0)) | {
+        "robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=1.0, clip=("ckpt", 1)),
+        "file": node("AdvUnlearnSaveRobustCLIP", clip=("robust", 0), name="again", format="safetensors", rank=8),
+        "lora": node(
+            "AdvUnlearnSaveRobustCLIP", clip=("robust", 0), base=("ckpt", 1), name="again", format="lora", rank=8
+        ),
+        "residual": node("PreviewAny", source=("lora", 1)),
+    }
+    report = server.run(saved)["residual"]["text"][0]
+    assert "residual" in report and (base / "output" / "loras" / "again_00001_.safetensors").is_file()
+    again = load_file(base / "output" / "clip" / "again_00001_.safetensors")
+    assert all(torch.equal(again[k], tensors[k]) for k in tensors)
     stock = graph(clip=("robust", 0)) | {"robust": node("CLIPLoader", clip_name=name, type="stable_diffusion")}
     assert (pictures(server, server.run(stock)) - after).abs().max() < 0.05
 
@@ -159,22 +171,29 @@ def test_an_attack_gives_conditioning_prompt_and_embedding(server: Server, base:
     assert torch.equal(pictures(server, server.run(graph(text))), pictures(server, outputs))
 
 
-def test_an_evaluation_counts_and_draws(server: Server) -> None:
+def test_an_evaluation_counts_and_draws(server: Server, base: pathlib.Path) -> None:
     made = {
+        "mute": node("AdvUnlearnLoadRobustCLIP", encoder="mute.safetensors", strength=1.0, clip=("ckpt", 1)),
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
         "evaluate": node(
-            "AdvUnlearnEvaluate", model=("ckpt", 0), clip_before=("ckpt", 1), clip_after=("ckpt", 1), vae=("ckpt", 2),
+            "AdvUnlearnEvaluate", model=("ckpt", 0), clip_before=("ckpt", 1), clip_after=("mute", 0), vae=("ckpt", 2),
             judge=("judge", 0), concept="church", kind="object", attack="none", cases=4, attack_steps=0, seed=1000,
             resolution=64, attack_every=1, attack_tokens=2, sampling_steps=5, guidance_scale=3.0, repeats=1,
         ),
         "scores": node("PreviewAny", source=("evaluate", 2)),
         "show": node("PreviewImage", images=("evaluate", 0)),
     }  # fmt: skip
+    # An encoder that says nothing, as a patch: the node must see the patch.
+    state = load_file(base / "models" / "checkpoints" / CHECKPOINT)
+    start = "cond_stage_model.transformer."
+    mute = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    mute |= {k: torch.zeros_like(v) for k, v in mute.items() if "final_layer_norm" in k}
+    save_file(mute, base / "models" / "text_encoders" / "mute.safetensors")
     outputs = server.run(made)
     report = json.loads(outputs["scores"]["text"][0])
-    assert report["models"]["before"] == report["models"]["after"]
     assert report["models"]["before"]["asr"]["clean"]["success"] >= 3
+    assert report["models"]["after"]["asr"]["clean"]["success"] <= 1
     assert server.image(outputs["show"]["images"][0]).width > 200
 
 

@@ -1,0 +1,32 @@
+"""What a run tells whoever started it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .trajectories import Report
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports after every attack step and every iteration."""
+
+    phase: str  # "bank", "attack" or "train"
+    iteration: int
+    iterations: int
+    attack_step: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+Callback = Callable[[Progress], bool | None]  # return True to stop after the current iteration; may raise
+
+
+def filling(callback: Callback | None) -> Report:
+    """Return a report for `make_banks` that a run's callback follows."""
+
+    def report(done: int, total: int) -> None:
+        if callback is not None:
+            callback(Progress("bank", done, total))
+
+    return report

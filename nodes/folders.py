@@ -1,0 +1,45 @@
+"""The host's folders: where encoders, embeddings and runs are, and under which names the host lists them."""
+
+from __future__ import annotations
+
+import pathlib
+
+import folder_paths
+from torch import Tensor
+
+from ..advunlearn.files import write_atomic
+
+ENCODERS = "text_encoders"  # models/text_encoders, models/clip and output/clip
+
+
+def encoder_files() -> list[str]:
+    """Return the names that the host lists as text encoders."""
+    return folder_paths.get_filename_list(ENCODERS)
+
+
+def encoder_path(name: str) -> pathlib.Path:
+    """Return the file of a listed text encoder."""
+    return pathlib.Path(folder_paths.get_full_path_or_raise(ENCODERS, name))
+
+
+def new_path(name: str, folder: str = "clip", suffix: str = ".safetensors") -> tuple[pathlib.Path, str]:
+    """Return a fresh path in a folder of the output, and the name under which the host lists it there at once."""
+    output = folder_paths.get_output_directory()
+    where, file, counter, _, _ = folder_paths.get_save_image_path(f"{folder}/{name}", output)
+    path = pathlib.Path(where) / f"{file}_{counter:05}_{suffix}"
+    return path, str(path.relative_to(pathlib.Path(output) / folder))
+
+
+def run_folder(name: str) -> pathlib.Path:
+    """Return the folder in which a training run of this name keeps its state."""
+    return pathlib.Path(folder_paths.get_output_directory()) / "advunlearn" / name
+
+
+def save_embedding(name: str, embeddings: Tensor) -> str:
+    """Save (k, 768) token embeddings where the host looks for them; return the text that stands for them."""
+    from safetensors.torch import save
+
+    folder = pathlib.Path(folder_paths.get_folder_paths("embeddings")[0])
+    tensors = {"clip_l": embeddings.detach().float().cpu().contiguous()}
+    write_atomic(folder / f"{name}.safetensors", save(tensors))
+    return f"embedding:{name}"
