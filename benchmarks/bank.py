@@ -3,6 +3,7 @@
     python benchmarks/bank.py [--iterations 100] [--seeds 0 1 2]
 
 Both run the same settings on the same concept in one process; the ratio is of the medians of an iteration's seconds.
+All arithmetic of the frozen parts is in bf16. Writes benchmarks/results/bank.json.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--attack-steps", type=int, default=40)
     args = parser.parse_args()
-    model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
     prompts = retain_prompts(concept)
     evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
@@ -48,11 +49,9 @@ def main() -> None:
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):
             config = replace(recipe.train, seed=seed, iterations=args.iterations)
-            bank = (
-                BankConfig()
-                if name == "bank"
-                else BankConfig(trajectories=config.batch, retain_trajectories=config.batch)
-            )
+            size = max(config.batch, config.retain_batch, recipe.attack.restarts)  # the most a draw asks for
+            fresh = BankConfig(trajectories=size, retain_trajectories=size)
+            bank = BankConfig() if name == "bank" else fresh
             banks = make_banks(model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=kind)
             marks = [time.perf_counter()]
 
@@ -67,7 +66,13 @@ def main() -> None:
             rows.append({"sampling": name, "seed": seed, "asr": measured.asr, "utility": measured.utility})
             print(json.dumps(rows[-1]), flush=True)
     medians = {k: statistics.median(v) for k, v in seconds.items() if v}
-    print(json.dumps({"seconds_per_iteration": medians, "fresh_over_bank": medians["fresh"] / medians["bank"]}))
+    summary = {
+        "concept": args.concept, "command": " ".join(["benchmarks/bank.py", *sys.argv[1:]]),
+        "seconds_per_iteration": medians, "fresh_over_bank": medians["fresh"] / medians["bank"], "rows": rows,
+    }  # fmt: skip
+    out = ROOT / "benchmarks" / "results" / "bank.json"
+    out.write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in summary.items() if k != "rows"}))
 
 
 if __name__ == "__main__":
