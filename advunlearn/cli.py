@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from . import __version__
 from .config import DEMO_BUDGET, DTYPES, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
 from .errors import AdvUnlearnError, TrainingDiverged
+from .presets import CUSTOM, PRESETS
 
 Config = TypeVar("Config")
 
@@ -107,6 +108,10 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
     for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
         add_flags(train, config, prefix)
+    train.add_argument(
+        "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
+        "that are given win (default: %(default)s, our own)"
+    )  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
     train.add_argument(
         "--checkpoint-every", type=int, default=50, metavar="N", help="iterations between two states (default: 50)"

@@ -8,12 +8,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from . import presets, retain
 from . import report as report_files
-from . import retain
 from .checkpoint import Checkpoints
 from .cli import settings
 from .config import (
@@ -40,6 +40,8 @@ from .recipes import BASELINES, RECIPES, empty_report, recipe_metadata, study
 from .sampling import ddim_sample
 from .trainer import train
 
+T = TypeVar("T")
+
 
 def finish(args: Namespace, result: Mapping[str, Any], text: str) -> None:
     """Print the result: JSON when asked for, else text."""
@@ -48,8 +50,11 @@ def finish(args: Namespace, result: Mapping[str, Any], text: str) -> None:
 
 def train_command(args: Namespace) -> None:
     """Train one encoder (or the UNet, for the baseline) and save it with its recipe."""
-    concept, config = settings(ConceptConfig, args), settings(TrainConfig, args)
-    attack, bank = settings(AttackConfig, args), settings(BankConfig, args)
+
+    def chosen(config: type[T]) -> T:
+        return settings(config, args, **presets.of(args.preset, config))
+
+    concept, config, attack, bank = chosen(ConceptConfig), chosen(TrainConfig), chosen(AttackConfig), chosen(BankConfig)
     model, folder = load_model(args), out_folder(args)
     if args.retain:
         prompts = retain.read(args.retain)

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import AdvUnlearnError
 
-Mode = Literal["advunlearn", "fast", "esd", "esd_unet"]
-Trainable = Literal["layers", "all"]
+Mode = Literal["advunlearn", "fast", "esd", "official", "esd_unet"]
+Trainable = Literal["layers", "attention", "mlp", "all"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
@@ -64,10 +64,12 @@ def _range(low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptConfig(Validated):
-    """The concept to erase, and the sentences that name it while training."""
+    """The concept to erase, or several, and the sentences that name them while training."""
 
-    concept: str = setting("church", "the concept to erase, as a prompt would name it")
-    kind: Literal["object", "style"] = setting("object", "what the concept is: an object in the picture, or its style")
+    concept: str = setting("church", "the concept to erase, as a prompt would name it; several: one a line")
+    kind: Literal["object", "style", "prompt"] = setting(
+        "object", "what the concept is: an object in the picture, its style, or a prompt that is taken as it is"
+    )
     negative_guidance: float = setting(1.0, "eta of eq. (3): how far the target moves away from the concept", 0, 20)
 
     def __post_init__(self) -> None:
@@ -76,17 +78,23 @@ class ConceptConfig(Validated):
             raise AdvUnlearnError("concept is empty; name what is to be forgotten, for example church")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The concepts, one for each line."""
+        return tuple(line.strip() for line in self.concept.splitlines() if line.strip())
+
+    @property
     def prompts(self) -> tuple[str, ...]:
-        """The clean prompts that training erases and attacks."""
-        name = self.concept.strip()
+        """The clean prompts that training erases and attacks; each sample is of one of them, drawn at random."""
         if self.kind == "style":
-            return tuple(f"{_article(subject)}, {name} style" for subject in SUBJECTS)
-        return (_article(name),)
+            return tuple(f"{_article(subject)}, {name} style" for name in self.names for subject in SUBJECTS)
+        return self.names if self.kind == "prompt" else tuple(_article(name) for name in self.names)
 
     @property
     def anchors(self) -> tuple[str, ...]:
         """What each of `prompts` is to be drawn as: nothing in particular, or a style's subject without the style."""
-        return tuple(_article(subject) for subject in SUBJECTS) if self.kind == "style" else ("",)
+        if self.kind == "style":
+            return tuple(_article(subject) for _ in self.names for subject in SUBJECTS)
+        return ("",) * len(self.prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ class AttackConfig(Validated):
     """The adversary inside training: adversarial token embeddings in front of the prompt, eq. (4)."""
 
     steps: int = setting(8, "attack steps per iteration (mode fast takes one)", 1, 1000)
-    step_size: float = setting(0.5, "step size, in standard deviations of the token embedding table", 0, 100)
+    step_size: float = setting(0.5, "step size, in `unit`", 0, 100)
     update: Literal["sign", "adam"] = setting("sign", "signed gradient steps, or Adam")
     tokens: int = setting(5, "number of adversarial tokens", 1, 20)
     start: Literal["token", "random", "latest"] = setting(
@@ -104,7 +112,10 @@ class AttackConfig(Validated):
     redraw: Literal["step", "iteration"] = setting(
         "step", "draw new latents and timesteps in every attack step, or keep those of the iteration"
     )
-    radius: float = setting(0.0, "L-inf ball around the start, in standard deviations; 0 for none", 0, 1000)
+    radius: float = setting(0.0, "L-inf ball around the start, in `unit`; 0 for none", 0, 1000)
+    unit: Literal["sigma", "absolute"] = setting(
+        "sigma", "unit of step_size and radius: the token embedding table's standard deviation, or none, as published"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +134,16 @@ class BankConfig(Validated):
 class TrainConfig(Validated):
     """One unlearning run."""
 
-    mode: Mode = setting("advunlearn", "advunlearn; fast (one signed step); esd (text encoder); esd_unet (baseline)")
+    mode: Mode = setting(
+        "advunlearn", "advunlearn; fast: one signed step; esd: no adversary, text encoder; official: the published "
+        "code with its quirks, slow; esd_unet: ESD on the UNet's cross-attention, a baseline"
+    )  # fmt: skip
     iterations: int = setting(200, "training iterations", 1, 1_000_000)
     warmup: int = setting(20, "first iterations on the clean prompt alone", 0, 1_000_000)
-    trainable: Trainable = setting("layers", "what trains: layers and final norm (as published), or embeddings too")
+    trainable: Trainable = setting(
+        "layers", "what trains: layers and final norm (as published), their attention or mlp alone, or embeddings too"
+    )
+    layers: int = setting(0, "train the first so many layers only; 0 for all of them", 0, 1000)
     lr: float = setting(2e-4, "learning rate of Adam", 0, 1)
     batch: int = setting(8, "concept samples per iteration", 1, 1024)
     clean_share: float = setting(0.25, "share of the concept samples kept on the clean prompt after warm-up", 0, 1)
@@ -145,7 +162,7 @@ class TrainConfig(Validated):
     @property
     def attacks(self) -> bool:
         """Whether this mode has an adversary."""
-        return self.mode in ("advunlearn", "fast")
+        return self.mode in ("advunlearn", "fast", "official")
 
     @property
     def retains(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from .trajectories import Report
 
@@ -17,6 +18,7 @@ class Progress:
     iterations: int
     attack_step: int = 0
     losses: dict[str, float] = field(default_factory=dict)
+    encoder: Any = None  # after an iteration: the encoder in training, to look at and not to change
 
 
 Callback = Callable[[Progress], bool | None]  # return True to stop after the current iteration; may raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -99,9 +100,29 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
         handle.remove()
 
 
-def trainable_parameters(encoder: nn.Module, what: Trainable = "layers") -> list[nn.Parameter]:
-    """Return the parameters that train: layers and final norm ("layers", as published), or the embeddings too."""
-    return [p for name, p in encoder.named_parameters() if what == "all" or "embedding" not in name]
+PARTS = {"layers": r"\blayers\.|final_layer_norm", "attention": r"\bself_attn\.", "mlp": r"\bmlp\.", "all": r""}
+
+
+def trainable_parameters(encoder: nn.Module, what: Trainable = "layers", first: int = 0) -> list[nn.Parameter]:
+    """Return the parameters that train.
+
+    Args:
+        encoder: a transformers CLIPTextModel.
+        what: the layers with the final norm, as published; the attention or the feed-forward blocks of the layers; or
+            all, the embeddings included.
+        first: of the layers the first so many only, counted as numbers: 1 is layer 0, and never layer 10; 0 is all.
+
+    Raises AdvUnlearnError when the encoder has fewer layers.
+    """
+    chosen, numbers = [], set()
+    for name, parameter in encoder.named_parameters():
+        layer = re.search(r"\blayers\.(\d+)\.", name)
+        numbers |= {int(layer[1])} if layer else set()
+        if re.search(PARTS[what], name) and not (layer and first and int(layer[1]) >= first):
+            chosen.append(parameter)
+    if first > len(numbers):
+        raise AdvUnlearnError(f"layers is {first}, but this text encoder has {len(numbers)}; give at most that, or 0")
+    return chosen
 
 
 @contextlib.contextmanager

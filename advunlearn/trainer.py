@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .errors import AdvUnlearnError, TrainingDiverged
 from .events import Callback, Progress, filling
 from .losses import attack_loss, erase_loss, retain_loss
 from .models import TextToImage
+from .quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words
 from .text_encoder import (
     embedding_table,
     encode,
@@ -29,7 +30,7 @@ from .text_encoder import (
     tokenize,
     trainable_parameters,
 )
-from .trajectories import Banks, Triples, make_banks
+from .trajectories import Banks, FreshSampler, TrajectoryBank, Triples, make_banks
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,11 @@ class Trainer:
         banks: Banks,
         retain_prompts: Sequence[str],
         generator: torch.Generator,
+        quirks: Quirks = NONE,
     ) -> None:
         self.concept, self.config, self.banks, self.generator = concept, config, banks, generator
         self.attack = replace(attack, steps=1, update="sign") if config.mode == "fast" else attack
+        self.quirks = quirks
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
         if config.mode == "esd_unet":
             assert isinstance(model.denoiser, DiffusersDenoiser)  # `check` saw to that
@@ -64,9 +67,11 @@ class Trainer:
             self.parameters = [p for name, p in unet.unet.named_parameters() if "attn2" in name]
         else:
             self.encoder = copy.deepcopy(model.text_encoder)
-            self.parameters = trainable_parameters(self.encoder, config.trainable)
+            self.parameters = trainable_parameters(self.encoder, config.trainable, config.layers)
         device = self.denoiser.device
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
+        cut = quirks.words_for_tokens
+        self.attacked_ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
         self.retain_ids = tokenize(model.tokenizer, retain_prompts).to(device) if retain_prompts else None
         self.eos = model.tokenizer.eos_token_id
         self.table = embedding_table(model.text_encoder).detach()
@@ -83,12 +88,12 @@ class Trainer:
 
         def objective(embeddings: Tensor) -> Tensor:
             draw = kept if self.attack.redraw == "iteration" else self.banks.concept.draw(count)
-            ids, span = insert_prefix(self.ids[draw.prompt], self.attack.tokens, self.eos)
+            ids, span = insert_prefix(self.attacked_ids[draw.prompt], self.attack.tokens, self.eos)
             context = encode(self.encoder, ids, embeddings, span)
             return attack_loss(self.denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
         with gradients_for(self.parameters, False):
-            result = pgd(objective, start, self.attack, self.sigma, on_step)
+            result = pgd(objective, start, self.attack, self.sigma, on_step, self.quirks)
         self.state.latest = result.embeddings
         return result
 
@@ -98,7 +103,8 @@ class Trainer:
         if adversarial is None:
             return encode(self.encoder, ids)
         clean = round(self.config.clean_share * clean)
-        attacked, span = insert_prefix(ids[clean:], adversarial.shape[1], self.eos)
+        behind = self.attacked_ids[draw.prompt[clean:]]
+        attacked, span = insert_prefix(behind, adversarial.shape[1], self.eos)
         rows = torch.arange(len(attacked), device=ids.device) % len(adversarial)
         contexts = [encode(self.encoder, attacked, adversarial[rows], span)] if len(attacked) else []
         return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
@@ -147,7 +153,7 @@ class Trainer:
                     )
                 torch._foreach_copy_(good, [p.detach() for p in self.parameters])
                 state.step(row)
-                stop = report(Progress("train", i + 1, self.config.iterations, losses=row))
+                stop = report(Progress("train", i + 1, self.config.iterations, 0, row, self.encoder))
                 if checkpoints and (i + 1) % checkpoints.every == 0:
                     state.save(checkpoints)
                 if stop:
@@ -195,6 +201,7 @@ def train(
     banks: Banks | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
+    quirks: Quirks | None = None,
 ) -> TrainResult:
     """Erase a concept from a copy of a model's text encoder (mode `esd_unet`: of its UNet).
 
@@ -207,6 +214,7 @@ def train(
         checkpoints: where the run keeps its state.
         resume: go on from that state. On a CPU the weights end up the same, bit for bit, as without the interruption;
             on a GPU as far as its own arithmetic repeats itself.
+        quirks: what to do as the published code does; all of it in mode `official` unless given, else nothing.
 
     Raises AdvUnlearnError for settings that cannot work and TrainingDiverged for a loss that is not finite.
     """
@@ -214,17 +222,20 @@ def train(
         raise AdvUnlearnError("resume needs checkpoints to go on from, and takes its banks from them")
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
+    quirks = quirks or (OFFICIAL if config.mode == "official" else NONE)
     retained = list(retain_prompts) if config.retains else []
     check(model, config, retained, banks)
     settings = {
         "concept": concept.to_dict(), "attack": attack.to_dict(), "train": config.to_dict(), "bank": bank.to_dict(),
-        "retain_prompts": retained, **(model.fingerprints() if checkpoints else {}),
+        "retain_prompts": retained, "quirks": asdict(quirks), **(model.fingerprints() if checkpoints else {}),
     }  # fmt: skip
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
     if state and kept:
         kept = {name: {**tensors, **state["counters"][name]} for name, tensors in kept.items()}
-    banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), state=kept)
-    trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator)
+    kind: type[TrajectoryBank] = FreshSampler if config.mode == "official" else TrajectoryBank
+    kind = PublishedSampler if quirks.cleaner_latents else kind
+    banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), kind, kept)
+    trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks)
     trainer.state.settings = settings
     if state:
         trainer.state.restore(state)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import BankConfig, ConceptConfig
 from .denoisers.base import Denoiser
 from .models import TextToImage
-from .sampling import SamplingStep, batch_of, ddim_steps
+from .sampling import batch_of, ddim_steps
 from .text_encoder import frozen
 
 Report = Callable[[int, int], None]
@@ -70,11 +70,9 @@ class TrajectoryBank:
     ) -> None:
         self.denoiser, self.cond, self.uncond, self.config, self.generator = denoiser, cond, uncond, config, generator
         self.anchor, self.prompts = anchor, prompts
-        shape, dtype = (size, config.sampling_steps, *denoiser.latent_shape), getattr(torch, config.dtype)
-        self.x_t, self.eps_anchor, self.eps_cond = (torch.empty(shape, dtype=dtype) for _ in range(3))
         self.timesteps = torch.empty(config.sampling_steps, dtype=torch.long)
-        self.prompt = torch.zeros(size, dtype=torch.long)
         self.draws, self.oldest, self.sampled = 0, 0, 0
+        self.allocate(size)
         if state is not None:
             vars(self).update(state)
             return
@@ -83,6 +81,13 @@ class TrajectoryBank:
             self._sample(list(range(start, min(start + step, size))))
             if report is not None:
                 report(min(start + step, size), size)
+
+    def allocate(self, size: int) -> None:
+        """Make room for `size` trajectories."""
+        shape = (size, self.config.sampling_steps, *self.denoiser.latent_shape)
+        dtype = getattr(torch, self.config.dtype)
+        self.x_t, self.eps_anchor, self.eps_cond = (torch.empty(shape, dtype=dtype) for _ in range(3))
+        self.prompt = torch.zeros(size, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.x_t)
@@ -106,7 +111,8 @@ class TrajectoryBank:
         steps = ddim_steps(self.denoiser, self.cond(numbers), self.uncond, noise, count, scale)
         for k, step in enumerate(steps):
             self.timesteps[k] = step.timestep
-            instead = step.uncond if anchor is None else self._predict(step, anchor)
+            t = torch.full((len(rows),), step.timestep, device=step.x_t.device)
+            instead = step.uncond if anchor is None else self.predict(step.x_t, t, anchor)
             for store, value in ((self.x_t, step.x_t), (self.eps_anchor, instead), (self.eps_cond, step.cond)):
                 store[list(rows), k] = value.to(store.device, store.dtype)
             if k == last:
@@ -114,9 +120,9 @@ class TrajectoryBank:
         self.sampled += len(rows)
 
     @torch.no_grad()
-    def _predict(self, step: SamplingStep, conditioning: Tensor) -> Tensor:
-        t = torch.full((len(step.x_t),), step.timestep, device=step.x_t.device)
-        return self.denoiser.noise_pred(step.x_t, t, conditioning)
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
+        """Return the original model's prediction, without gradients."""
+        return self.denoiser.noise_pred(x_t, t, conditioning)
 
     def refresh(self) -> None:
         """Replace the oldest trajectories where a triple has been drawn `reuse` times on average over its life.
@@ -144,13 +150,18 @@ class TrajectoryBank:
 
 
 class FreshSampler(TrajectoryBank):
-    """The published way, for comparison: every draw samples its trajectories anew."""
+    """The published way, for comparison: every draw samples its trajectories anew, and none are kept."""
 
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""
-        k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
-        self._sample(list(range(batch)), last=int(k.max()))
-        return self._triples(torch.arange(batch), k)
+        return self.sampled_at(torch.randint(self.config.sampling_steps, (batch,), generator=self.generator))
+
+    def sampled_at(self, k: Tensor) -> Triples:
+        """Sample a trajectory for each step number in `k` (B,); return its triple there."""
+        if len(k) > len(self):
+            self.allocate(len(k))
+        self._sample(list(range(len(k))), last=int(k.max()))
+        return self._triples(torch.arange(len(k)), k)
 
 
 @dataclass(frozen=True)
@@ -194,8 +205,9 @@ def make_banks(
             return lambda numbers: model.encode([texts[i] for i in numbers.tolist()])
 
         anchor, own = of(anchors) if any(anchors) else None, state[name] if state else None
+        kept = 0 if issubclass(bank, FreshSampler) else size
         return bank(
-            model.denoiser, of(prompts), len(prompts), empty, size, config, generator, report, anchor, own
+            model.denoiser, of(prompts), len(prompts), empty, kept, config, generator, report, anchor, own
         )  # fmt: skip
 
     with frozen(model.text_encoder, *model.denoiser.modules()):

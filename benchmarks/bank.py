@@ -49,9 +49,7 @@ def main() -> None:
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):
             config = replace(recipe.train, seed=seed, iterations=args.iterations)
-            size = max(config.batch, config.retain_batch, recipe.attack.restarts)  # the most a draw asks for
-            fresh = BankConfig(trajectories=size, retain_trajectories=size)
-            bank = BankConfig() if name == "bank" else fresh
+            bank = BankConfig()
             banks = make_banks(model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=kind)
             marks = [time.perf_counter()]
 

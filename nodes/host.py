@@ -136,6 +136,17 @@ class HostModel(TextToImage):
         self.denoiser.load()  # type: ignore[attr-defined]
         return pictures.clone()
 
+    @torch.no_grad()
+    def look(self, latents: Tensor) -> Tensor:
+        """Return pictures (B, 3, H, W) of latents; without a VAE rough ones, by the host's table of latent colours."""
+        if self.vae is not None:
+            return self.decode(latents)
+        latent_format = self.denoiser.patcher.model.latent_format  # type: ignore[attr-defined]
+        factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
+        bias = torch.tensor(getattr(latent_format, "latent_rgb_factors_bias", None) or [0.0] * 3, device=latents.device)
+        colours = torch.einsum("bchw,ck->bkhw", latents.float(), factors) + bias.view(1, 3, 1, 1)
+        return (colours / 2 + 0.5).clamp(0, 1)
+
 
 def text_to_image(model: Any, clip: Any, vae: Any = None, resolution: int = 512, name: str = "host") -> HostModel:
     """Return the user's MODEL, CLIP and VAE in the library's terms; `resolution` is in pixels, 8 to a latent."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from ..advunlearn.config import AttackConfig, BankConfig, TrainConfig
 from ..advunlearn.events import Progress
-from .host import Bar
+from .host import Bar, HostModel
 
 SIZE, LEFT, PAD = (512, 288), 56, 28
+SIDE = 128  # of a sample picture
 COLOURS = {"loss": "#4c9be8", "erase": "#e8a04c", "retain": "#5fbf77", "attack_end": "#d46a9f"}
 Rows = Mapping[int, Mapping[str, float]]  # iteration -> losses
 
@@ -22,11 +25,13 @@ class Training:
     def __init__(
         self, node_id: str | None, config: TrainConfig, attack: AttackConfig, bank: BankConfig, retains: bool
     ) -> None:
-        self.bank = bank.trajectories + (bank.retain_trajectories if retains else 0)
+        banked = bank.trajectories + (bank.retain_trajectories if retains else 0)
+        self.bank = 0 if config.mode == "official" else banked  # which samples anew for every draw
         self.steps = (1 if config.mode == "fast" else attack.steps) if config.attacks else 0
         self.warmup = config.warmup
         self.bar = Bar(self.place(config.iterations), node_id)
         self.rows: dict[int, Mapping[str, float]] = {}
+        self.samples: Samples | None = None
         self.filled, self.total, self.before = 0, 0, 0
 
     def place(self, iterations: int, step: int = 0) -> int:
@@ -46,8 +51,63 @@ class Training:
             self.bar.update(done)
             return
         self.rows[progress.iteration] = progress.losses
-        draw = progress.iteration % self.every == 0 or progress.iteration == progress.iterations
-        self.bar.update(done, curve(self.rows, progress.iterations) if draw else None)
+        new = self.samples is not None and self.samples.follow(progress)
+        draw = new or progress.iteration % self.every == 0 or progress.iteration == progress.iterations
+        self.bar.update(done, self.picture(progress.iterations) if draw else None)
+
+    def picture(self, iterations: int) -> Any:
+        """Return the curve, the sample pictures under it, as a PIL picture."""
+        image = curve(self.rows, iterations)
+        return image if self.samples is None else self.samples.under(image)
+
+
+class Samples:
+    """What the encoder in training draws for the concept and for a retained prompt, from the same noise every time."""
+
+    steps, guidance_scale, count, seed = 12, 5.0, 2, 0
+
+    def __init__(self, model: HostModel, concept: str, retained: Sequence[str], every: int) -> None:
+        self.model, self.every = model, every
+        self.prompts = [concept, *retained[:1]]
+        shape = (self.count, *model.denoiser.latent_shape)
+        self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        self.strip: Any = None
+        self.iteration = 0
+
+    def follow(self, progress: Progress) -> bool:
+        """Draw anew when it is time; return whether that was so."""
+        if (progress.iteration - 1) % self.every and progress.iteration != progress.iterations:
+            return False
+        self.iteration, self.strip = progress.iteration, self.draw(progress.encoder)
+        return True
+
+    @torch.no_grad()
+    def draw(self, encoder: Any) -> Any:
+        """Return a strip of `count` pictures for each prompt, as a PIL picture."""
+        from ..advunlearn.evaluation.pictures import grid
+        from ..advunlearn.sampling import ddim_sample
+
+        model, denoiser = self.model, self.model.denoiser
+        context = model.encode([p for p in self.prompts for _ in range(self.count)], encoder)
+        noise = self.noise.repeat(len(self.prompts), 1, 1, 1).to(denoiser.device)
+        empty = model.encode([""], encoder)
+        latents = ddim_sample(denoiser, context, empty, noise, self.steps, self.guidance_scale)
+        strip = grid(model.look(latents), len(context), gap=0)
+        return strip.resize((SIDE * len(context), SIDE))
+
+    def under(self, image: Any) -> Any:
+        """Return a picture with the samples in a row under it."""
+        from PIL import Image, ImageDraw
+
+        both = Image.new("RGB", (image.width, image.height + SIDE + 20), "#202020")
+        both.paste(image)
+        draw = ImageDraw.Draw(both)
+        for i, prompt in enumerate(self.prompts):
+            text = f"{prompt[:36]}  (iteration {self.iteration})"
+            draw.text((2 + i * self.count * SIDE, image.height + 4), text, fill="#c0c0c0")
+        if self.strip is not None:
+            both.paste(self.strip, (0, image.height + 20))
+        return both
 
 
 def curve(rows: Rows, total: int) -> Any:

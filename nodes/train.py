@@ -6,8 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..advunlearn import presets
 from ..advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
+from ..advunlearn.presets import PRESETS
 from . import folders
 from .widgets import advanced, file_name, resolution, schema, settings, widget
 
@@ -35,9 +37,14 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="a Stable Diffusion 1.x model; it is only read"),
                 io.Clip.Input("clip", tooltip="the CLIP whose copy is trained"),
-                widget(ConceptConfig, "concept"),
+                widget(ConceptConfig, "concept", multiline=True),
+                io.Combo.Input(
+                    "preset", options=list(PRESETS),
+                    tooltip="custom: the settings below. The others take the published settings for Stable Diffusion "
+                    "1.x in place of them; nudity brings its concept, object and style take yours",
+                ),
                 widget(ConceptConfig, "kind"),
-                widget(TrainConfig, "mode", only=("advunlearn", "fast", "esd")),
+                widget(TrainConfig, "mode", only=("advunlearn", "fast", "esd", "official")),
                 widget(TrainConfig, "iterations"),
                 widget(AttackConfig, "steps", id="attack_steps"),
                 widget(TrainConfig, "lr"),
@@ -51,13 +58,17 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 io.String.Input("save_name", default="robust_clip", tooltip="file name; it goes into output/clip"),
                 io.Boolean.Input("resume", default=False, tooltip="go on with the run of this save_name that was "
                                  "cancelled; it ends as if it had not been. All other settings must be the same"),
+                io.Vae.Input("vae", optional=True, tooltip="draws the sample pictures on the node; without one they "
+                             "are rough colours"),
+                advanced(io.Int, "sample_every", default=25, min=0, max=100000, tooltip="iterations between two sample "
+                         "pictures on the node, of the concept and of a retained prompt; 0 for none"),
                 advanced(io.String, "retain_prompts", default="", multiline=True,
                          tooltip="your own retained prompts, one a line, beside those of retain_set"),
                 widget(ConceptConfig, "negative_guidance", fold=True),
                 *(widget(TrainConfig, n, fold=True)
-                  for n in ("warmup", "batch", "clean_share", "retain_batch", "trainable")),
+                  for n in ("warmup", "batch", "clean_share", "retain_batch", "trainable", "layers")),
                 *(widget(AttackConfig, n, id="attack_" + n, fold=True)
-                  for n in ("step_size", "update", "tokens", "start", "restarts", "redraw", "radius")),
+                  for n in ("step_size", "update", "tokens", "start", "restarts", "redraw", "radius", "unit")),
                 *(widget(BankConfig, n, id="bank_" + n, fold=True) for n in BANK),
             ],
             outputs=[
@@ -75,7 +86,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         return save_name is None or file_name(save_name) or True
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, **values: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, vae: Any = None, **values: Any) -> io.NodeOutput:
         """Train, save, return the robust CLIP."""
         from ..advunlearn.checkpoint import Checkpoints
         from ..advunlearn.formats import portable_state, save_encoder
@@ -83,8 +94,11 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         from ..advunlearn.trainer import train
         from . import clip_l, host, preview
 
-        concept, config = settings(ConceptConfig, values), settings(TrainConfig, values)
-        attack, bank = settings(AttackConfig, values, "attack_"), settings(BankConfig, values, "bank_")
+        def chosen(config: type, prefix: str = "") -> Any:
+            return settings(config, values, prefix, **presets.of(values["preset"], config))
+
+        concept, config = chosen(ConceptConfig), chosen(TrainConfig)
+        attack, bank = chosen(AttackConfig, "attack_"), chosen(BankConfig, "bank_")
         prompts = retained(values["retain_set"], values["retain_prompts"], concept)
         follow = preview.Training(cls.hidden.unique_id, config, attack, bank, bool(prompts) and config.retains)
         if wrong := file_name(values["save_name"]):
@@ -93,7 +107,9 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         # A run that was cancelled before its first iteration has no state: it begins anew.
         resume = values["resume"] and keep.exists()
         with host.gradients():
-            original = host.text_to_image(model, clip, resolution=values["resolution"])
+            original = host.text_to_image(model, clip, vae, values["resolution"])
+            if values["sample_every"]:
+                follow.samples = preview.Samples(original, concept.prompts[0], prompts, values["sample_every"])
             try:
                 result = train(
                     original, concept, attack, config, bank, prompts, follow, checkpoints=keep, resume=resume
@@ -114,7 +130,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         keep.remove()  # only now: until the encoder is on disk the run can go on
         last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())
         text = (
-            f"{config.mode} on {concept.concept!r} ({concept.kind}): {result.iterations} iterations, "
+            f"{config.mode} on {', '.join(map(repr, concept.names))} ({concept.kind}): {result.iterations} iterations, "
             f"seed {config.seed}, {len(prompts)} retained prompts\nlast losses: {last}\nsaved as {path}"
         )
         return io.NodeOutput(robust, listed, {"loss": [row["loss"] for row in result.losses]}, text)

@@ -41,12 +41,13 @@ def widget(
     fold: bool = False,
     only: Sequence[str] = (),
     least: float | None = None,
+    **more: Any,
 ) -> Any:
     """Make the input of one setting; `only` offers some of its choices, `least` a higher lower end."""
     field = next(f for f in dataclasses.fields(config) if f.name == name)
     hint, low, high = get_type_hints(config)[name], field.metadata["low"], field.metadata["high"]
     options: dict[str, Any] = {"default": field.default if default is None else default}
-    options["tooltip"] = field.metadata["help"]
+    options |= {"tooltip": field.metadata["help"], **more}
     kind = {int: io.Int, float: io.Float, str: io.String, bool: io.Boolean}.get(hint, io.Combo)
     if kind is io.Combo:
         options["options"] = list(only or choices(config, name))

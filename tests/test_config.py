@@ -22,7 +22,7 @@ def test_every_field_has_help_and_a_range_or_choices(config: type) -> None:
 @pytest.mark.parametrize(
     ("config", "wrong", "says"),
     [
-        (TrainConfig, {"mode": "advunlern"}, "must be one of advunlearn, fast, esd, esd_unet"),
+        (TrainConfig, {"mode": "advunlern"}, "must be one of advunlearn, fast, esd, official, esd_unet"),
         (TrainConfig, {"iterations": 0}, "iterations is 0; it must be between 1"),
         (TrainConfig, {"lr": float("nan")}, "lr is nan"),
         (AttackConfig, {"steps": -1}, "steps is -1"),
@@ -56,6 +56,16 @@ def test_flags_come_from_the_settings_and_a_command_can_have_defaults_of_its_own
 )
 def test_concept_prompts(name: str, kind: str, prompt: str) -> None:
     assert ConceptConfig(concept=name, kind=kind).prompts[0] == prompt  # type: ignore[arg-type]
+
+
+def test_several_concepts_are_lines_and_a_prompt_is_taken_as_it_is() -> None:
+    several = ConceptConfig(concept="church\n\n  anchor ")
+    assert several.names == ("church", "anchor") and several.prompts == ("a church", "an anchor")
+    assert several.anchors == ("", "")
+    styles = ConceptConfig(concept="ink\nfluent", kind="style")
+    assert len(styles.prompts) == len(styles.anchors) and styles.anchors[16:18] == ("a dog", "a bird")
+    assert styles.prompts[16] == "a dog, fluent style"
+    assert ConceptConfig(concept="nudity", kind="prompt").prompts == ("nudity",)
 
 
 def test_a_style_is_erased_on_many_subjects_and_anchored_on_each() -> None:

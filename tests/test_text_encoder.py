@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
 import pathlib
 from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPTextModel
 
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models import TextToImage, load
@@ -91,6 +93,21 @@ def test_what_trains_leaves_the_embeddings_out(model: TextToImage) -> None:
     chosen, everything = (trainable_parameters(model.text_encoder, what) for what in ("layers", "all"))
     assert len(everything) - len(chosen) == 2  # token and position table
     assert len(chosen) == 4 * 16 + 2  # four layers of 16 tensors and the final norm
+
+
+def test_the_first_layers_are_counted_as_numbers_and_parts_can_be_chosen(model: TextToImage) -> None:
+    encoder = model.text_encoder
+    assert len(trainable_parameters(encoder, "layers", 1)) == 16 + 2
+    assert len(trainable_parameters(encoder, "attention")) == 4 * 8
+    assert len(trainable_parameters(encoder, "mlp", 3)) == 3 * 4
+    config = copy.deepcopy(encoder.config)
+    config.num_hidden_layers = 12
+    deep = CLIPTextModel(config)
+    two = {id(p) for p in trainable_parameters(deep, "attention", 2)}
+    names = {n.split("layers.")[1].split(".")[0] for n, p in deep.named_parameters() if id(p) in two}
+    assert names == {"0", "1"}  # not 10 nor 11
+    with pytest.raises(AdvUnlearnError, match="has 4; give at most that"):
+        trainable_parameters(encoder, "layers", 5)
 
 
 def test_flags_come_back_also_after_an_error() -> None:

@@ -56,6 +56,18 @@ def test_what_trains(model: TextToImage, concept: ConceptConfig, small_bank: Ban
     assert unet and all("attn2" in name for name in unet)
 
 
+def test_several_concepts_are_erased_together(model: TextToImage, small_bank: BankConfig) -> None:
+    both = ConceptConfig(concept="church\ncastle")
+    seen: list[Progress] = []
+    result = train(
+        model, both, ATTACK, dataclasses.replace(QUICK, mode="esd", iterations=20), small_bank, callback=seen.append
+    )
+    trained = [p for p in seen if p.phase == "train"]
+    assert all(p.encoder is result.encoder for p in trained)
+    for prompt in both.prompts:  # both prompts have moved
+        assert (model.encode([prompt]) - model.encode([prompt], result.encoder)).abs().max() > 0.1
+
+
 def test_losses_by_mode_and_warmup(model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
     rows = run(model, concept, small_bank).losses
     assert "attack_start" not in rows[0] and "attack_start" in rows[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import AttackConfig
+from ..quirks import NONE, Quirks
 from .projections import project_linf
 
 Objective = Callable[[Tensor], Tensor]  # (N, k, D) embeddings -> (N,) losses, to be minimised
@@ -33,7 +34,12 @@ def starting_point(table: Tensor, config: AttackConfig, count: int, generator: t
 
 
 def pgd(
-    objective: Objective, start: Tensor, config: AttackConfig, sigma: float, on_step: OnStep | None = None
+    objective: Objective,
+    start: Tensor,
+    config: AttackConfig,
+    sigma: float,
+    on_step: OnStep | None = None,
+    quirks: Quirks = NONE,
 ) -> AttackResult:
     """Minimise `objective` by signed or Adam steps of `step_size * sigma`, inside a ball around `start`.
 
@@ -41,24 +47,30 @@ def pgd(
         objective: maps (N, k, D) embeddings to (N,) losses; each row is attacked on its own.
         start: (N, k, D) starting embeddings.
         config: steps, step size, update rule, radius.
-        sigma: standard deviation of the embedding table, the unit of step size and radius.
+        sigma: standard deviation of the embedding table; the unit of step size and radius unless `config.unit` says
+            that they are absolute.
         on_step: called after each step with its number and the mean loss; may raise to cancel.
+        quirks: what to do as the published code does.
 
     The result is the point after the last step. Gradients are taken afresh in every step.
     """
+    unit = sigma if config.unit == "sigma" else 1.0
     x = start.detach().clone().requires_grad_(True)
-    step, radius, losses = config.step_size * sigma, config.radius * sigma, []
+    result, step, radius, losses = x, config.step_size * unit, config.radius * unit, []
     adam = torch.optim.Adam([x], lr=step)
     for i in range(config.steps):
+        if quirks.result_before_last_step:
+            result = x.detach().clone()
         loss = objective(x)
-        (x.grad,) = torch.autograd.grad(loss.sum(), x)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+        x.grad = gradient + x.grad if quirks.gradient_accumulates and x.grad is not None else gradient
         with torch.no_grad():
             if config.update == "sign":
-                x -= step * x.grad.sign()
+                x -= step * x.grad.sign_()
             else:
                 adam.step()
             x.copy_(project_linf(x, start, radius))
         losses.append(loss.mean().item())
         if on_step is not None:
             on_step(i + 1, losses[-1])
-    return AttackResult(x.detach(), losses)
+    return AttackResult(result.detach(), losses)

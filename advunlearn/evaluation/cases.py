@@ -96,8 +96,8 @@ def retain_prompts(concept: ConceptConfig) -> list[str]:
     objects, styles = captions.objects(), captions.styles()
     if concept.kind == "style":
         rows = [captions.caption(o) for o in objects]
-        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s != concept.concept]
-    others = [name for name in objects if name != concept.concept]
+        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in concept.names]
+    others = [name for name in objects if name not in concept.names]
     kinds: list[list[tuple[str, str]]] = [
         [(name, style) for name, style in zip(others, cycle(("", *styles)), strict=False)],
         [(captions.keyword_route(name), "") for name in others],
@@ -109,5 +109,5 @@ def retain_prompts(concept: ConceptConfig) -> list[str]:
     # Kind by kind, so that any stretch of the list covers every object and a small bank does too.
     pairs = [pair for kind in kinds for pair in kind]
     rows = [captions.caption(s, PLAIN[i % len(PLAIN)], style) for i, (s, style) in enumerate(pairs)]
-    erased = {concept.concept, *captions.foreign_routes(concept.concept)} if concept.concept in objects else set()
+    erased = {word for name in concept.names if name in objects for word in (name, *captions.foreign_routes(name))}
     return [row for row in rows if not erased & set(row.replace(",", "").split())]

@@ -39,6 +39,12 @@ def host_python(host: pathlib.Path) -> str:
     return os.environ.get("COMFYUI_PYTHON") or "python"
 
 
+def preview(message: bytes) -> Image.Image | None:
+    """Return the picture in a binary message: behind a header of the event's type, and of the image's, or metadata."""
+    start = max(message.find(b"\xff\xd8\xff"), message.find(b"\x89PNG"))
+    return Image.open(io.BytesIO(message[start:])).convert("RGB") if start >= 0 else None
+
+
 class HostError(Exception):
     """What the host said was wrong with a prompt."""
 
@@ -58,7 +64,8 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
-        self.client, self.heard, self.pictures = uuid.uuid4().hex, [], 0
+        self.client, self.heard = uuid.uuid4().hex, []
+        self.last_picture: Image.Image | None = None
 
     def start(self, timeout: float = 180) -> None:
         """Start and wait until it answers."""
@@ -114,7 +121,7 @@ class Server:
         return json.loads(self.request(path))
 
     def listen(self) -> None:
-        """Hear what the host tells an open page: JSON messages into `heard`, preview pictures counted."""
+        """Hear what the host tells an open page: JSON messages into `heard`, the last preview picture kept."""
         import websocket
 
         socket = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=600)
@@ -128,18 +135,18 @@ class Server:
                 if isinstance(message, str):
                     self.heard.append(json.loads(message))
                 else:
-                    self.pictures += 1
+                    self.last_picture = preview(message) or self.last_picture
 
         threading.Thread(target=loop, daemon=True).start()
 
-    def wait_for_progress(self, node_id: str, value: int, timeout: float = 300) -> None:
-        """Wait until a node's bar has come to a value."""
+    def wait_for_progress(self, node_id: str, value: int, timeout: float = 300) -> dict[str, Any]:
+        """Wait until a node's bar has come to a value; return what the host said."""
         end = time.time() + timeout
         while time.time() < end:
             for message in list(self.heard):
                 data = message["data"]
                 if message["type"] == "progress" and data.get("node") == node_id and data["value"] >= value:
-                    return
+                    return data
             time.sleep(0.02)
         raise HostError(f"node {node_id} never came to {value}")
 

@@ -68,12 +68,12 @@ def test_the_widened_miniature_draws_what_is_asked(server: Server) -> None:
 def train_graph(name: str, **changes: object) -> dict:
     """Train on the miniature with the fewest steps that show something."""
     values = {
-        "concept": "church", "kind": "object", "mode": "esd", "iterations": 12, "attack_steps": 2, "lr": 3e-4,
+        "concept": "church", "preset": "custom", "kind": "object", "mode": "esd", "iterations": 12, "attack_steps": 2, "lr": 3e-4,
         "retain_set": "none", "retain_weight": 0.0, "seed": 0, "resolution": 64, "save_name": name,
         "resume": False, "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
-        "retain_batch": 2, "trainable": "layers",
+        "retain_batch": 2, "trainable": "layers", "layers": 0, "sample_every": 0,
         "attack_step_size": 0.5, "attack_update": "sign", "attack_tokens": 2, "attack_start": "token",
-        "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "bank_trajectories": 8,
+        "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "attack_unit": "sigma", "bank_trajectories": 8,
         "bank_retain_trajectories": 8, "bank_sampling_steps": 10, "bank_guidance_scale": 3.0,
     }  # fmt: skip
     return {
@@ -143,10 +143,33 @@ def test_cancel_keeps_the_run_and_resume_ends_bit_for_bit(server: Server, base: 
 
 
 def test_the_adversarial_modes_run_and_report_their_losses(server: Server) -> None:
-    for mode in ("advunlearn", "fast"):
-        outputs = server.run(train_graph(mode, mode=mode, iterations=4, retain_set="miniature", retain_weight=1.0))
-        report = outputs["text"]["text"][0]
+    for mode in ("advunlearn", "fast", "official"):
+        changes = {"mode": mode, "iterations": 4, "retain_set": "miniature", "retain_weight": 1.0}
+        report = server.run(train_graph(mode, **changes))["text"]["text"][0]
         assert "attack_end" in report and "retain" in report, report
+
+
+@pytest.mark.parametrize("with_vae", [True, False])
+def test_a_run_on_two_concepts_shows_its_curve_and_its_samples(server: Server, with_vae: bool) -> None:
+    graph = train_graph("two", concept="church\ncastle", iterations=5, sample_every=2, retain_prompts="a dog")
+    if with_vae:
+        graph["train"]["inputs"]["vae"] = ["ckpt", 2]
+    server.last_picture = None
+    assert "'church', 'castle'" in server.run(graph)["text"]["text"][0]
+    shown = server.last_picture
+    assert shown is not None and shown.width == 512 and shown.height > 400  # the curve, and the samples under it
+    samples = np.asarray(shown)[320:, :512].astype(float)
+    assert samples.std() > 20  # not an empty strip
+
+
+def test_a_preset_takes_the_place_of_the_settings(server: Server) -> None:
+    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="official", sample_every=0))
+    # The published run has 50 sampling steps and 1000 iterations, 200 of them warm-up: its bar counts 30 steps each.
+    total = server.wait_for_progress("train", 1)["max"]
+    server.request("interrupt", {})
+    with pytest.raises(HostError, match="execution_interrupted"):
+        server.wait(prompt_id)
+    assert total == 1000 + 800 * 30
 
 
 @pytest.mark.parametrize("attack", ["unlearndiffatk", "soft_prefix"])

@@ -1,0 +1,59 @@
+"""What the published code does differently from its paper, each by name; mode `official` has all of it.
+
+For comparison with encoders that were trained by OPTML-Group/AdvUnlearn. Its prompts, latents and attack are reproduced
+from the description of what that code does, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .trajectories import FreshSampler, Triples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quirks:
+    """Switches; all off is the paper."""
+
+    result_before_last_step: bool = False  # K attack steps apply K - 1 updates: one step trains on a random token
+    gradient_accumulates: bool = False  # never zeroed; a signed step leaves its sign in it, so its direction freezes
+    words_for_tokens: bool = False  # behind the prefix stand as many tokens as the prompt has words: "nudity" is "nu"
+    cleaner_latents: bool = False  # latents are 39 to 58 timesteps cleaner than the UNet is told
+
+
+NONE = Quirks()
+OFFICIAL = Quirks(result_before_last_step=True, gradient_accumulates=True, words_for_tokens=True, cleaner_latents=True)
+
+
+def cut_to_words(ids: Tensor, prompts: Sequence[str], eos: int) -> Tensor:
+    """Return token ids (P, L) of which only as many stay as their prompt has words; the rest is `eos`."""
+    cut = ids.clone()
+    for row, prompt in zip(cut, prompts, strict=True):
+        row[1 + len(prompt.split()) :] = eos
+    return cut
+
+
+class PublishedSampler(FreshSampler):
+    """Latents of noise level s told to be of a timestep in [s + 39, s + 58], for 50 sampling steps.
+
+    In general, with a stride of r timesteps between two sampling steps: [s + 2 r - 1, s + 3 r - 2].
+    """
+
+    def draw(self, batch: int) -> Triples:
+        """Return `batch` triples, the original model's predictions at the timesteps that it is told."""
+        total, steps = len(self.denoiser.alphas_cumprod), self.config.sampling_steps
+        stride = total // steps
+        k = torch.randint(min(2, steps - 1), steps, (batch,), generator=self.generator)
+        late = 2 * stride - 1 + torch.randint(stride, (batch,), generator=self.generator)
+        drawn = self.sampled_at(k)
+        t = (drawn.t + late.to(drawn.t.device)).clamp(max=total - 1)
+        numbers = drawn.prompt.cpu()
+        anchor = self.uncond.expand(batch, -1, -1) if self.anchor is None else self.anchor(numbers)
+        return Triples(
+            drawn.x_t, t, self.predict(drawn.x_t, t, anchor), self.predict(drawn.x_t, t, self.cond(numbers)),
+            drawn.prompt,
+        )  # fmt: skip
