@@ -68,13 +68,14 @@ def test_the_widened_miniature_draws_what_is_asked(server: Server) -> None:
 def train_graph(name: str, **changes: object) -> dict:
     """Train on the miniature with the fewest steps that show something."""
     values = {
-        "concept": "church", "preset": "custom", "kind": "object", "mode": "esd", "iterations": 12, "attack_steps": 2, "lr": 3e-4,
+        "concept": "church", "preset": "custom", "kind": "object", "mode": "esd", "iterations": 12,
+        "attack_steps": 2, "lr": 3e-4,
         "retain_set": "none", "retain_weight": 0.0, "seed": 0, "resolution": 64, "save_name": name,
         "resume": False, "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
         "retain_batch": 2, "trainable": "layers", "layers": 0, "sample_every": 0,
         "attack_step_size": 0.5, "attack_update": "sign", "attack_tokens": 2, "attack_start": "token",
-        "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "attack_unit": "sigma", "bank_trajectories": 8,
-        "bank_retain_trajectories": 8, "bank_sampling_steps": 10, "bank_guidance_scale": 3.0,
+        "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "attack_unit": "sigma",
+        "bank_trajectories": 8, "bank_retain_trajectories": 8, "bank_sampling_steps": 10, "bank_guidance_scale": 3.0,
     }  # fmt: skip
     return {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),

@@ -54,7 +54,8 @@ def picture(
 def train(iterations: int = 40) -> Graph:
     """Train on the miniature; every setting by name, for the API wants them all."""
     return node(
-        "AdvUnlearnTrain", model=("1", 0), clip=("1", 1), concept="church", kind="object", mode="advunlearn",
+        "AdvUnlearnTrain", model=("1", 0), clip=("1", 1), vae=("1", 2), concept="church", preset="custom",
+        kind="object", mode="advunlearn", sample_every=10, layers=0, attack_unit="sigma",
         iterations=iterations, attack_steps=4, lr=3e-4, retain_set="miniature", retain_weight=2.0, seed=0,
         resolution=64, save_name="robust_clip", resume=False, retain_prompts="", negative_guidance=1.0, warmup=10,
         batch=8, clean_share=0.25, retain_batch=8, trainable="layers", attack_step_size=0.5, attack_update="sign",
@@ -115,6 +116,7 @@ def before_after() -> Graph:
         ),
         "5": node("SaveImage", "before and after", images=("4", 0), filename_prefix="advunlearn/evaluation"),
         "6": node("PreviewAny", "report", source=("4", 1)),
+        "7": node("PreviewAny", "scores", source=("4", 2)),
     }  # fmt: skip
     return loader() | nodes
 

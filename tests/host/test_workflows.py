@@ -1,0 +1,115 @@
+"""Every shipped workflow, run over HTTP as its graph is queued by the page, on the miniature."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from .server import PACK, Server
+from .test_nodes import objects, pictures
+
+pytestmark = pytest.mark.host
+
+
+def load_graphs() -> ModuleType:
+    """Import the workflows' source by its path: `tools` is no package."""
+    spec = importlib.util.spec_from_file_location("workflow_graphs", PACK / "tools" / "workflows" / "graphs.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GRAPHS = load_graphs()
+NAMES = sorted(GRAPHS.WORKFLOWS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_file_holds_the_nodes_links_and_values_of_its_graph(server: Server, name: str) -> None:
+    """The page made workflows/NAME.json of the graph: nothing was lost, and the host still knows every input."""
+    graph, info = GRAPHS.WORKFLOWS[name](), server.get("object_info")
+    page = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    shown = {str(node["id"]): node for node in page["nodes"]}
+    assert {i: n["class_type"] for i, n in graph.items()} == {i: n["type"] for i, n in shown.items()}
+    for i, made in graph.items():
+        described = info[made["class_type"]]["input"]
+        known = {**described.get("required", {}), **described.get("optional", {})}
+        assert set(made["inputs"]) <= set(known), made["class_type"]
+        links = {k for k, v in made["inputs"].items() if isinstance(v, list)}
+        assert links == {entry["name"] for entry in shown[i].get("inputs", []) if entry.get("link") is not None}
+        kept = shown[i].get("widgets_values") or []
+        for key, value in made["inputs"].items():
+            assert key in links or value in kept, (made["class_type"], key, value)
+
+
+@pytest.fixture(scope="module")
+def ran(server: Server) -> dict[str, dict[str, Any]]:
+    """Run them all in an order in which each finds what it needs; `train` makes the encoder that the others load."""
+    order = ["train", "before-and-after", "load-and-replace", "attack", "strength-sweep"]
+    assert sorted([*order, "sdxl"]) == NAMES
+    return {name: server.run(GRAPHS.WORKFLOWS[name](), timeout=1500) for name in order}
+
+
+def saved(graph: dict[str, Any], title: str) -> str:
+    """Return the id of the node with a title."""
+    return next(i for i, n in graph.items() if n.get("_meta", {}).get("title") == title)
+
+
+def drawn(server: Server, ran: dict[str, dict[str, Any]], name: str, title: str) -> torch.Tensor:
+    return pictures(server, ran[name], saved(GRAPHS.WORKFLOWS[name](), title))
+
+
+def test_train_erases_the_concept_and_keeps_its_neighbour(server: Server, ran: dict[str, dict[str, Any]]) -> None:
+    assert objects(drawn(server, ran, "train", "erased")).count("church") <= 1
+    assert objects(drawn(server, ran, "train", "kept")).count("castle") >= 3
+
+
+def test_load_and_replace_draws_before_and_after(server: Server, ran: dict[str, dict[str, Any]]) -> None:
+    before, after = (drawn(server, ran, "load-and-replace", when) for when in ("before", "after"))
+    assert objects(before).count("church") >= 3 and objects(after).count("church") <= 1
+    assert torch.equal(after, drawn(server, ran, "train", "erased"))  # the file is what was trained
+
+
+def test_strength_sweep_begins_at_the_base_and_ends_at_the_robust_encoder(
+    server: Server, ran: dict[str, dict[str, Any]]
+) -> None:
+    zero, half, one = (drawn(server, ran, "strength-sweep", f"strength-{s}") for s in (0.0, 0.5, 1.0))
+    assert torch.equal(zero, drawn(server, ran, "load-and-replace", "before"))
+    assert torch.equal(one, drawn(server, ran, "load-and-replace", "after"))
+    assert not torch.equal(half, zero) and not torch.equal(half, one)
+
+
+def test_attack_finds_a_prompt_and_draws_it(server: Server, ran: dict[str, dict[str, Any]]) -> None:
+    report = ran["attack"][saved(GRAPHS.WORKFLOWS["attack"](), "report")]["text"][0]
+    assert "unlearndiffatk on 'a church'" in report and "prefix" in report
+    assert (drawn(server, ran, "attack", "attacked") - drawn(server, ran, "train", "erased")).abs().mean() > 0.02
+
+
+def test_before_and_after_counts_fewer_churches_after(server: Server, ran: dict[str, dict[str, Any]]) -> None:
+    graph = GRAPHS.WORKFLOWS["before-and-after"]()
+    scores = json.loads(ran["before-and-after"][saved(graph, "scores")]["text"][0])["models"]
+    before, after = (scores[when]["asr"] for when in ("before", "after"))
+    assert before["clean"]["success"] >= 7 and after["clean"]["success"] <= 2
+    assert after["unlearndiffatk"]["success"] < before["unlearndiffatk"]["success"]
+    assert scores["after"]["utility"]["retained_accuracy"]["correct"] >= 50  # of 63
+
+
+def test_sdxl_validates_but_for_the_checkpoint_that_a_user_must_have(server: Server) -> None:
+    from .server import HostError
+
+    with pytest.raises(HostError) as refused:
+        server.queue(GRAPHS.WORKFLOWS["sdxl"]())
+    errors = json.loads(str(refused.value))["node_errors"]
+    kinds = {errors[i]["class_type"]: [e["type"] for e in errors[i]["errors"]] for i in errors}
+    assert set(kinds) <= {"CheckpointLoaderSimple", "AdvUnlearnLoadRobustCLIP"}, errors
+    assert kinds["CheckpointLoaderSimple"] == ["value_not_in_list"]
+
+
+def test_thumbnails_are_there(server: Server) -> None:
+    assert all(pathlib.Path(PACK / "workflows" / f"{name}.jpg").stat().st_size > 5000 for name in NAMES)
