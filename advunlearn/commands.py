@@ -32,7 +32,8 @@ from .evaluation import pictures
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Subject
 from .events import Progress
-from .formats import layer_count, read_encoder, save_encoder
+from .formats import read_encoder, save_encoder
+from .identify import layer_count
 from .inputs import command_line, encoder_of, load_judge, load_model, out_folder
 from .models import TextToImage
 from .progress import Bar
