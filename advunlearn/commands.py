@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from . import released, retain
 from . import report as report_files
-from . import retain
 from .checkpoint import Checkpoints
 from .cli import settings
 from .config import (
@@ -211,6 +211,16 @@ def info(args: Namespace) -> None:
     finish(args, facts | {"metadata": recipe}, "\n".join(lines))
 
 
+def fetch(args: Namespace) -> None:
+    """Fetch a released encoder."""
+    bar = Bar(args.name)
+    try:
+        path = released.fetch(args.name, args.to, lambda done, total: bar.update("bytes", done, total))
+    finally:
+        bar.close()
+    finish(args, {"file": str(path)}, f"{path}: give it to --encoder, or put its folder into models/text_encoders")
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
@@ -220,5 +230,5 @@ def _parsed(text: str) -> Any:
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": demo, "train": train_command, "attack": attack, "evaluate": evaluate, "sample": sample, "info": info,
-    "miniature": miniature,
+    "miniature": miniature, "fetch": fetch,
 }  # fmt: skip

@@ -18,12 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import AdvUnlearnError
-from .files import write_atomic
+from .files import WEIGHTS, write_atomic
 from .identify import describe, require_width
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 FORMAT = "advunlearn.text_encoder.v1"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Where CLIP-L's `encoder.` and `embeddings.` stand: the most telling prefix first.
 HOMES = (
