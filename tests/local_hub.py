@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ class Hub:
         self.cut_after = 0  # bytes after which a transfer breaks off, each time
         self.cuts = 10**9  # how many times it does
         self.ranges = True
+        self.seconds = 0.0  # how long a file takes
         self.heard: list[tuple[str, str, str | None]] = []
 
 
@@ -78,8 +80,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             hub.cuts -= 1
             self.wfile.write(sent[: hub.cut_after])
             self.close_connection = True
-        else:
-            self.wfile.write(sent)
+            return
+        with contextlib.suppress(ConnectionError):  # who asked has gone
+            for k in range(0, len(sent), block := 1 + len(sent) // 100):
+                self.wfile.write(sent[k : k + block])
+                time.sleep(hub.seconds / 100)
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         """Send a status and headers."""
