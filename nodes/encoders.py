@@ -49,7 +49,7 @@ class LoadRobustCLIP(io.ComfyNode):
                 io.Combo.Input(
                     "released", options=[NONE, *hub.NAMES], default=NONE, optional=True,
                     tooltip="in place of encoder: one that the method's authors released, fetched from "
-                    f"huggingface.co/{hub.REPO} into models/advunlearn (about 500 MB) the first time the node runs",
+                    f"huggingface.co/{hub.REPO} into models/advunlearn (up to 500 MB) the first time the node runs",
                 ),
             ],
             outputs=[io.Clip.Output("CLIP", tooltip="the CLIP with its CLIP-L replaced; the input is unchanged")],
@@ -71,7 +71,7 @@ class LoadRobustCLIP(io.ComfyNode):
     def fingerprint_inputs(cls, encoder: str, released: str = NONE, **_: Any) -> Any:
         """Load again when the file has changed under its name."""
         try:
-            path = folders.encoder_path(encoder) if released == NONE else hub.present(released, folders.FETCHED)
+            path = folders.encoder_path(encoder or "") if released == NONE else hub.present(released, folders.FETCHED)
         except AdvUnlearnError:
             path = None
         status = path and path.stat()
