@@ -13,6 +13,7 @@ from . import __version__
 from .config import DEMO_BUDGET, DTYPES, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
 from .errors import AdvUnlearnError, TrainingDiverged
 from .presets import CUSTOM, PRESETS
+from .released import NAMES, REPO
 
 Config = TypeVar("Config")
 
@@ -101,6 +102,9 @@ def build_parser() -> Parser:
     miniature.add_argument("--to", required=True, metavar="FILE.safetensors", help="where to write it, about 490 MB")
     info = command("info", "say what an encoder file is", model=False)
     info.add_argument("file", metavar="FILE")
+    fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model=False)
+    fetch.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    fetch.add_argument("--to", default=".", metavar="DIR", help="folder to put its folder into (default: here)")
     return parser
 
 
@@ -139,10 +143,12 @@ def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for bad input, 130 for an interrupt, 1 for a run that diverged."""
     args = build_parser().parse_args(argv)
-    # The libraries' own bars and warnings would bury ours, and nothing is ever fetched from a hub.
-    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error"), ("HF_HUB_OFFLINE", "1")):
+    # The libraries' own bars and warnings would bury ours.
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if args.command != "fetch":  # nothing else ever fetches from a hub
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         from . import commands  # heavy imports only once a command runs
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import presets, retain
+from . import presets, released, retain
 from . import report as report_files
 from .checkpoint import Checkpoints
 from .cli import settings
@@ -32,7 +32,8 @@ from .evaluation import pictures
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Subject
 from .events import Progress
-from .formats import layer_count, read_encoder, save_encoder
+from .formats import read_encoder, save_encoder
+from .identify import layer_count
 from .inputs import command_line, encoder_of, load_judge, load_model, out_folder
 from .models import TextToImage
 from .progress import Bar
@@ -215,6 +216,16 @@ def info(args: Namespace) -> None:
     finish(args, facts | {"metadata": recipe}, "\n".join(lines))
 
 
+def fetch(args: Namespace) -> None:
+    """Fetch a released encoder."""
+    bar = Bar(args.name)
+    try:
+        path = released.fetch(args.name, args.to, lambda done, total: bar.update("bytes", done, total))
+    finally:
+        bar.close()
+    finish(args, {"file": str(path)}, f"{path}: give it to --encoder, or put its folder into models/text_encoders")
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
@@ -224,5 +235,5 @@ def _parsed(text: str) -> Any:
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": demo, "train": train_command, "attack": attack, "evaluate": evaluate, "sample": sample, "info": info,
-    "miniature": miniature,
+    "miniature": miniature, "fetch": fetch,
 }  # fmt: skip

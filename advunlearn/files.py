@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 PARTIAL = ".partial"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes into a folder
 
 
 def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], object]) -> pathlib.Path:

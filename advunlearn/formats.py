@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import AdvUnlearnError
-from .files import write_atomic
+from .files import WEIGHTS, write_atomic
+from .identify import describe, require_width
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 FORMAT = "advunlearn.text_encoder.v1"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Where CLIP-L's `encoder.` and `embeddings.` stand: the most telling prefix first.
 HOMES = (
@@ -35,14 +35,6 @@ HOMES = (
     "text_model.",
     "",
 )
-OTHERS = {
-    "model.text_projection": "an OpenCLIP encoder (SDXL's CLIP-G, or Stable Diffusion 2's)",
-    "resblocks.": "an OpenCLIP encoder (SDXL's CLIP-G, or Stable Diffusion 2's)",
-    "SelfAttention": "a T5 encoder",
-    "lora_": "a LoRA: load it with a LoRA loader",
-    "input_blocks": "a UNet or a checkpoint without its text encoder",
-    "down_blocks": "a diffusers UNet",
-}
 
 
 def portable_state(encoder: Any) -> dict[str, Tensor]:
@@ -56,16 +48,12 @@ def portable_state(encoder: Any) -> dict[str, Tensor]:
     return state
 
 
-def layer_count(names: Iterable[str]) -> int:
-    """Return how many layers a text encoder has, from its tensors' names."""
-    return 1 + max(int(name.split("layers.")[1].split(".")[0]) for name in names if "layers." in name)
-
-
 def load_state(encoder: Any, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy weights under either layout into an encoder, all or nothing.
 
-    Raises AdvUnlearnError that names the first missing, unknown or mis-shaped key.
+    Raises AdvUnlearnError that names an encoder of another width, or the first missing, unknown or mis-shaped key.
     """
+    require_width(tensors, encoder.config.hidden_size, source)
     own = encoder.state_dict()
     bare = {name.removeprefix(PREFIX): name for name in own if not name.endswith("position_ids")}
     given = {
@@ -148,7 +136,7 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple[list[str], Callable[[str]
         file.__exit__(None, None, None)
 
 
-def home_of_clip_l(names: Sequence[str], source: str) -> str:
+def home_of_clip_l(names: Sequence[str], read: Callable[[str], Tensor], source: str) -> str:
     """Return the prefix under which a file holds CLIP-L's text encoder.
 
     Known are our files and CLIPTextModel folders (with and without `text_model.`), the published trainer's files, which
@@ -157,11 +145,12 @@ def home_of_clip_l(names: Sequence[str], source: str) -> str:
     """
     have = set(names)
     for start in HOMES:
-        if start + "encoder.layers.0.layer_norm1.weight" in have:
+        layer, vision = start + "encoder.layers.0.layer_norm1.weight", start + "embeddings.patch_embedding.weight"
+        if layer in have and vision not in have:
             return start
-    instead = next((what for mark, what in OTHERS.items() if any(mark in name for name in names)), None)
-    first = f"its first tensor is {min(names, default='nothing')!r}"
-    raise AdvUnlearnError(f"{source} holds no CLIP text encoder: {f'it looks like {instead}' if instead else first}")
+    what = describe(names, read)
+    found = f"it is {what}" if what else f"its first tensor is {min(names, default='nothing')!r}"
+    raise AdvUnlearnError(f"{source} holds no CLIP-L text encoder: {found}")
 
 
 def read_encoder(path: str | pathlib.Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -170,7 +159,7 @@ def read_encoder(path: str | pathlib.Path) -> tuple[dict[str, Tensor], dict[str,
     Raises AdvUnlearnError when the file is missing, cannot be read, or holds no CLIP text encoder.
     """
     with opened(path) as (names, read, metadata):
-        start = home_of_clip_l(names, str(path))
+        start = home_of_clip_l(names, read, str(path))
         inside = tuple(start + part for part in ("encoder.", "embeddings.", "final_layer_norm."))
         wanted = [n for n in names if n.startswith(inside) and not n.endswith("position_ids")]
         return {PREFIX + n.removeprefix(start): read(n) for n in wanted}, metadata

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.formats import PREFIX, PROJECTION, layer_count, load_state
+from ..advunlearn.formats import PREFIX, PROJECTION, load_state
+from ..advunlearn.identify import layer_count, require_width
 
 CLIP_L = "clip_l.transformer."
 
@@ -74,7 +75,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def check(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise AdvUnlearnError that names the first key that is missing, unknown or of another shape than CLIP-L's."""
+    """Raise AdvUnlearnError that says which other encoder it is, or names the first key that does not fit CLIP-L."""
+    require_width(tensors, 768, source)
     own = shapes()
     for name in own.keys() & tensors.keys():
         if tuple(tensors[name].shape) != own[name]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..advunlearn import released as hub
 from ..advunlearn.errors import AdvUnlearnError
 from . import folders
 from .widgets import file_name, schema
@@ -15,6 +17,7 @@ FORMATS = {
     "diffusers": "a CLIPTextModel folder",
     "lora": "the difference to base, for LoRA loaders",
 }
+NONE = "none"
 
 
 class LoadRobustCLIP(io.ComfyNode):
@@ -30,10 +33,10 @@ class LoadRobustCLIP(io.ComfyNode):
             search_aliases=["unlearn", "erase concept", "safe clip"],
             inputs=[
                 io.Combo.Input(
-                    "encoder",
-                    options=folders.encoder_files(),
-                    tooltip="an encoder in models/text_encoders, models/clip or output/clip: a file of this pack, a "
-                    "CLIPTextModel, the published trainer's .pt, or a full Stable Diffusion checkpoint",
+                    "encoder", options=[*folders.encoder_files(), NONE],
+                    tooltip="an encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file "
+                    "of this pack, a CLIPTextModel's weights or folder (its name ends in /), the published trainer's "
+                    ".pt, or a full Stable Diffusion checkpoint",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=-2.0, max=3.0, step=0.05,
@@ -43,41 +46,67 @@ class LoadRobustCLIP(io.ComfyNode):
                     "clip", optional=True,
                     tooltip="the CLIP of SD 1.x, SDXL, SD3, Flux or HunyuanVideo; without one: a CLIP for SD 1.x",
                 ),
+                io.Combo.Input(
+                    "released", options=[NONE, *hub.NAMES], default=NONE, optional=True,
+                    tooltip="in place of encoder: one that the method's authors released, fetched from "
+                    f"huggingface.co/{hub.REPO} into models/advunlearn (up to 500 MB) the first time the node runs",
+                ),
             ],
             outputs=[io.Clip.Output("CLIP", tooltip="the CLIP with its CLIP-L replaced; the input is unchanged")],
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, encoder: str | None = None) -> bool | str:
+    def validate_inputs(cls, encoder: str | None = None, released: str | None = NONE) -> bool | str:
         """Refuse a file that is not there before the graph runs; None is a name that a link brings."""
-        return True if encoder is None or encoder in folders.encoder_files() else (
-            f"encoder {encoder!r} is not among the text encoders; put it into models/text_encoders and refresh"
-        )  # fmt: skip
+        if released not in (None, NONE, *hub.NAMES):
+            return f"no released encoder is called {released!r}; there are {', '.join(hub.NAMES)}"
+        if released != NONE or encoder is None:
+            return True
+        try:
+            return "choose an encoder, or a released one" if encoder == NONE else bool(folders.encoder_path(encoder))
+        except AdvUnlearnError as error:
+            return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, encoder: str, **_: Any) -> Any:
+    def fingerprint_inputs(cls, encoder: str, released: str = NONE, **_: Any) -> Any:
         """Load again when the file has changed under its name."""
-        if encoder not in folders.encoder_files():
-            return encoder
-        status = folders.encoder_path(encoder).stat()
-        return encoder, status.st_mtime_ns, status.st_size
+        try:
+            path = folders.encoder_path(encoder or "") if released == NONE else hub.present(released, folders.FETCHED)
+        except AdvUnlearnError:
+            path = None
+        status = path and path.stat()
+        return (encoder, released, status.st_mtime_ns, status.st_size) if status else (encoder, released)
 
     @classmethod
-    def execute(cls, encoder: str, strength: float, clip: Any = None) -> io.NodeOutput:
+    def execute(cls, encoder: str, strength: float, clip: Any = None, released: str = NONE) -> io.NodeOutput:
         """Return the patched CLIP."""
         from ..advunlearn.formats import read_encoder
         from . import clip_l
 
-        path = folders.encoder_path(encoder)
+        if clip is None and strength != 1:
+            raise AdvUnlearnError(
+                f"strength is {strength} but there is no CLIP to mix with; connect one, or set it to 1"
+            )
+        path = folders.encoder_path(encoder) if released == NONE else fetched(released)
         tensors, _ = read_encoder(path)
+        source = encoder if released == NONE else f"the released encoder {released!r}"
         if clip is None:
-            if strength != 1:
-                raise AdvUnlearnError(
-                    f"strength is {strength} but there is no CLIP to mix with; connect one, or set it to 1"
-                )
-            clip_l.check(tensors, path.name)
+            clip_l.check(tensors, source)
             return io.NodeOutput(clip_l.clip_from(tensors))
-        return io.NodeOutput(clip_l.with_encoder(clip, tensors, strength, path.name))
+        return io.NodeOutput(clip_l.with_encoder(clip, tensors, strength, source))
+
+
+def fetched(name: str) -> pathlib.Path:
+    """Return a released encoder's weights, fetched with progress on the node unless they are there; cancel works."""
+    from . import host
+
+    bar = host.Bar(1)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done)
+
+    return hub.fetch(name, folders.FETCHED, show)
 
 
 class SaveRobustCLIP(io.ComfyNode):
@@ -103,7 +132,7 @@ class SaveRobustCLIP(io.ComfyNode):
                 io.Clip.Input("base", optional=True, tooltip="the CLIP before training, for a LoRA"),
             ],
             outputs=[
-                io.String.Output("encoder_name", tooltip="file name; Load Robust CLIP lists safetensors"),
+                io.String.Output("encoder_name", tooltip="its name in Load Robust CLIP; of a LoRA its file name"),
                 io.String.Output("report", tooltip="what was written, and what a LoRA left out"),
             ],
         )  # fmt: skip
@@ -130,6 +159,7 @@ class SaveRobustCLIP(io.ComfyNode):
             encoder = clip_l.text_encoder(clip, torch.device("cpu"))
             if format == "diffusers":
                 path = save_folder(path.with_suffix(""), encoder)
-                return io.NodeOutput(path.name, f"{path}: CLIPTextModel folder")
+                listed = pathlib.PurePath(listed).with_suffix("").as_posix() + "/"
+                return io.NodeOutput(listed, f"{path}: CLIPTextModel folder")
             save_encoder(path, encoder, {"advunlearn.source": "Save Robust CLIP"})
         return io.NodeOutput(listed, f"{path}: CLIP-L text encoder")

@@ -7,19 +7,40 @@ import pathlib
 import folder_paths
 from torch import Tensor
 
-from ..advunlearn.files import write_atomic
+from ..advunlearn.errors import AdvUnlearnError
+from ..advunlearn.files import WEIGHTS, write_atomic
 
-ENCODERS = "text_encoders"  # models/text_encoders, models/clip and output/clip
+ENCODERS = "text_encoders"  # models/text_encoders, models/clip, output/clip and, for what is fetched, models/advunlearn
+FETCHED = pathlib.Path(folder_paths.models_dir) / "advunlearn"
+# Last in the list: it changes no default, and the host's own CLIP loaders see what was fetched too.
+folder_paths.add_model_folder_path(ENCODERS, str(FETCHED))
 
 
 def encoder_files() -> list[str]:
-    """Return the names that the host lists as text encoders."""
-    return folder_paths.get_filename_list(ENCODERS)
+    """Return the text encoders to choose from: the files that the host lists, and CLIPTextModel folders as "name/".
+
+    A folder is one when it holds config.json beside its weights, which then are not listed a second time.
+    """
+    return sorted({folder_of(file) or file for file in folder_paths.get_filename_list(ENCODERS)})
+
+
+def folder_of(file: str) -> str:
+    """Return the name ("a/b/") of the CLIPTextModel folder that a listed file is the weights of, or nothing."""
+    path = pathlib.PurePath(file)
+    whole = path.name in WEIGHTS and path.parent.name and folder_paths.get_full_path(
+        ENCODERS, str(path.with_name("config.json")))  # fmt: skip
+    return f"{path.parent.as_posix()}/" if whole else ""
 
 
 def encoder_path(name: str) -> pathlib.Path:
-    """Return the file of a listed text encoder."""
-    return pathlib.Path(folder_paths.get_full_path_or_raise(ENCODERS, name))
+    """Return the file of a text encoder, or of the weights in a folder ("name/"). Raises AdvUnlearnError if gone."""
+    files = [name + file for file in WEIGHTS] if name.endswith("/") else [name]
+    found = next((path for file in files if (path := folder_paths.get_full_path(ENCODERS, file))), None)
+    if found is None:
+        raise AdvUnlearnError(
+            f"encoder {name!r} is not among the text encoders; put it into models/text_encoders and refresh"
+        )
+    return pathlib.Path(found)
 
 
 def new_path(name: str, folder: str = "clip", suffix: str = ".safetensors") -> tuple[pathlib.Path, str]:

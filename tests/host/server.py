@@ -52,8 +52,8 @@ class HostError(Exception):
 class Server:
     """A running host with a base directory of its own and the pack linked into custom_nodes."""
 
-    def __init__(self, host: pathlib.Path, base: pathlib.Path) -> None:
-        self.host, self.base, self.log = host, base, base / "server.log"
+    def __init__(self, host: pathlib.Path, base: pathlib.Path, **environment: str) -> None:
+        self.host, self.base, self.log, self.environment = host, base, base / "server.log", environment
         models = [f"models/{kind}" for kind in ("checkpoints", "text_encoders", "embeddings")]
         for sub in (*models, "custom_nodes", "output", "input", "temp", "user"):
             (base / sub).mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Server:
             str(self.base),
         ]
         command += ["--disable-auto-launch"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **self.environment}
         environment.pop("PYTHONPATH", None)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=self.host, env=environment, stdout=log, stderr=log)

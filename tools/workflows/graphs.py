@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 Graph = dict[str, Any]
-CHECKPOINT, ENCODER = "miniature.safetensors", "robust_clip_00001_.safetensors"
+CHECKPOINT, ENCODER, SDXL = "miniature.safetensors", "robust_clip_00001_.safetensors", "sd_xl_base_1.0.safetensors"
+MINIATURE_SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
+SDXL_SAMPLING = {"steps": 25, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
 def node(class_type: str, title: str = "", /, **inputs: Any) -> Graph:
@@ -25,23 +28,30 @@ def node(class_type: str, title: str = "", /, **inputs: Any) -> Graph:
     } | meta
 
 
-def loader() -> Graph:
-    """Load the miniature."""
-    return {"1": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)}
+def loader(checkpoint: str = CHECKPOINT) -> Graph:
+    """Load a checkpoint, the miniature unless told."""
+    return {"1": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
 
 
 def picture(
-    first: int, clip: tuple[str, int], prompt: str, name: str, positive: tuple[str, int] | None = None
+    first: int,
+    clip: tuple[str, int],
+    prompt: str,
+    name: str,
+    positive: tuple[str, int] | None = None,
+    size: int = 64,
+    batch: int = 4,
+    sampling: Mapping[str, Any] = MINIATURE_SAMPLING,
 ) -> Graph:
-    """Text to image under a CLIP, from node id `first` on."""
+    """Text to image under a CLIP, from node id `first` on; `size` in pixels."""
     ids = [str(first + k) for k in range(6)]
     graph = {
         ids[0]: node("CLIPTextEncode", prompt, clip=clip, text=prompt),
         ids[1]: node("CLIPTextEncode", "nothing", clip=clip, text=""),
-        ids[2]: node("EmptyLatentImage", width=64, height=64, batch_size=4),
+        ids[2]: node("EmptyLatentImage", width=size, height=size, batch_size=batch),
         ids[3]: node(
-            "KSampler", model=("1", 0), seed=7, steps=20, cfg=3.0, sampler_name="ddim", scheduler="ddim_uniform",
-            positive=positive or (ids[0], 0), negative=(ids[1], 0), latent_image=(ids[2], 0), denoise=1.0,
+            "KSampler", model=("1", 0), seed=7, **sampling, positive=positive or (ids[0], 0), negative=(ids[1], 0),
+            latent_image=(ids[2], 0), denoise=1.0,
         ),
         ids[4]: node("VAEDecode", samples=(ids[3], 0), vae=("1", 2)),
         ids[5]: node("SaveImage", name, images=(ids[4], 0), filename_prefix=f"advunlearn/{name}"),
@@ -132,9 +142,19 @@ def strength_sweep() -> Graph:
     return graph
 
 
+def sdxl() -> Graph:
+    """SDXL with and without a released encoder as its CLIP-L; CLIP-G stays, and still knows the concept."""
+    robust = node(
+        "AdvUnlearnLoadRobustCLIP", "church erased", encoder="none", strength=1.0, released="church", clip=("1", 1)
+    )
+    shown = {"size": 1024, "batch": 1, "sampling": SDXL_SAMPLING}
+    before = picture(10, ("1", 1), "a church on a hill", "sdxl-before", **shown)
+    return loader(SDXL) | {"2": robust} | before | picture(20, ("2", 0), "a church on a hill", "sdxl-after", **shown)
+
+
 WORKFLOWS = {
     "train": train_workflow, "load-and-replace": load_and_replace, "attack": attack_workflow,
-    "before-and-after": before_after, "strength-sweep": strength_sweep,
+    "before-and-after": before_after, "strength-sweep": strength_sweep, "sdxl": sdxl,
 }  # fmt: skip
 
 
