@@ -41,7 +41,12 @@ class ZeroShotJudge:
     def concept_label(self, concept: ConceptConfig) -> str:
         """See `Judge.concept_label`: a candidate of that name, or the concept itself, which is then one more."""
         name = concept.concept.strip()
-        return next((label for label in self.labels if label.casefold() == name.casefold()), name)
+        name = next((label for label in self.labels if label.casefold() == name.casefold()), name)
+        if self.labels == [name]:
+            raise AdvUnlearnError(
+                f"labels is {self.config.labels!r}, so every picture would show {name!r}; give labels it competes with"
+            )
+        return name
 
     def label(self, name: str) -> str:
         """See `Judge.label`: one of the candidates."""
