@@ -296,7 +296,7 @@ def measured(model: TextToImage, classifier: pathlib.Path) -> dict[str, Any]:
         ("wrong", ["a cat, on a red background | green"]),
         ("bare", ["a cat", "a dog"]),
     ):
-        config = EvaluateConfig(cases=4, attack_steps=1, attack_every=1, repeats=2, sampling_steps=12)
+        config = EvaluateConfig(cases=4, attack_steps=1, attack_every=1, repeats=2, sampling_steps=8)
         evaluator = Evaluator(
             model, judge, concept("blue"), config, retained=retained,
             prompts=["a key, on a blue background", "a key, on a red background"],
