@@ -124,7 +124,7 @@ def demo(args: Namespace) -> None:
 def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
     prompts = lines_of(args.prompts, "prompt")
-    retained = lines_of(getattr(args, "retained", None), 'line "prompt | label"')
+    retained = lines_of(getattr(args, "retained", None), '"prompt | label"')
     model, judge = load_model(args), load_judge(args)
     return model, Evaluator(model, judge, concept, config, prompts=prompts, retained=retained)
 

@@ -227,14 +227,13 @@ def render(
     models = _map(report, "models")
     charts = budget_charts(models)
     for title, series in curves.items():
-        points = {
-            name: [(i + 1.0, number(y)) for i, y in enumerate(ys) if y is not None] for name, ys in series.items()
-        }
+        points = {k: [(i + 1.0, number(y)) for i, y in enumerate(ys) if y is not None] for k, ys in series.items()}
         charts.append(line_chart(title, points, "iteration"))
     read = "".join(f"<dt>{label}</dt><dd>{note} {better.title()} is better.</dd>" for label, _, better, note in COLUMNS)
     budget = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in flatten(_map(report, "budget")).items()) or "-"
-    concept, kind = _at(report, "concept") or "-", _at(report, "kind") or "-"
-    judge = "".join(f" {k.title()}: {v}." for k, v in _map(report, "judge").items() if not isinstance(v, list))
+    concept, kind = (_at(report, key) or "-" for key in ("concept", "kind"))
+    told = {k.replace("_", " ").title(): v for k, v in _map(report, "judge").items() if not isinstance(v, list)}
+    judge = "".join(f" {k}: {v}." for k, v in told.items())
     body = [
         results_table(models),
         f'<p class="note">{text(f"Concept: {concept} ({kind}). Budget: {budget}.{judge}")}</p>',
