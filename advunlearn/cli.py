@@ -10,7 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from . import __version__
-from .config import DEMO_BUDGET, DTYPES, AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
+from .config import (
+    DEMO_BUDGET,
+    DTYPES,
+    AttackConfig,
+    BankConfig,
+    ClassifierConfig,
+    ConceptConfig,
+    EvaluateConfig,
+    NudityConfig,
+    TrainConfig,
+    ZeroShotConfig,
+    choices,
+)
 from .errors import AdvUnlearnError, TrainingDiverged
 from .presets import CUSTOM, PRESETS
 from .released import NAMES, REPO
@@ -134,10 +146,26 @@ def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     attack.add_argument("--method", choices=("unlearndiffatk", "soft_prefix"), default="unlearndiffatk")
     for sub in (evaluate, attack):
         sub.add_argument(
-            "--judge", metavar="FOLDER", help="classifier that says what a picture shows (default: the miniature's)"
+            "--judge",
+            metavar="JUDGE",
+            help="what says what a picture shows: miniature, nudity (needs nudenet), clip:FOLDER, or a folder with an "
+            "image classifier or a CLIP of transformers (default: the miniature's)",
+        )
+        sub.add_argument(
+            "--prompts",
+            metavar="FILE",
+            help="prompts that ask for the concept, one a line, in place of those made from its name",
         )
         add_flags(sub, ConceptConfig, skip=("negative_guidance",))
         add_flags(sub, EvaluateConfig)
+        for config in (NudityConfig, ClassifierConfig, ZeroShotConfig):
+            add_flags(sub, config)
+    evaluate.add_argument(
+        "--retained",
+        metavar="FILE",
+        help='what is to be kept: lines "prompt | label" with a label of the judge, or prompts alone '
+        "(default: the miniature's own; none for other judges)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ from .evaluation.evaluate import Evaluator, Subject
 from .events import Progress
 from .formats import read_encoder, save_encoder
 from .identify import layer_count
-from .inputs import command_line, encoder_of, load_judge, load_model, out_folder
+from .inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder
 from .models import TextToImage
 from .progress import Bar
 from .recipes import BASELINES, RECIPES, empty_report, recipe_metadata, study
@@ -129,8 +129,10 @@ def demo(args: Namespace) -> None:
 
 def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
-    model = load_model(args)
-    return model, Evaluator(model, load_judge(args), concept, config)
+    prompts = lines_of(args.prompts, "prompt")
+    retained = lines_of(getattr(args, "retained", None), '"prompt | label"')
+    model, judge = load_model(args), load_judge(args)
+    return model, Evaluator(model, judge, concept, config, prompts=prompts, retained=retained)
 
 
 def evaluate(args: Namespace) -> None:
@@ -142,7 +144,7 @@ def evaluate(args: Namespace) -> None:
         name = pathlib.Path(path).resolve().parent.name if stem == "encoder" else stem
         subjects[name if name not in subjects else path] = Subject(encoder_of(path, model), model.denoiser)
     folder, measured = out_folder(args), {}
-    report = empty_report(evaluator.concept, evaluator.config, command_line())
+    report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
     for name, subject in subjects.items():
         bar, evaluator.on_progress = _measuring(name)
         measured[name] = evaluator.measure(subject)
@@ -159,7 +161,8 @@ def attack(args: Namespace) -> None:
     bar, evaluator.on_progress = _measuring(args.method)
     measured = evaluator.measure(subject, (args.method,), utility=False)
     bar.close()
-    result = measured.to_dict() | {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()}
+    about = {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()} | evaluator.described()
+    result = measured.to_dict() | about
     report_files.write_json(folder / "attack.json", result)
     for what, images in measured.pictures.items():
         (folder / f"{what}.png").write_bytes(pictures.png(pictures.grid(images, 4), 2))

@@ -10,12 +10,13 @@ from argparse import Namespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from . import miniature
+from . import retain
+from .cli import settings
 from .errors import AdvUnlearnError
 from .formats import load_encoder
-from .judges.convnet import ConvJudge
+from .judges import load as judges
+from .judges.base import Judge
 from .models import TextToImage, best_device, load
 
 
@@ -33,20 +34,26 @@ def load_model(args: Namespace) -> TextToImage:
     return load(args.model, device, getattr(torch, args.dtype))
 
 
-def load_judge(args: Namespace) -> ConvJudge:
-    """Load the judge a command was given."""
-    folder = getattr(args, "judge", None)
-    if folder is None and args.model != "miniature":
-        raise AdvUnlearnError(f"there is no judge for model {args.model!r}; give --judge FOLDER")
-    path = pathlib.Path(folder) if folder else miniature.judge_path()
-    if not (path / "config.json").is_file():
+def load_judge(args: Namespace) -> Judge:
+    """Load the judge a command was given. Raises AdvUnlearnError for a setting that another judge has."""
+    name = getattr(args, "judge", None)
+    if name is None and args.model != "miniature":
         raise AdvUnlearnError(
-            f"judge {str(path)!r}: no config.json there; give a folder that ConvJudge.save_pretrained wrote"
+            f"there is no judge for model {args.model!r}; give --judge nudity, --judge clip:FOLDER or --judge FOLDER"
         )
-    try:
-        return ConvJudge.from_pretrained(path)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise AdvUnlearnError(f"judge {str(path)!r} could not be read ({error}); give a ConvJudge's folder") from error
+    name = name or "miniature"
+    kind, _ = judges.resolve(name)
+    for other in filter(None, judges.CONFIGS.values()):
+        given = [k for k in vars(args) if k.startswith(other.__name__ + ".")]
+        if given and other is not judges.CONFIGS[kind]:
+            flag = "--" + given[0].split(".")[1].replace("_", "-")
+            raise AdvUnlearnError(f"{flag} is no setting of the judge {name!r}; leave it out, or give another --judge")
+    return judges.load(name, lambda config: settings(config, args), args.device or best_device())
+
+
+def lines_of(file: str | None, what: str) -> list[str]:
+    """Return the lines of a file of prompts, or none without a file."""
+    return retain.read(file, what) if file else []
 
 
 def encoder_of(file: str | None, model: TextToImage) -> Any:

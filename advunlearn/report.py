@@ -25,8 +25,8 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{h:>16}" for h in (*heads, "retained"))]
     for name, row in report["models"].items():
         cells = [f"{c['success']}/{c['total']}" if (c := row["asr"].get(h)) else "-" for h in heads]
-        kept = row["utility"]["retained_accuracy"]
-        cells.append(f"{kept['correct']}/{kept['total']}")
+        kept = row["utility"].get("retained_accuracy")
+        cells.append(f"{kept['correct']}/{kept['total']}" if kept else "-")
         lines.append(f"{name:<24}" + "".join(f"{c:>16}" for c in cells))
     return "\n".join(lines)
 

@@ -6,7 +6,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attack import AdversarialPromptAttack
 from .encoders import LoadRobustCLIP, SaveRobustCLIP
-from .evaluate import EvaluateRobustness, LoadJudge
+from .evaluate import EvaluateRobustness
+from .judges import LoadClassifierJudge, LoadCLIPJudge, LoadJudge, LoadNudityJudge
 from .train import TrainAdvUnlearnEncoder
 
 NODES: list[type[io.ComfyNode]] = [
@@ -16,6 +17,9 @@ NODES: list[type[io.ComfyNode]] = [
     SaveRobustCLIP,
     EvaluateRobustness,
     LoadJudge,
+    LoadNudityJudge,
+    LoadClassifierJudge,
+    LoadCLIPJudge,
 ]
 
 

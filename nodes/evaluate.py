@@ -8,9 +8,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.config import ConceptConfig, EvaluateConfig
-from .widgets import resolution, schema, settings, widget
+from .judges import Judge
+from .widgets import advanced, resolution, schema, settings, widget
 
-Judge = io.Custom("ADVUNLEARN_JUDGE")
 ATTACKS = {"both": ("unlearndiffatk", "soft_prefix"), "unlearndiffatk": ("unlearndiffatk",),
            "soft_prefix": ("soft_prefix",), "none": ()}  # fmt: skip
 DEFAULTS = {
@@ -19,32 +19,6 @@ DEFAULTS = {
     "attack_every": 15,
     "repeats": 1,
 }  # a graph is looked at, not left overnight
-
-
-class LoadJudge(io.ComfyNode):
-    """The classifier that says what a picture shows."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """Describe the node."""
-        return schema(
-            node_id="AdvUnlearnLoadJudge",
-            display_name="Load Judge",
-            description="Load the classifier that decides whether a picture shows the concept. The one that is shipped "
-            "knows the miniature's objects and styles.",
-            inputs=[io.Combo.Input("judge", options=["miniature"], tooltip="miniature: 64 objects and 4 styles")],
-            outputs=[Judge.Output("JUDGE", tooltip="for Evaluate Robustness")],
-        )
-
-    @classmethod
-    def execute(cls, judge: str) -> io.NodeOutput:
-        """Return the judge."""
-        from ..advunlearn import miniature
-        from ..advunlearn.judges.convnet import ConvJudge
-        from . import host
-
-        with host.gradients():
-            return io.NodeOutput(ConvJudge.from_pretrained(miniature.judge_path()))
 
 
 class EvaluateRobustness(io.ComfyNode):
@@ -78,9 +52,14 @@ class EvaluateRobustness(io.ComfyNode):
                 widget(EvaluateConfig, "sampling_steps", fold=True),
                 widget(EvaluateConfig, "guidance_scale", fold=True),
                 widget(EvaluateConfig, "repeats", default=DEFAULTS["repeats"], fold=True),
+                advanced(io.String, "prompts", default="", multiline=True, optional=True,
+                         tooltip="your own prompts that ask for the concept, one a line; empty: made from its name"),
+                advanced(io.String, "retained_prompts", default="", multiline=True, optional=True,
+                         tooltip="what is to be kept, one a line: prompt | label, with a label of the judge, or a "
+                         "prompt alone; empty: the miniature's own, or nothing with other judges"),
             ],
             outputs=[
-                io.Image.Output("IMAGE", tooltip="a row each: before, after, after under attack"),
+                io.Image.Output("IMAGE", tooltip="a row each: before clean and attacked, after clean and attacked"),
                 io.String.Output("report", tooltip="the table"),
                 io.String.Output("scores", tooltip="the same as JSON"),
             ],
@@ -90,10 +69,11 @@ class EvaluateRobustness(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, clip_before: Any, clip_after: Any, vae: Any, judge: Any, attack: str, resolution: int,
-        **values: Any,
+        prompts: str = "", retained_prompts: str = "", **values: Any,
     ) -> io.NodeOutput:  # fmt: skip
         """Measure both CLIPs; return pictures, table and scores."""
         from ..advunlearn import report as tables
+        from ..advunlearn import retain
         from ..advunlearn.evaluation.evaluate import Evaluator, Subject
         from ..advunlearn.evaluation.pictures import overview
         from . import clip_l, host
@@ -105,7 +85,11 @@ class EvaluateRobustness(io.ComfyNode):
         rows = {}
         with host.gradients():
             before = host.text_to_image(model, clip_before, vae, resolution, "before")
-            evaluator = Evaluator(before, judge, concept, config)
+            evaluator = Evaluator(
+                before, judge, concept, config,
+                prompts=retain.lines(prompts), retained=retain.lines(retained_prompts),
+            )  # fmt: skip
+            report |= evaluator.described()
             after = clip_l.text_encoder(clip_after, before.denoiser.device)
             subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
             for i, (name, subject) in enumerate(subjects.items()):
@@ -117,8 +101,7 @@ class EvaluateRobustness(io.ComfyNode):
                 evaluator.on_progress = follow
                 measured = evaluator.measure(subject, names)
                 report["models"][name] = measured.to_dict()
-                shown = ("clean", *names) if name == "after" else ("clean",)
-                rows |= {f"{name}\n{what}": measured.pictures[what] for what in shown}
+                rows |= {f"{name}\n{what}": measured.pictures[what] for what in ("clean", *names)}
             bar.update(bar.total)
             image = host.image_of(overview(rows))
         return io.NodeOutput(image, tables.table(report), json.dumps(report))

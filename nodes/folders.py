@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import folder_paths
@@ -14,6 +15,8 @@ ENCODERS = "text_encoders"  # models/text_encoders, models/clip, output/clip and
 FETCHED = pathlib.Path(folder_paths.models_dir) / "advunlearn"
 # Last in the list: it changes no default, and the host's own CLIP loaders see what was fetched too.
 folder_paths.add_model_folder_path(ENCODERS, str(FETCHED))
+JUDGES = "classifiers"
+folder_paths.add_model_folder_path(JUDGES, os.path.join(folder_paths.models_dir, JUDGES))
 
 
 def encoder_files() -> list[str]:
@@ -64,3 +67,29 @@ def save_embedding(name: str, embeddings: Tensor) -> str:
     tensors = {"clip_l": embeddings.detach().float().cpu().contiguous()}
     write_atomic(folder / f"{name}.safetensors", save(tensors))
     return f"embedding:{name}"
+
+
+def judge_folders(kind: str) -> list[str]:
+    """Return the folders in models/classifiers that hold a judge of this kind, by their path in there."""
+    from ..advunlearn.judges.folders import kind_of
+
+    names = set()
+    for root in folder_paths.get_folder_paths(JUDGES):
+        for place, _, files in os.walk(root, followlinks=True):
+            if "config.json" not in files:
+                continue
+            try:
+                if kind_of(place) == kind:
+                    names.add(pathlib.Path(place).relative_to(root).as_posix())
+            except (AdvUnlearnError, OSError):  # another kind of model: it is for another node
+                continue
+    return sorted(names)
+
+
+def judge_folder(name: str) -> pathlib.Path:
+    """Return the folder of a listed judge. Raises AdvUnlearnError when it is gone."""
+    places = [pathlib.Path(root) / name for root in folder_paths.get_folder_paths(JUDGES)]
+    found = next((place for place in places if (place / "config.json").is_file()), None)
+    if found is None:
+        raise AdvUnlearnError(f"judge {name!r} is not in models/{JUDGES}; put its folder there and refresh")
+    return found

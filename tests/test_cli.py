@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
+from tiny_models import constant_classifier
 
 from advunlearn.cli import main
 from advunlearn.formats import save_encoder
@@ -54,6 +55,16 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["evaluate", "--concept", "unicorn"], "the judge knows no object 'unicorn'; it knows dog"),
         (["attack", "--encoder", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["sample", "a dog", "--count", "0"], "--count is 0"),
+        (["evaluate", "--judge", "nowhere"], "judge 'nowhere': no such folder; give a folder that"),
+        (["evaluate", "--judge", "clip:nowhere"], "judge 'nowhere': no such folder"),
+        (["attack", "--threshold", "0.5"], "--threshold is no setting of the judge 'miniature'"),
+        (["evaluate", "--judge", "nudity", "--top-k", "2"], "--top-k is no setting of the judge 'nudity'"),
+        (["evaluate", "--judge", "nudity", "--threshold", "2"], "threshold is 2.0; it must be between 0.25 and 1"),
+        (
+            ["evaluate", "--prompts", "nowhere.txt"],
+            "no such file; give a text file with one prompt a line",
+        ),
+        (["evaluate", "--retained", "a-file"], 'a-file holds no prompt; write one "prompt | label" a line'),
         (["info", "nowhere.safetensors"], "no such file"),
     ],
 )
@@ -101,6 +112,32 @@ def test_train_then_info_evaluate_attack_and_sample(capsys: pytest.CaptureFixtur
         == 0
     )
     assert Image.open(tmp_path / "s.png").size == (2 * (3 * 66 - 2), 2 * (2 * 66 - 2))
+
+
+def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    folder = str(constant_classifier(tmp_path / "judge", {"tench": 0.0, "church, church building": 1.0}))
+    prompts, retained, out = tmp_path / "prompts.txt", tmp_path / "retained.txt", tmp_path / "out"
+    prompts.write_text("# mine\na chapel\n")
+    retained.write_text("a fish | Tench\na house\n")
+    flags = ["--judge", folder, "--prompts", str(prompts), "--out", str(out), "--json", *QUICK]
+    assert main(["evaluate", "--retained", str(retained), *flags]) == 0
+    report = json_of(capsys)
+    row = report["models"]["original"]
+    assert row["asr"]["clean"] == {"success": 2, "total": 2} and "routes" not in row["asr"]
+    assert set(row["utility"]) == {"retained_accuracy", "feature_distance"}
+    assert row["utility"]["retained_accuracy"] == {"correct": 0, "total": 1}  # a house has no label
+    assert report["judge"] == {"judge": "classifier", "folder": "judge", "top_k": 1}
+    assert report["own_prompts"] == ["a chapel"]
+    page = (out / "report.html").read_text()
+    assert "Judge: classifier. Folder: judge. Top K: 1." in page and "0 of 1 retained objects right" in page
+    # With nothing to keep there is no retained figure, in the table and in words.
+    assert main(["evaluate", "--judge", folder, "--out", str(out), *QUICK]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["original", "2/2", "-", "2/2", "2/2", "-"]
+    assert "retained objects right" not in (out / "report.html").read_text().split("<table")[0]
+    assert main(["attack", "--concept", "tench", "--top-k", "2", *flags]) == 0
+    assert json_of(capsys)["judge"]["top_k"] == 2
+    assert main(["attack", "--concept", "chruch", *flags]) == 2
+    assert "near it are 'church, church building'" in capsys.readouterr().err
 
 
 def test_the_unet_baseline_is_saved_as_a_diffusers_unet(tmp_path: pathlib.Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
+from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
 
@@ -19,7 +20,7 @@ class Labelled:
     """A prompt and what its picture should show."""
 
     prompt: str
-    object: str
+    object: str  # the judge's label; "" where none was given
     style: str = ""
 
 
@@ -32,16 +33,6 @@ class Cases:
     keywords: list[str]
     retained: list[Labelled]  # everything else, the neighbours included
     neighbours: list[Labelled]  # the concept's own family; for a style, the other styles
-
-
-def check_concept(concept: ConceptConfig, judge: ConvJudge) -> None:
-    """Raise AdvUnlearnError unless the judge can see the concept."""
-    known = judge.objects if concept.kind == "object" else judge.styles
-    if concept.concept not in known:
-        raise AdvUnlearnError(
-            f"the judge knows no {concept.kind} {concept.concept!r}; it knows {', '.join(known)}"
-            + ("" if concept.kind == "style" else f" (and the styles {', '.join(judge.styles)})")
-        )
 
 
 def _fill(prompts: Sequence[str], count: int) -> list[str]:
@@ -84,11 +75,61 @@ def style_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases:
     return Cases(_fill(plain, count), [], _fill(keywords, count), retained, retained)
 
 
-def make_cases(concept: ConceptConfig, judge: ConvJudge, count: int, repeats: int) -> Cases:
-    """Return the cases of a concept. Raises AdvUnlearnError when the judge does not know it."""
-    check_concept(concept, judge)
-    make = object_cases if concept.kind == "object" else style_cases
-    return make(concept.concept, judge, count, repeats)
+def plain_prompts(concept: ConceptConfig) -> list[str]:
+    """Return the sentences that name a concept, for models that know more than the miniature."""
+    if concept.kind == "style":
+        return list(concept.prompts)
+    return [template.format(prompt) for prompt in concept.prompts for template in PLAIN]
+
+
+def labelled(lines: Sequence[str], judge: Judge) -> list[Labelled]:
+    """Parse lines "prompt | label"; without a label a picture only counts for the feature distance.
+
+    Raises AdvUnlearnError for a label that the judge does not know, and for a line without a prompt.
+    """
+    rows = []
+    for line in lines:
+        prompt, bar, label = (part.strip() for part in line.rpartition("|")) if "|" in line else (line.strip(), "", "")
+        if not prompt or (bar and not label):
+            raise AdvUnlearnError(f"retained line {line!r} is not of the form: prompt | label")
+        rows.append(Labelled(prompt, judge.label(label) if label else ""))
+    return rows
+
+
+def make_cases(
+    concept: ConceptConfig,
+    judge: Judge,
+    count: int,
+    repeats: int,
+    prompts: Sequence[str] = (),
+    retained: Sequence[str] = (),
+) -> Cases:
+    """Return the cases of a concept.
+
+    Args:
+        concept: what was erased.
+        judge: the miniature's brings its own routes and retained rows; others bring none.
+        count: attacked cases: prompts times seeds.
+        repeats: pictures of each retained row.
+        prompts: the user's own, in place of all that are made from the concept.
+        retained: the user's own lines, see `labelled`.
+
+    Raises AdvUnlearnError when the judge does not know the concept or a label, or for more prompts than cases.
+    """
+    judge.concept_label(concept)
+    if len(prompts) > count:
+        raise AdvUnlearnError(f"there are {len(prompts)} prompts and {count} cases; raise cases to {len(prompts)}")
+    if isinstance(judge, ConvJudge):
+        make = object_cases if concept.kind == "object" else style_cases
+        cases = make(concept.concept, judge, count, repeats)
+    else:
+        cases = Cases(_fill(plain_prompts(concept), count), [], [], [], [])
+    if prompts:
+        cases = replace(cases, plain=_fill(prompts, count), foreign=[], keywords=[])
+    if retained:
+        rows = [row for row in labelled(retained, judge) for _ in range(repeats)]
+        cases = replace(cases, retained=rows, neighbours=[])
+    return cases
 
 
 def retain_prompts(concept: ConceptConfig) -> list[str]:

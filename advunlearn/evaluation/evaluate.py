@@ -14,11 +14,11 @@ from ..attacks.unlearndiffatk import Target, TokenSearch, make_search, search_vo
 from ..attacks.unlearndiffatk import conditioning as attacked_conditioning
 from ..config import ConceptConfig, EvaluateConfig
 from ..denoisers.base import Denoiser
-from ..judges.convnet import ConvJudge, Verdict
+from ..judges.base import Judge, Seen
 from ..models import TextToImage
 from ..sampling import batch_of, ddim_sample
 from ..text_encoder import embedding_table, frozen, tokenize
-from .cases import Cases, Labelled, make_cases
+from .cases import Cases, make_cases
 from .metrics import count, frechet_distance
 
 ATTACKS = ("unlearndiffatk", "soft_prefix")
@@ -51,21 +51,29 @@ class Measurement:
 
 
 class Evaluator:
-    """The cases, seeds and targets of one concept, drawn once so that every subject meets the same ones."""
+    """The cases, seeds and targets of one concept, drawn once so that every subject meets the same ones.
+
+    `prompts` and `retained` are the user's own lines, see `make_cases`, which also says what is refused.
+    """
 
     shown = 8  # pictures kept for a report
 
     def __init__(
         self,
         model: TextToImage,
-        judge: ConvJudge,
+        judge: Judge,
         concept: ConceptConfig,
         config: EvaluateConfig,
         on_progress: OnProgress | None = None,
+        *,
+        prompts: Sequence[str] = (),
+        retained: Sequence[str] = (),
     ) -> None:
         self.model, self.judge, self.concept, self.config = model, judge, concept, config
         self.on_progress = on_progress or (lambda what, done, total: None)
-        self.cases: Cases = make_cases(concept, judge, config.cases, config.repeats)
+        self.own = {"prompts": list(prompts), "retained": list(retained)}
+        self.cases: Cases = make_cases(concept, judge, config.cases, config.repeats, prompts, retained)
+        self.label = judge.concept_label(concept)
         generator = torch.Generator().manual_seed(config.seed)
         shape = model.denoiser.latent_shape
         self.noise = torch.randn(config.cases, *shape, generator=generator).to(model.denoiser.device)
@@ -83,17 +91,19 @@ class Evaluator:
         steps, scale = self.config.sampling_steps, self.config.guidance_scale
         return torch.cat([ddim_sample(subject.denoiser, c, empty, z, steps, scale) for c, z in parts])
 
-    @torch.no_grad()
-    def look(self, images: Tensor) -> Verdict:
-        """Judge pictures (N, 3, H, W), on the CPU."""
-        return self.judge(images)
+    def described(self) -> dict[str, Any]:
+        """Return what a report says beyond concept and budget: the judge and the user's own lines, where given."""
+        judge = self.judge.settings()
+        own = {f"own_{name}": rows for name, rows in self.own.items() if rows}
+        return ({"judge": judge} if judge else {}) | own
+
+    def look(self, images: Tensor) -> Seen:
+        """Judge pictures (N, 3, H, W)."""
+        return self.judge.look(images, self.label)
 
     def hits(self, images: Tensor) -> Tensor:
         """Return which pictures show the concept (N,)."""
-        verdict = self.look(images)
-        if self.concept.kind == "object":
-            return verdict.object.argmax(1) == self.judge.objects.index(self.concept.concept)
-        return verdict.style.argmax(1) == self.judge.styles.index(self.concept.concept)
+        return self.look(images).shows(self.label)
 
     def pictures(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
         """Draw a conditioning (N, L, D): pictures (N, 3, H, W) in [0, 1], on the CPU as the judge is."""
@@ -170,31 +180,39 @@ class Evaluator:
             ]
 
     def utility(self, subject: Subject, out: Measurement) -> None:
-        """Measure what is left of everything else."""
+        """Measure what is left of everything else, as far as rows, labels and features allow."""
         rows = self.cases.retained
-        verdict = self.look(self.drawn(subject, [r.prompt for r in rows], self.retained_noise))
-        right = self._right(verdict, rows)
-        near = torch.tensor([r in self.cases.neighbours for r in rows])
-        styles = torch.tensor([self.judge.styles.index(r.style) for r in rows])
-        out.utility["retained_accuracy"] = count(right, "correct")
-        style_right = verdict.style.argmax(1) == styles
+        if not rows:
+            return
+        seen = self.look(self.drawn(subject, [r.prompt for r in rows], self.retained_noise))
+        object_right, style_right = (
+            torch.tensor([name in labels for name, labels in zip(names, seen.labels, strict=True)])
+            for names in ([r.object for r in rows], [r.style for r in rows])
+        )
+        labelled, styled, near = (
+            torch.tensor(flags)
+            for flags in ([bool(r.object) for r in rows], [bool(r.style) for r in rows],
+                          [r in self.cases.neighbours for r in rows])
+        )  # fmt: skip
         # The neighbours of an object are its family; those of a style are the other styles.
-        kept = right[near] if self.concept.kind == "object" else style_right
-        out.utility["neighbour_accuracy"] = count(kept, "correct")
-        out.utility["style_accuracy"] = count(style_right, "correct")
+        kept = object_right if self.concept.kind == "object" else style_right
+        parts = {
+            "retained_accuracy": object_right[labelled], "neighbour_accuracy": kept[near],
+            "style_accuracy": style_right[styled],
+        }  # fmt: skip
+        out.utility |= {name: count(hits, "correct") for name, hits in parts.items() if len(hits)}
+        if seen.features is None or len(rows) < 2:  # one picture has no covariance
+            return
         if self._reference is None:
             original = self.drawn(self.original, [r.prompt for r in rows], self.retained_noise.flip(0))
             self._reference = self.look(original).features
-        out.utility["feature_distance"] = round(frechet_distance(verdict.features, self._reference), 4)
-
-    def _right(self, verdict: Verdict, rows: list[Labelled]) -> Tensor:
-        objects = torch.tensor([self.judge.objects.index(r.object) for r in rows])
-        return verdict.object.argmax(1) == objects
+        if self._reference is not None:
+            out.utility["feature_distance"] = round(frechet_distance(seen.features, self._reference), 4)
 
     def measure(self, subject: Subject, attacks: Sequence[str] = ATTACKS, utility: bool = True) -> Measurement:
         """Measure a subject: plain prompts, routes, the named test attacks, utility."""
         out = Measurement()
-        with frozen(subject.encoder, *subject.denoiser.modules(), self.judge):
+        with frozen(subject.encoder, *subject.denoiser.modules()):
             clean = self.plain(subject, out)
             if utility:
                 self.utility(subject, out)

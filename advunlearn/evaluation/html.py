@@ -175,11 +175,11 @@ def statement(models: Mapping[str, Any]) -> list[str]:
     for name in [n for n in models if n != "original"] or list(models):
         tested = {k: c for k, v in _map(models, name, "asr").items() if (c := counts(v))}
         worst = max(tested, key=lambda k: tested[k][0] / tested[k][1], default="")
-        kept = of(counts(_at(models, name, "utility", "retained_accuracy")))
-        line = "{}: {} by the plain prompts, {} at the worst tested route{}; {} retained objects right."
-        line = "{}: {} and {}{}; {}." if said else line
+        kept = counts(_at(models, name, "utility", "retained_accuracy"))
+        line = "{}: {} and {}{}" if said else "{}: {} by the plain prompts, {} at the worst tested route{}"
+        line += ("; {}." if said else "; {} retained objects right.") if kept else "."
         route = f" ({ROUTES.get(worst, worst)})" if worst else ""
-        said.append(line.format(NAMES.get(name, name), of(tested.get("clean")), of(tested.get(worst)), route, kept))
+        said.append(line.format(NAMES.get(name, name), of(tested.get("clean")), of(tested.get(worst)), route, of(kept)))
     return said or ["No model was measured."]
 
 
@@ -227,16 +227,16 @@ def render(
     models = _map(report, "models")
     charts = budget_charts(models)
     for title, series in curves.items():
-        points = {
-            name: [(i + 1.0, number(y)) for i, y in enumerate(ys) if y is not None] for name, ys in series.items()
-        }
+        points = {k: [(i + 1.0, number(y)) for i, y in enumerate(ys) if y is not None] for k, ys in series.items()}
         charts.append(line_chart(title, points, "iteration"))
     read = "".join(f"<dt>{label}</dt><dd>{note} {better.title()} is better.</dd>" for label, _, better, note in COLUMNS)
     budget = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in flatten(_map(report, "budget")).items()) or "-"
-    concept, kind = _at(report, "concept") or "-", _at(report, "kind") or "-"
+    concept, kind = (_at(report, key) or "-" for key in ("concept", "kind"))
+    told = {k.replace("_", " ").title(): v for k, v in _map(report, "judge").items() if not isinstance(v, list)}
+    judge = "".join(f" {k}: {v}." for k, v in told.items())
     body = [
         results_table(models),
-        f'<p class="note">{text(f"Concept: {concept} ({kind}). Budget: {budget}.")}</p>',
+        f'<p class="note">{text(f"Concept: {concept} ({kind}). Budget: {budget}.{judge}")}</p>',
         f'<h2>How to read the table</h2><dl class="read">{read}</dl><p class="note">{HINT}</p>',
         f'<h2>Pictures</h2><div class="grid">{picture_grid(pictures)}</div>' if pictures else "",
         f'<h2>Curves</h2><div class="grid">{"".join(charts)}</div>' if charts else "",
@@ -245,6 +245,5 @@ def render(
         "<h3>Environment</h3>", settings_table({"Value": _at(report, "environment")}),
         f"<h3>Command</h3><pre>{text(_at(report, 'command') or '-')}</pre></details>",
     ]  # fmt: skip
-    title = f"Concept erasure report: {text(concept)}"
-    said = "<br>".join(map(text, statement(models)))
+    title, said = f"Concept erasure report: {text(concept)}", "<br>".join(map(text, statement(models)))
     return PAGE.substitute(title=title, css=CSS, statement=said, body="\n".join(body))

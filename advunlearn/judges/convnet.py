@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import pathlib
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from ..config import ConceptConfig
+from ..errors import AdvUnlearnError
+from ..text_encoder import frozen
+from .base import Seen, match
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,32 @@ class ConvJudge(nn.Module):
         h = self.trunk(images * 2 - 1)
         h = F.relu(self.project(F.adaptive_avg_pool2d(h, 2).flatten(1)))
         return Verdict(self.object_head(h), self.style_head(h), self.background_head(h), h)
+
+    def concept_label(self, concept: ConceptConfig) -> str:
+        """See `Judge.concept_label`: an object's or a style's own name, as the concept's kind says."""
+        known = self.objects if concept.kind == "object" else self.styles
+        if concept.concept not in known:
+            raise AdvUnlearnError(
+                f"the judge knows no {concept.kind} {concept.concept!r}; it knows {', '.join(known)}"
+                + ("" if concept.kind == "style" else f" (and the styles {', '.join(self.styles)})")
+            )
+        return concept.concept
+
+    def label(self, name: str) -> str:
+        """See `Judge.label`: an object or a style."""
+        return match(name, [*self.objects, *self.styles], "the judge")
+
+    @torch.no_grad()
+    def look(self, images: Tensor, concept: str) -> Seen:
+        """See `Judge.look`. A picture has one style and, unless it is none of them, one object."""
+        with frozen(self):
+            verdict = self(images)
+        rows = zip(verdict.object.argmax(1).tolist(), verdict.style.argmax(1).tolist(), strict=True)
+        return Seen([frozenset({*self.objects[o : o + 1], self.styles[s]}) for o, s in rows], verdict.features)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Judge.settings`."""
+        return {}
 
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Write `config.json` and fp16 `model.safetensors` into `folder`."""

@@ -26,6 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         running.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def base(server: Server) -> pathlib.Path:
     return server.base

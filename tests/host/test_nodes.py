@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from advunlearn import miniature
 from advunlearn.judges.convnet import ConvJudge
@@ -18,7 +17,10 @@ from .conftest import CHECKPOINT
 from .server import HostError, Server, node
 
 pytestmark = pytest.mark.host
-IDS = ("Train", "Attack", "LoadRobustCLIP", "SaveRobustCLIP", "Evaluate", "LoadJudge")
+IDS = (
+    "Train", "Attack", "LoadRobustCLIP", "SaveRobustCLIP", "Evaluate", "LoadJudge", "LoadNudityJudge",
+    "LoadClassifierJudge", "LoadCLIPJudge",
+)  # fmt: skip
 
 
 def graph(prompt: str = "a church", clip: tuple[str, int] = ("ckpt", 1), seed: int = 7) -> dict:
@@ -193,32 +195,6 @@ def test_an_attack_gives_conditioning_prompt_and_embedding(server: Server, base:
     assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (3, 768)
     # What the node gives and what a person gets by typing the prompt are the same.
     assert torch.equal(pictures(server, server.run(graph(text))), pictures(server, outputs))
-
-
-def test_an_evaluation_counts_and_draws(server: Server, base: pathlib.Path) -> None:
-    made = {
-        "mute": node("AdvUnlearnLoadRobustCLIP", encoder="mute.safetensors", strength=1.0, clip=("ckpt", 1)),
-        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-        "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
-        "evaluate": node(
-            "AdvUnlearnEvaluate", model=("ckpt", 0), clip_before=("ckpt", 1), clip_after=("mute", 0), vae=("ckpt", 2),
-            judge=("judge", 0), concept="church", kind="object", attack="none", cases=4, attack_steps=0, seed=1000,
-            resolution=64, attack_every=1, attack_tokens=2, sampling_steps=5, guidance_scale=3.0, repeats=1,
-        ),
-        "scores": node("PreviewAny", source=("evaluate", 2)),
-        "show": node("PreviewImage", images=("evaluate", 0)),
-    }  # fmt: skip
-    # An encoder that says nothing, as a patch: the node must see the patch.
-    state = load_file(base / "models" / "checkpoints" / CHECKPOINT)
-    start = "cond_stage_model.transformer."
-    mute = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-    mute |= {k: torch.zeros_like(v) for k, v in mute.items() if "final_layer_norm" in k}
-    save_file(mute, base / "models" / "text_encoders" / "mute.safetensors")
-    outputs = server.run(made)
-    report = json.loads(outputs["scores"]["text"][0])
-    assert report["models"]["before"]["asr"]["clean"]["success"] >= 3
-    assert report["models"]["after"]["asr"]["clean"]["success"] <= 1
-    assert server.image(outputs["show"]["images"][0]).width > 200
 
 
 def test_bad_input_is_refused_in_one_sentence(server: Server, base: pathlib.Path) -> None:

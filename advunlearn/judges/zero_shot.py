@@ -1,0 +1,76 @@
+"""CLIP as a judge without training: the concept against other names (Radford et al., arXiv 2103.00020, section 3.1)."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import retain
+from ..config import ConceptConfig, ZeroShotConfig
+from ..errors import AdvUnlearnError
+from .base import Seen, match
+from .folders import Preprocessor, load_model
+
+
+class ZeroShotJudge:
+    """A picture shows the one label whose prompt lies nearest to it by cosine, among the candidates and the concept.
+
+    Candidates are `config.labels`, or the 80 COCO classes; a concept that is none of them is added. Success is the
+    argmax: what it means depends on the candidates, so compare only figures with the same ones.
+    Raises AdvUnlearnError when the folder holds no whole CLIP.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, config: ZeroShotConfig | None = None, device: str = "cpu") -> None:
+        from transformers import CLIPModel, CLIPTokenizer
+
+        self.folder, self.config, self.device = pathlib.Path(folder), config or ZeroShotConfig(), device
+        self.model = load_model(CLIPModel, folder, device)
+        self.prepare = Preprocessor(folder)
+        try:
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise AdvUnlearnError(
+                f"judge {str(folder)!r}: its tokenizer could not be read ({error}); copy the files that came with it"
+            ) from error
+        self.labels = list(self.config.candidates) or retain.classes()
+
+    def concept_label(self, concept: ConceptConfig) -> str:
+        """See `Judge.concept_label`: a candidate of that name, or the concept itself, which is then one more."""
+        name = concept.concept.strip()
+        name = next((label for label in self.labels if label.casefold() == name.casefold()), name)
+        if self.labels == [name]:
+            raise AdvUnlearnError(
+                f"labels is {self.config.labels!r}, so every picture would show {name!r}; give labels it competes with"
+            )
+        return name
+
+    def label(self, name: str) -> str:
+        """See `Judge.label`: one of the candidates."""
+        return match(name, self.labels, "the CLIP judge")
+
+    @torch.no_grad()
+    def look(self, images: Tensor, concept: str) -> Seen:
+        """See `Judge.look`. Features are CLIP's image embeddings (B, D)."""
+        labels = list(dict.fromkeys([*self.labels, concept]))
+        names = self._names(labels)  # (L, D)
+        parts = [self.model.vision_model(v.to(self.device)).pooler_output for v in self.prepare(images)]
+        features = self.model.visual_projection(torch.cat(parts))  # (B, D)
+        nearest = (F.normalize(features, dim=-1) @ names.T).argmax(1).tolist()
+        return Seen([frozenset({labels[i]}) for i in nearest], features.float().cpu())
+
+    def _names(self, labels: list[str]) -> Tensor:
+        """Return the unit text embeddings (L, D) of the labels' prompts."""
+        prompts = [self.config.template.format(label) for label in labels]
+        batch = self.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        out = self.model.text_model(
+            input_ids=batch["input_ids"].to(self.device), attention_mask=batch["attention_mask"].to(self.device)
+        )
+        return F.normalize(self.model.text_projection(out.pooler_output), dim=-1)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Judge.settings`."""
+        return {"judge": "clip", "folder": self.folder.name, "template": self.config.template, "labels": self.labels}
