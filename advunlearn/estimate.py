@@ -148,6 +148,9 @@ def fake_model(model: TextToImage, latent_size: int) -> TextToImage:
             self.forwards += len(x_t) * (3 if output.requires_grad else 1)
             return output
 
+        def trainable_copy(self) -> Any:
+            return self.with_modules(lambda unet: fake_copy(unet, torch.float32))
+
     denoiser.__class__ = Counted
     denoiser.latent_shape = (denoiser.latent_shape[0], latent_size, latent_size)
     vae = fake_copy(model.vae) if isinstance(model.vae, nn.Module) else None

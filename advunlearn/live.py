@@ -39,6 +39,10 @@ class LiveMemory(TorchDispatchMode):
         self.held: dict[int, weakref.ref[Any]] = {}
         self.deadline = None if seconds is None else time.monotonic() + seconds
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch wraps every call and imports its compiler for that
+
     def follow(self, tensor: Tensor) -> None:
         """Count a tensor's storage, once, until it is freed."""
         storage = tensor.untyped_storage()
@@ -80,11 +84,12 @@ def _is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
-def fake_copy(module: Any, memo: dict[int, Any] | None = None) -> Any:
+def fake_copy(module: Any, dtype: torch.dtype | None = None, memo: dict[int, Any] | None = None) -> Any:
     """Return a module like `module`, frozen, whose weights and buffers are new and empty, on the CPU.
 
     Called under FakeTensorMode it takes no memory, whatever the size and wherever the module's weights are, on the meta
-    device too. Everything else is shared with `module`, which stays as it is.
+    device too. Everything else is shared with `module`, which stays as it is. With `dtype`, what is floating gets that.
+    A deep copy of the result is another one.
     """
     memo = {} if memo is None else memo
     if id(module) in memo:
@@ -94,9 +99,11 @@ def fake_copy(module: Any, memo: dict[int, Any] | None = None) -> Any:
     for kind in ("_parameters", "_buffers"):
         for name, tensor in getattr(module, kind).items():
             if tensor is not None and id(tensor) not in memo:
-                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+                kept = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=kept, device="cpu")
                 memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if kind == "_parameters" else empty
             tensors[name] = None if tensor is None else memo[id(tensor)]
         setattr(other, kind, {name: tensors[name] for name in getattr(module, kind)})
-    other._modules = {k: None if c is None else fake_copy(c, memo) for k, c in module._modules.items()}
+    other._modules = {k: None if c is None else fake_copy(c, dtype, memo) for k, c in module._modules.items()}
+    other.__deepcopy__ = lambda _: fake_copy(other)
     return other
