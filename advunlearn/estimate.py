@@ -40,6 +40,10 @@ class Plan:
     resolution: int  # pixels, 8 to a latent
     dtype: str = ""  # of the frozen parts; "" where it is not for us to choose
 
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.resolution % 8:
+            raise AdvUnlearnError(f"resolution is {self.resolution}; it must be a multiple of 8 pixels")
+
     def choices(self) -> dict[str, int | str]:
         """Return the settings that an advice may change, by the names of the node's inputs and the flags."""
         return {
@@ -113,8 +117,8 @@ class Estimate:
         return "\n".join([
             f"needs {self.peak / GIB:.2f} GiB on {self.device}; banks in CPU memory: {self.bank / GIB:.2f} GiB",
             "held between iterations:", *rows[: len(held)], "at most while it does this:", *rows[len(held) :],
-            f"UNet forwards: {f.bank:.0f} to fill the banks, then per iteration {f.attack:.0f} to attack, {f.train:.0f} "
-            f"to train, {f.refresh:.1f} to renew the banks; {f.total:.0f} in all",
+            f"UNet forwards: {f.bank:.0f} to fill the banks, then per iteration {f.attack:.0f} to attack, "
+            f"{f.train:.0f} to train, {f.refresh:.1f} to renew the banks; {f.total:.0f} in all",
         ])  # fmt: skip
 
 

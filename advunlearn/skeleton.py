@@ -41,7 +41,8 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
         # As `models.load` does: no fused attention on CPUs in bf16.
         plain = device.type == "cpu" and dtype == torch.bfloat16
         with torch.device("meta"):
-            config = CLIPTextConfig(**configs["text_encoder"], attn_implementation="eager" if plain else "sdpa")
+            attention = {"attn_implementation": "eager" if plain else "sdpa"}
+            config = CLIPTextConfig(**configs["text_encoder"] | attention)
             encoder: Any = CLIPTextModel(config).float()
             unet, vae = (
                 nn.Module.to(kind.from_config(configs[part]), dtype)

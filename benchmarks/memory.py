@@ -4,12 +4,15 @@
 
 Each case trains two iterations with random weights in processes of its own and measures three times: the storages that
 are alive (the counter of the estimate, on real tensors), what the allocator gave out (torch.profiler), and the
-process's resident memory. Kernels take scratch memory that only the latter two see. Writes benchmarks/results/memory.json.
+process's resident memory. Kernels take scratch memory that only the latter two see.
+Writes benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import pathlib
 import subprocess
@@ -68,9 +71,9 @@ def model_of(case: str) -> TextToImage:
     return model
 
 
-def resident(field: str = "VmRSS") -> int:
+def resident() -> int:
     """Return the process's resident memory in bytes."""
-    status = pathlib.Path("/proc/self/status").read_text().split(field + ":")[1]
+    status = pathlib.Path("/proc/self/status").read_text().split("VmRSS:")[1]
     return int(status.split()[0]) * 1024
 
 
@@ -104,6 +107,8 @@ def by_allocator(case: str) -> int:
 def by_process(case: str) -> int:
     """Return by how much the process's resident memory grew at most."""
     run("miniature-64")  # what the libraries load on their first use is not the run's
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what it freed is given back, or the next run would take it from there
     before, most, done = resident(), 0, threading.Event()
 
     def watch() -> None:

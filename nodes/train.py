@@ -81,7 +81,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         from ..advunlearn.formats import portable_state, save_encoder
         from ..advunlearn.recipes import recipe_metadata
         from ..advunlearn.trainer import train
-        from . import clip_l, host, preview
+        from . import clip_l, host, memory, preview
 
         concept, config = settings(ConceptConfig, values), settings(TrainConfig, values)
         attack, bank = settings(AttackConfig, values, "attack_"), settings(BankConfig, values, "bank_")
@@ -94,6 +94,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         resume = values["resume"] and keep.exists()
         with host.gradients():
             original = host.text_to_image(model, clip, resolution=values["resolution"])
+            need = memory.check(original, prompts, concept=concept, attack=attack, train=config, bank=bank)
             try:
                 result = train(
                     original, concept, attack, config, bank, prompts, follow, checkpoints=keep, resume=resume
@@ -115,7 +116,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())
         text = (
             f"{config.mode} on {concept.concept!r} ({concept.kind}): {result.iterations} iterations, "
-            f"seed {config.seed}, {len(prompts)} retained prompts\nlast losses: {last}\nsaved as {path}"
+            f"seed {config.seed}, {len(prompts)} retained prompts\nlast losses: {last}\n{need}\nsaved as {path}"
         )
         return io.NodeOutput(robust, listed, {"loss": [row["loss"] for row in result.losses]}, text)
 
