@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,17 @@ import comfy.model_management as host
 
 from ..advunlearn.advice import advise, sentence
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.estimate import GIB, USABLE, Estimate, Plan, estimate
+from ..advunlearn.estimate import GIB, Estimate, Plan, estimate
 from ..advunlearn.live import TooLong
 from .host import HostModel
 
 # Attention that is written in torch runs on fake tensors; what other libraries bring does not, and is fused.
 IN_TORCH = ("attention_basic", "attention_split", "attention_sub_quad")
 SECONDS = 8.0  # for one estimate with such attention, which may take very many small steps
+
+
+class TooLarge(AdvUnlearnError):
+    """A run takes more memory than is free."""
 
 
 def check(model: HostModel, prompts: Sequence[str], **settings: Any) -> str:
@@ -30,12 +35,12 @@ def check(model: HostModel, prompts: Sequence[str], **settings: Any) -> str:
         prompts: the retained prompts.
         settings: concept, attack, train and bank.
 
-    Raises AdvUnlearnError, with settings that would fit, for a run that takes more than is free.
+    Raises TooLarge, with settings that would fit, for a run that takes more than is free.
     """
-    plan = Plan(resolution=model.denoiser.latent_shape[-1] * 8, **settings)
     try:
+        plan = Plan(resolution=model.denoiser.latent_shape[-1] * 8, **settings)
         return _Check(model, prompts).line(plan)
-    except AdvUnlearnError:
+    except (TooLarge, host.InterruptProcessingException):
         raise
     except Exception as error:  # what a module can do that fake tensors cannot is anybody's guess: train all the same
         logging.warning("AdvUnlearn: what this run takes could not be estimated", exc_info=True)
@@ -52,9 +57,10 @@ class _Check:
     def __post_init__(self) -> None:
         self.device = self.model.denoiser.device
         self.free = host.get_free_memory(self.device)
+        self.measure = functools.cache(self._measure)
 
     def line(self, plan: Plan) -> str:
-        """Return the line of the report. Raises AdvUnlearnError for a plan that does not fit."""
+        """Return the line of the report. Raises TooLarge for a plan that does not fit."""
         found = self.measure(plan)
         if not self._fits(found) and self.device.type != "cpu":
             self.model.denoiser.load(_beside(found))  # type: ignore[attr-defined]  # other models make room
@@ -65,12 +71,12 @@ class _Check:
                 f"before the run; banks of {found.bank / GIB:.2f} GB in the computer's memory"
             )
         advice = advise(self.measure, plan, self.free + found.weights)
-        raise AdvUnlearnError(
+        raise TooLarge(
             f"training would need {_beside(found) / GIB:.1f} GB beside the loaded model, and {self.free / GIB:.1f} GB "
             f"are free on {self.device}, of which a tenth is left alone; {sentence(plan, advice)}"
         )
 
-    def measure(self, plan: Plan) -> Estimate:
+    def _measure(self, plan: Plan) -> Estimate:
         """Return the estimate; with fused attention where the host's own takes too long to count, which is less."""
         fused = self._with_fused_attention()
         least = estimate(fused, plan, self.prompts, self.device)
