@@ -76,12 +76,12 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"advunlearn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, help: str, out: str | None = None, model: bool = True) -> argparse.ArgumentParser:
+    def command(
+        name: str, help: str, out: str | None = None, model: str = "'miniature' or a diffusers folder"
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         if model:
-            sub.add_argument(
-                "--model", default="miniature", help="'miniature' or a diffusers folder (default: %(default)s)"
-            )
+            sub.add_argument("--model", default="miniature", help=f"{model} (default: %(default)s)")
             sub.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
             sub.add_argument(
                 "--dtype",
@@ -102,6 +102,12 @@ def build_parser() -> Parser:
     demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
 
     _add_train(command("train", "train a robust text encoder", "run"))
+    estimate = command(
+        "estimate", "say how much memory and work a training run takes; no weights are read",
+        model="'sd15' (the shape of Stable Diffusion 1.5), 'miniature' or a diffusers folder",
+    )  # fmt: skip
+    estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
+    _add_run_settings(estimate)
     _add_measuring(command)
     sample = command("sample", "draw pictures", "sample.png")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT")
@@ -110,9 +116,9 @@ def build_parser() -> Parser:
     add_flags(sample, EvaluateConfig, skip=[
         f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
     ])  # fmt: skip
-    miniature = command("miniature", "write the miniature as a Stable Diffusion 1.5 checkpoint", model=False)
+    miniature = command("miniature", "write the miniature as a Stable Diffusion 1.5 checkpoint", model="")
     miniature.add_argument("--to", required=True, metavar="FILE.safetensors", help="where to write it, about 490 MB")
-    info = command("info", "say what an encoder file is", model=False)
+    info = command("info", "say what an encoder file is", model="")
     info.add_argument("file", metavar="FILE")
     fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model=False)
     fetch.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
@@ -120,10 +126,15 @@ def build_parser() -> Parser:
     return parser
 
 
+def _add_run_settings(sub: argparse.ArgumentParser) -> None:
+    """Add the settings of a training run."""
+    for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
+        add_flags(sub, config, prefix)
+
+
 def _add_train(train: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
-    for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
-        add_flags(train, config, prefix)
+    _add_run_settings(train)
     train.add_argument(
         "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
         "that are given win (default: %(default)s, our own)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from . import presets, released, retain
 from . import report as report_files
+from .advice import fitting, sentence
 from .checkpoint import Checkpoints
 from .cli import settings
 from .config import (
@@ -28,17 +30,19 @@ from .config import (
 )
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError, TrainingDiverged
+from .estimate import Plan, estimate
 from .evaluation import pictures
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Subject
 from .events import Progress
 from .formats import read_encoder, save_encoder
 from .identify import layer_count
-from .inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder
+from .inputs import command_line, encoder_of, estimated_device, lines_of, load_judge, load_model, out_folder
 from .models import TextToImage
 from .progress import Bar
 from .recipes import BASELINES, RECIPES, empty_report, recipe_metadata, study
 from .sampling import ddim_sample
+from .skeleton import skeleton
 from .trainer import train
 
 T = TypeVar("T")
@@ -57,11 +61,7 @@ def train_command(args: Namespace) -> None:
 
     concept, config, attack, bank = chosen(ConceptConfig), chosen(TrainConfig), chosen(AttackConfig), chosen(BankConfig)
     model, folder = load_model(args), out_folder(args)
-    if args.retain:
-        prompts = retain.read(args.retain)
-    else:
-        shipped = args.model != "miniature"
-        prompts = retain.without(retain.shipped(), concept.concept) if shipped else retain_prompts(concept)
+    prompts = retain.read(args.retain) if args.retain else _retained(args, concept)
     if args.checkpoint_every < 1:
         raise AdvUnlearnError(f"--checkpoint-every is {args.checkpoint_every}; it must be at least 1")
     bar, keep = Bar(config.mode), Checkpoints(folder, args.checkpoint_every)
@@ -86,6 +86,30 @@ def train_command(args: Namespace) -> None:
     last = result.losses[-1]
     text = f"{path}: {config.mode} on {concept.concept!r}, {result.iterations} iterations, last loss {last['loss']:.4f}"
     finish(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": configs}, text)
+
+
+def _retained(args: Namespace, concept: ConceptConfig) -> list[str]:
+    """Return the shipped prompts that a model is to keep: what the miniature can draw, or COCO's objects."""
+    if args.model == "miniature":
+        return retain_prompts(concept)
+    return retain.without(retain.shipped(), concept.concept)
+
+
+def estimate_command(args: Namespace) -> None:
+    """Say what a run takes, and which settings fit into common devices."""
+    concept, device = settings(ConceptConfig, args), estimated_device(args)
+    prompts = _retained(args, concept)
+    model = functools.cache(lambda dtype: skeleton(args.model, device, getattr(torch, dtype)))
+    plan = Plan(
+        concept=concept, attack=settings(AttackConfig, args), train=settings(TrainConfig, args),
+        bank=settings(BankConfig, args), dtype=args.dtype,
+        resolution=args.resolution or model(args.dtype).denoiser.latent_shape[-1] * 8,
+    )  # fmt: skip
+    measure = functools.cache(lambda plan: estimate(model(plan.dtype), plan, prompts, device))
+    found = measure(plan)
+    cards = {f"{size} GB": sentence(plan, advice) for size, advice in fitting(measure, plan).items()}
+    rows = "".join(f"\n  {card:>5}: {advice}" for card, advice in cards.items())
+    finish(args, found.to_dict() | {"fits": cards}, f"{found.text()}\nwith a tenth to spare on a device of{rows}")
 
 
 def _measuring(name: str) -> tuple[Bar, Callable[[str, int, int], None]]:
@@ -237,6 +261,6 @@ def _parsed(text: str) -> Any:
 
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
-    "demo": demo, "train": train_command, "attack": attack, "evaluate": evaluate, "sample": sample, "info": info,
-    "miniature": miniature, "fetch": fetch,
+    "demo": demo, "train": train_command, "estimate": estimate_command, "attack": attack, "evaluate": evaluate,
+    "sample": sample, "info": info, "miniature": miniature, "fetch": fetch,
 }  # fmt: skip

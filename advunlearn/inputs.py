@@ -34,6 +34,14 @@ def load_model(args: Namespace) -> TextToImage:
     return load(args.model, device, getattr(torch, args.dtype))
 
 
+def estimated_device(args: Namespace) -> torch.device:
+    """Return the device an estimate is for; it need not be there."""
+    try:
+        return torch.device(args.device or best_device())
+    except RuntimeError as error:
+        raise AdvUnlearnError(f"device {args.device!r} is not known ({error}); give cuda, mps or cpu") from error
+
+
 def load_judge(args: Namespace) -> Judge:
     """Load the judge a command was given. Raises AdvUnlearnError for a setting that another judge has."""
     name = getattr(args, "judge", None)

@@ -6,8 +6,10 @@ It never changes the user's MODEL or CLIP: what trains is a copy, and the frozen
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -64,9 +66,9 @@ class HostDenoiser:
         self.options = dict(model.model_options.get("transformer_options", {}))
 
     @torch.no_grad()
-    def load(self) -> None:
-        """Bring the weights to the device; free of work where they are there."""
-        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+    def load(self, room: int = 0) -> None:
+        """Bring the weights to the device, free of work where they are there, and ask for `room` bytes beside them."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=room, force_full_load=True)
         usable_for_gradients(self.patcher.model)
 
     @property
@@ -77,6 +79,13 @@ class HostDenoiser:
     def modules(self) -> tuple[nn.Module, ...]:
         """Return (): the host takes care of its own weights."""
         return ()
+
+    def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> HostDenoiser:
+        """Return a denoiser that predicts with make(MODEL's module), which the host neither loads nor moves."""
+        other = copy.copy(self)
+        module = make(self.patcher.model)
+        other.patcher = SimpleNamespace(model=module, load_device=next(module.parameters()).device)
+        return other
 
     def fingerprint(self) -> str:
         """Return what tells this MODEL's weights, LoRAs included, from another's."""

@@ -92,7 +92,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         from ..advunlearn.formats import portable_state, save_encoder
         from ..advunlearn.recipes import recipe_metadata
         from ..advunlearn.trainer import train
-        from . import clip_l, host, preview
+        from . import clip_l, host, memory, preview
 
         def chosen(config: type, prefix: str = "") -> Any:
             return settings(config, values, prefix, **presets.of(values["preset"], config))
@@ -108,6 +108,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         resume = values["resume"] and keep.exists()
         with host.gradients():
             original = host.text_to_image(model, clip, vae, values["resolution"])
+            need = memory.check(original, prompts, concept=concept, attack=attack, train=config, bank=bank)
             if values["sample_every"]:
                 follow.samples = preview.Samples(original, concept.prompts[0], prompts, values["sample_every"])
             try:
@@ -131,7 +132,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())
         text = (
             f"{config.mode} on {', '.join(map(repr, concept.names))} ({concept.kind}): {result.iterations} iterations, "
-            f"seed {config.seed}, {len(prompts)} retained prompts\nlast losses: {last}\nsaved as {path}"
+            f"seed {config.seed}, {len(prompts)} retained prompts\nlast losses: {last}\n{need}\nsaved as {path}"
         )
         return io.NodeOutput(robust, listed, {"loss": [row["loss"] for row in result.losses]}, text)
 

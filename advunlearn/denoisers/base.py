@@ -25,6 +25,10 @@ class Denoiser(Protocol):
         """Return the modules that a run must freeze; () where a host takes care of its own."""
         ...
 
+    def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> Denoiser:
+        """Return a denoiser that predicts with make(module) in place of each module it has."""
+        ...
+
     def fingerprint(self) -> str:
         """Return what tells this denoiser's weights from another's."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,11 +46,15 @@ class DiffusersDenoiser:
         """Return what tells this UNet's weights from another's."""
         return fingerprint(self.unet)
 
+    def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> DiffusersDenoiser:
+        """Return a denoiser that predicts with make(UNet)."""
+        other = copy.copy(self)
+        other.unet = make(self.unet)
+        return other
+
     def trainable_copy(self) -> DiffusersDenoiser:
         """Return a denoiser with a UNet of its own, in fp32 since Adam's steps vanish in 16 bits."""
-        other = copy.copy(self)
-        other.unet = copy.deepcopy(self.unet).float()
-        return other
+        return self.with_modules(lambda unet: copy.deepcopy(unet).float())
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """See `Denoiser.noise_pred`. v is turned into noise: eps = sqrt(a) v + sqrt(1 - a) x_t."""
