@@ -120,7 +120,7 @@ def build_parser() -> Parser:
     miniature.add_argument("--to", required=True, metavar="FILE.safetensors", help="where to write it, about 490 MB")
     info = command("info", "say what an encoder file is", model="")
     info.add_argument("file", metavar="FILE")
-    fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model=False)
+    fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model="")
     fetch.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     fetch.add_argument("--to", default=".", metavar="DIR", help="folder to put its folder into (default: here)")
     return parser
@@ -130,15 +130,15 @@ def _add_run_settings(sub: argparse.ArgumentParser) -> None:
     """Add the settings of a training run."""
     for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
         add_flags(sub, config, prefix)
+    sub.add_argument(
+        "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
+        "that are given win (default: %(default)s, our own)"
+    )  # fmt: skip
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
     _add_run_settings(train)
-    train.add_argument(
-        "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
-        "that are given win (default: %(default)s, our own)"
-    )  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
     train.add_argument(
         "--checkpoint-every", type=int, default=50, metavar="N", help="iterations between two states (default: 50)"

@@ -64,7 +64,7 @@ class Forwards:
     bank: float  # to fill the banks, once
     attack: float  # per iteration after the warm-up
     train: float  # per iteration
-    refresh: float  # per iteration after the warm-up, on average, to renew the banks
+    refresh: float  # per iteration after the warm-up, on average, to renew the banks; official: to sample anew
     total: float  # of the run
 
 
@@ -240,11 +240,22 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     config, attack, n = plan.train, plan.attack, plan.train.iterations
     steps = 1 if config.mode == "fast" else attack.steps
     attacked = n - config.warmup if config.attacks else 0
-    # Every triple is drawn `reuse` times before it is sampled anew.
-    cost = {name: bank.forwards / plan.bank.reuse for name, bank in banks.all().items()}  # type: ignore[attr-defined]
-    draws = attack.restarts * (1 + steps * (attack.redraw == "step")) if attacked else 0
-    training = config.batch * cost["concept"] + config.retain_batch * cost.get("retain", 0)
-    fill = sum(len(bank) * plan.bank.sampling_steps * bank.forwards for bank in banks.all().values())  # type: ignore[attr-defined]
-    find, train, refresh = steps * work.get("attack", 0), work["train"], training + draws * cost["concept"]
-    total = fill + n * (train + training) + attacked * (find + draws * cost["concept"])
+    per_step = {name: bank.forwards for name, bank in banks.all().items()}  # type: ignore[attr-defined]
+
+    def drawing(name: str, count: int) -> float:
+        """Return the F that `count` triples of one draw cost beside their use."""
+        if name not in per_step:
+            return 0.0
+        if config.mode != "official":  # a triple is drawn `reuse` times before it is sampled anew
+            return count * per_step[name] / plan.bank.reuse
+        # All are sampled as far as the last step drawn, and the two predictions are made once more.
+        return count * (per_step[name] * plan.bank.sampling_steps * count / (count + 1) + 2)
+
+    redrawn = (1 + steps * (attack.redraw == "step")) if attacked else 0
+    training = drawing("concept", config.batch) + drawing("retain", config.retain_batch)
+    attacking = redrawn * drawing("concept", attack.restarts)
+    kept = config.mode != "official"
+    fill = kept * sum(len(bank) * plan.bank.sampling_steps * per_step[name] for name, bank in banks.all().items())
+    find, train, refresh = steps * work.get("attack", 0), work["train"], training + attacking
+    total = fill + n * (train + training) + attacked * (find + attacking)
     return Forwards(bank=fill, attack=find, train=train, refresh=refresh, total=total)

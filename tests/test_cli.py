@@ -149,13 +149,14 @@ def test_demo_writes_the_whole_report(
     capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The README's first command, with a few iterations in place of its own number."""
-    from advunlearn import commands, recipes
+    from advunlearn import recipes
+    from advunlearn.commands import runs
 
     short = {name: replace(r, attack=replace(r.attack, steps=2)) for name, r in recipes.RECIPES.items()}
-    monkeypatch.setattr(commands, "RECIPES", short)
-    monkeypatch.setattr(commands, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})
-    monkeypatch.setattr(commands, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})
-    monkeypatch.setattr(commands, "DEMO_BUDGET", {"repeats": 1})
+    monkeypatch.setattr(runs, "RECIPES", short)
+    monkeypatch.setattr(runs, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})
+    monkeypatch.setattr(runs, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})
+    monkeypatch.setattr(runs, "DEMO_BUDGET", {"repeats": 1})
     flags = ["--cases", "2", "--attack-steps", "2", "--sampling-steps", "2", "--concept", "castle"]
     assert main(["demo", "--json", "--out", str(tmp_path), *flags]) == 0
     report = json_of(capsys)

@@ -1,0 +1,86 @@
+"""Commands that measure, attack and draw."""
+
+from __future__ import annotations
+
+import pathlib
+from argparse import Namespace
+
+import torch
+
+from .. import report as report_files
+from ..cli import settings
+from ..config import ConceptConfig, EvaluateConfig
+from ..errors import AdvUnlearnError
+from ..evaluation import pictures
+from ..evaluation.evaluate import Evaluator, Subject
+from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder
+from ..models import TextToImage
+from ..recipes import empty_report
+from ..sampling import ddim_sample
+from .common import finish, measuring
+
+
+def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
+    concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
+    prompts = lines_of(args.prompts, "prompt")
+    retained = lines_of(getattr(args, "retained", None), '"prompt | label"')
+    model, judge = load_model(args), load_judge(args)
+    return model, Evaluator(model, judge, concept, config, prompts=prompts, retained=retained)
+
+
+def evaluate(args: Namespace) -> None:
+    """Measure the original model and encoder files at one budget."""
+    model, evaluator = _evaluator(args)
+    subjects = {"original": evaluator.original}
+    for path in dict.fromkeys(args.encoders):
+        stem = pathlib.Path(path).stem
+        name = pathlib.Path(path).resolve().parent.name if stem == "encoder" else stem
+        subjects[name if name not in subjects else path] = Subject(encoder_of(path, model), model.denoiser)
+    folder, measured = out_folder(args), {}
+    report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
+    for name, subject in subjects.items():
+        bar, evaluator.on_progress = measuring(name)
+        measured[name] = evaluator.measure(subject)
+        bar.close()
+        report["models"][name] = measured[name].to_dict() | {"seconds": 0.0, "config": {}}
+    report_files.write(folder, report, measured, {})
+    finish(args, report, f"{report_files.table(report)}\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
+
+
+def attack(args: Namespace) -> None:
+    """Attack one encoder; write what was found."""
+    model, evaluator = _evaluator(args)
+    subject, folder = Subject(encoder_of(args.encoder, model), model.denoiser), out_folder(args)
+    bar, evaluator.on_progress = measuring(args.method)
+    measured = evaluator.measure(subject, (args.method,), utility=False)
+    bar.close()
+    about = {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()} | evaluator.described()
+    result = measured.to_dict() | about
+    report_files.write_json(folder / "attack.json", result)
+    for what, images in measured.pictures.items():
+        (folder / f"{what}.png").write_bytes(pictures.png(pictures.grid(images, 4), 2))
+    hit, before = measured.asr[args.method], measured.asr["clean"]
+    prompts = "".join(f"\n  {p['prompt']}" for p in measured.prompts.get(args.method, [])[:10])
+    finish(args, result, f"{args.method}: {hit['success']} of {hit['total']} (without attack {before['success']}); "
+                         f"wrote {folder / 'attack.json'}{prompts}")  # fmt: skip
+
+
+def sample(args: Namespace) -> None:
+    """Draw pictures, one row a prompt."""
+    if args.count < 1:
+        raise AdvUnlearnError(f"--count is {args.count}; it must be at least 1")
+    path = pathlib.Path(args.out)
+    if path.is_dir():
+        raise AdvUnlearnError(f"--out {args.out!r} is a folder; give the name of a PNG file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config, model = settings(EvaluateConfig, args), load_model(args)
+    encoder = encoder_of(args.encoder, model)
+    generator, count = torch.Generator().manual_seed(config.seed), args.count
+    noise = torch.randn(count * len(args.prompts), *model.denoiser.latent_shape, generator=generator)
+    context = model.encode([p for p in args.prompts for _ in range(count)], encoder)
+    latents = ddim_sample(
+        model.denoiser, context, model.encode([""], encoder), noise.to(model.denoiser.device),
+        config.sampling_steps, config.guidance_scale,
+    )  # fmt: skip
+    path.write_bytes(pictures.png(pictures.grid(model.decode(latents), count), 2))
+    finish(args, {"file": str(path), "prompts": args.prompts, "seed": config.seed}, f"wrote {path}")
