@@ -30,6 +30,21 @@ def test_workflows_are_graphs_of_known_nodes_with_a_thumbnail(path: pathlib.Path
     assert path.with_suffix(".jpg").is_file()
 
 
+def key_paths(tree: object, path: str = "") -> dict[str, object]:
+    """Return every text of a locale by its path."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {k: v for name, value in tree.items() for k, v in key_paths(value, f"{path}/{name}").items()}
+
+
+def test_every_language_has_every_text_of_every_node() -> None:
+    found = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in ROOT.glob("locales/*/nodeDefs.json")}
+    assert set(found) >= {"en", "zh"} and sorted(found["en"]) == IDS
+    for tree in found.values():
+        texts = key_paths(tree)
+        assert set(texts) == set(key_paths(found["en"])) and all(texts.values())
+
+
 def test_the_library_never_imports_the_host() -> None:
     for path in (ROOT / "advunlearn").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (comfy|folder_paths|nodes)\b", path.read_text(), re.M), path

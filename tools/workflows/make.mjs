@@ -1,13 +1,16 @@
-// Open API graphs in a running ComfyUI and save what its page makes of them, with a screenshot each.
+// Open API graphs in a running ComfyUI, save what its page makes of them, run them, and take a screenshot of each.
 //
-//     node tools/workflows/make.mjs http://127.0.0.1:8188 API_FOLDER OUT_FOLDER
+//     node tools/workflows/make.mjs http://127.0.0.1:8188 API_FOLDER OUT_FOLDER [NAME ...]
+//
+// The names say which, and in which order: `train` makes the encoder that others load. `sdxl` is not run.
 //
 // Needs playwright-core and a chromium (CHROMIUM, default /usr/bin/chromium).
 import fs from "node:fs";
 import path from "node:path";
 import { chromium } from "playwright-core";
 
-const [url, from, to] = process.argv.slice(2);
+const [url, from, to, ...names] = process.argv.slice(2);
+const files = names.length ? names.map((n) => `${n}.json`) : fs.readdirSync(from).filter((n) => n.endsWith(".json"));
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox"],
@@ -20,7 +23,7 @@ await page.waitForFunction(() => window.app?.graph && window.app?.loadApiJson, n
 await page.waitForTimeout(3000);
 await page.keyboard.press("Escape"); // the template browser of a first visit
 fs.mkdirSync(to, { recursive: true });
-for (const file of fs.readdirSync(from).filter((name) => name.endsWith(".json"))) {
+for (const file of files) {
   const name = path.basename(file, ".json");
   const graph = JSON.parse(fs.readFileSync(path.join(from, file), "utf8"));
   const made = await page.evaluate(
@@ -37,8 +40,18 @@ for (const file of fs.readdirSync(from).filter((name) => name.endsWith(".json"))
   fs.writeFileSync(path.join(to, `${name}.json`), JSON.stringify(made, null, 1) + "\n");
   await page.evaluate(async ([made]) => window.app.loadGraphData(made), [made]);
   await page.waitForTimeout(500);
+  if (name !== "sdxl") {
+    await page.evaluate(() => window.app.queuePrompt(0, 1));
+    await page.waitForTimeout(2000);
+    const start = Date.now();
+    for (let left = 1; left; await page.waitForTimeout(1000)) {
+      const queue = await (await fetch(`${url}/queue`)).json();
+      left = queue.queue_running.length + queue.queue_pending.length;
+      if (Date.now() - start > 30 * 60 * 1000) throw new Error(`${name} does not end`);
+    }
+  }
   await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
-  await page.waitForTimeout(1500);
+  await page.waitForTimeout(3000);
   await page.screenshot({ path: path.join(to, `${name}.png`) });
   console.log(name, made.nodes.length, "nodes");
 }
