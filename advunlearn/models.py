@@ -123,7 +123,7 @@ def load(
         )
     parts: tuple[nn.Module, ...] = (encoder, unet, vae)
     for part in parts:
-        part.to(device).eval().requires_grad_(False)
+        part.to(device).train(False).requires_grad_(False)
     encoder.compute_dtype = dtype
     if slow_fused:
         unet.set_attn_processor(AttnProcessor())

@@ -51,7 +51,7 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdvUnlearnError(f"the configuration of model {name!r} could not be read: {error}") from error
     for part in (encoder, unet, vae):
-        part.eval().requires_grad_(False)
+        part.train(False).requires_grad_(False)
     encoder.compute_dtype = dtype
     if plain:
         from diffusers.models.attention_processor import AttnProcessor

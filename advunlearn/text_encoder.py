@@ -132,7 +132,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     modes = [(child, child.training) for m in modules for child in m.modules()]
     try:
         for module in modules:
-            module.requires_grad_(False).eval()
+            module.requires_grad_(False).train(False)
         yield
     finally:
         for parameter, flag in flags:

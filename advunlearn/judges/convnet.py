@@ -98,4 +98,4 @@ class ConvJudge(nn.Module):
         path = pathlib.Path(folder)
         judge = cls(**json.loads((path / "config.json").read_text()))
         judge.load_state_dict(load_file(path / "model.safetensors"))
-        return judge.eval()
+        return judge.train(False)

@@ -62,7 +62,7 @@ def load_model(kind: Any, folder: str | pathlib.Path, device: str) -> Any:
             f"judge {str(folder)!r} lacks {len(missing)} weights, first {missing[0]!r}; they would be random: give the "
             "folder of a model that was trained for this"
         )
-    return model.float().to(device).eval().requires_grad_(False)
+    return model.float().to(device).train(False).requires_grad_(False)
 
 
 class Preprocessor:

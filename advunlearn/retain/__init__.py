@@ -12,8 +12,8 @@ from ..errors import AdvUnlearnError
 def without(prompts: Iterable[str], concept: str) -> list[str]:
     """Leave out the prompts that contain a word of the concept, as a whole word, singular or plural."""
     words = [re.escape(w) for w in re.findall(r"\w+", concept.lower())]
-    pattern = re.compile(rf"\b({'|'.join(words)})(s|es)?\b") if words else None
-    return [p for p in prompts if pattern is None or not pattern.search(p.lower())]
+    pattern = rf"\b({'|'.join(words)})(s|es)?\b"
+    return [p for p in prompts if not words or not re.search(pattern, p.lower())]
 
 
 def lines(text: str) -> list[str]:
