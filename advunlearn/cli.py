@@ -116,8 +116,11 @@ def build_parser() -> Parser:
     add_flags(sample, EvaluateConfig, skip=[
         f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
     ])  # fmt: skip
-    miniature = command("miniature", "write the miniature as a Stable Diffusion 1.5 checkpoint", model="")
-    miniature.add_argument("--to", required=True, metavar="FILE.safetensors", help="where to write it, about 490 MB")
+    miniature = command("miniature", "write the miniature in the shape of Stable Diffusion 1.5", model="")
+    miniature.add_argument(
+        "--to", required=True, metavar="FILE.safetensors|DIR",
+        help="where to write it, about 490 MB: a checkpoint, or a diffusers folder",
+    )  # fmt: skip
     info = command("info", "say what an encoder file is", model="")
     info.add_argument("file", metavar="FILE")
     fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model="")

@@ -20,10 +20,14 @@ def miniature(args: Namespace) -> None:
     from ..miniature import checkpoint
 
     path = pathlib.Path(args.to)
-    if path.suffix != ".safetensors":
-        raise AdvUnlearnError(f"--to is {args.to!r}; give a name that ends in .safetensors")
-    checkpoint.write(path)
-    finish(args, {"file": str(path)}, f"wrote {path}: it loads wherever a Stable Diffusion 1.5 checkpoint does")
+    if path.suffix == ".safetensors":
+        checkpoint.write(path)
+        finish(args, {"file": str(path)}, f"wrote {path}: it loads wherever a Stable Diffusion 1.5 checkpoint does")
+    elif path.suffix or path.is_file():
+        raise AdvUnlearnError(f"--to is {args.to!r}; give a file that ends in .safetensors, or a folder")
+    else:
+        checkpoint.write_folder(path)
+        finish(args, {"file": str(path)}, f"wrote {path}: a diffusers folder in the shape of Stable Diffusion 1.5")
 
 
 def info(args: Namespace) -> None:

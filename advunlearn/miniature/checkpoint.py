@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,9 +136,8 @@ def _shapes(module: Any) -> dict[str, torch.Size]:
     return {name.removeprefix("text_model."): t.shape for name, t in module.state_dict().items()}
 
 
-@functools.cache
-def wide_shapes() -> tuple[dict[str, torch.Size], ...]:
-    """Return the shapes of the wide UNet, text encoder and autoencoder."""
+def wide_modules() -> tuple[Any, Any, Any]:
+    """Return the wide UNet, text encoder and autoencoder, with weights that mean nothing yet."""
     from diffusers import AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -148,16 +148,37 @@ def wide_shapes() -> tuple[dict[str, torch.Size], ...]:
         "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS, "vocab_size": 49408,
         "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
     }  # fmt: skip
+    return (
+        UNet2DConditionModel.from_config({**unet, "block_out_channels": (320, 640), "cross_attention_dim": WIDTH}),
+        CLIPTextModel(CLIPTextConfig(**text)),
+        AutoencoderTiny.from_config(
+            {**vae, "encoder_block_out_channels": (64,) * 4, "decoder_block_out_channels": (64,) * 4}
+        ),
+    )
+
+
+@functools.cache
+def wide_shapes() -> tuple[dict[str, torch.Size], ...]:
+    """Return the shapes of the wide UNet, text encoder and autoencoder."""
     with torch.device("meta"):
-        return (
-            _shapes(UNet2DConditionModel.from_config(
-                {**unet, "block_out_channels": (320, 640), "cross_attention_dim": WIDTH}
-            )),
-            _shapes(CLIPTextModel(CLIPTextConfig(**text))),
-            _shapes(AutoencoderTiny.from_config(
-                {**vae, "encoder_block_out_channels": (64,) * 4, "decoder_block_out_channels": (64,) * 4}
-            )),
-        )  # fmt: skip
+        unet, text, vae = (_shapes(module) for module in wide_modules())
+    return unet, {k: v for k, v in text.items() if not k.endswith("position_ids")}, vae
+
+
+def wide_states() -> tuple[dict[str, Tensor], ...]:
+    """Return the weights of the wide UNet, text encoder (without a prefix) and autoencoder, in fp16."""
+    from ..models import load
+
+    model = load("miniature")
+    unet_shapes, text_shapes, vae_shapes = wide_shapes()
+    text = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
+    text = {k: v for k, v in text.items() if not k.endswith("position_ids")}
+    states = (
+        widened(model.denoiser.modules()[0].state_dict(), unet_shapes),
+        text_state(text, text_shapes, token_rows()),
+        widened(model.vae.state_dict(), vae_shapes),
+    )
+    return tuple({name: tensor.half().contiguous() for name, tensor in state.items()} for state in states)
 
 
 def checkpoint() -> dict[str, Tensor]:
@@ -165,19 +186,14 @@ def checkpoint() -> dict[str, Tensor]:
 
     A host's latents are 1 / 0.18215 of the UNet's; TAESD's scale turns them into what the miniature's decoder reads.
     """
-    from ..models import load
+    from diffusers import AutoencoderTiny
 
-    model = load("miniature")
-    unet_shapes, text_shapes, vae_shapes = wide_shapes()
-    unet = widened(model.denoiser.modules()[0].state_dict(), unet_shapes)
-    text = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
-    text = {k: v for k, v in text.items() if not k.endswith("position_ids")}
+    unet, text, vae = wide_states()
     state = {f"model.diffusion_model.{unet_key(k)}": v for k, v in unet.items()}
-    wide = text_state(text, {k: v for k, v in text_shapes.items() if not k.endswith("position_ids")}, token_rows())
-    state |= {f"cond_stage_model.transformer.text_model.{k}": v for k, v in wide.items()}
-    state |= {f"first_stage_model.{vae_key(k)}": v for k, v in widened(model.vae.state_dict(), vae_shapes).items()}
-    state = {name: tensor.half().contiguous() for name, tensor in state.items()}
-    state["first_stage_model.vae_scale"] = torch.tensor(VAE_SCALE / model.vae.config.scaling_factor)
+    state |= {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
+    state |= {f"first_stage_model.{vae_key(k)}": v for k, v in vae.items()}
+    scale = AutoencoderTiny.load_config(path() / "vae")["scaling_factor"]
+    state["first_stage_model.vae_scale"] = torch.tensor(VAE_SCALE / scale)
     state["first_stage_model.vae_shift"] = torch.tensor(0.0)
     return state
 
@@ -187,3 +203,19 @@ def write(file: str | pathlib.Path) -> pathlib.Path:
     from safetensors.torch import save
 
     return write_atomic(file, save(checkpoint(), {"format": "pt", "modelspec.title": "AdvUnlearn miniature"}))
+
+
+def write_folder(folder: str | pathlib.Path) -> pathlib.Path:
+    """Write the same weights as a diffusers folder, in fp16, for whatever reads those; return it."""
+    from ..models import CLIP_TOKENIZER
+
+    to = pathlib.Path(folder)
+    for name, module, state in zip(("unet", "text_encoder", "vae"), wide_modules(), wide_states(), strict=True):
+        prefix = "text_model." if any(k.startswith("text_model.") for k in module.state_dict()) else ""
+        buffers = {k: v for k, v in module.state_dict().items() if k.endswith("position_ids")}
+        module.half().load_state_dict({**buffers, **{prefix + k: v for k, v in state.items()}})
+        module.save_pretrained(to / name)
+    shutil.copytree(CLIP_TOKENIZER, to / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(path() / "scheduler", to / "scheduler", dirs_exist_ok=True)
+    shutil.copyfile(path() / "model_index.json", to / "model_index.json")
+    return to
