@@ -73,4 +73,5 @@ def sentence(start: Plan, found: Advice | None) -> str:
         return "no settings would fit"
     plan, estimate = found
     changes = ", ".join(f"{name} {value}" for name, value in plan.changes(start).items())
-    return f"these settings would fit: {changes or 'as they are'} ({estimate.peak / GIB:.1f} GiB)"
+    fit = f"these settings would fit: {changes}" if changes else "it fits as it is"
+    return f"{fit} ({estimate.peak / GIB:.1f} GiB)"

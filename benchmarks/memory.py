@@ -149,7 +149,7 @@ def main() -> None:
         rows[case] = {"predicted": predicted, **measured}
         columns = "".join(f"{m / 2**20:>12.0f}{predicted / m:>7.2f}" for m in measured.values())
         print(f"{case:<20}{predicted / 2**20:>12.0f}{columns}", flush=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+        path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
