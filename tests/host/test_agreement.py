@@ -78,7 +78,7 @@ def test_a_run_and_its_measurement_agree_with_the_command_line(
     assert moved.norm() > 0
     assert apart.norm() < 0.05 * moved.norm(), (apart.norm() / moved.norm()).item()
 
-    options = {k: v for k, v in MEASURE.items()} | {"concept": "church", "judge": "miniature", "model": wide}
+    options = MEASURE | {"concept": "church", "judge": "miniature", "model": wide}
     here = command("evaluate", str(encoder), out=tmp_path / "report", **options)["models"]
     for name, row in (("before", here["original"]), ("after", here[encoder.stem])):
         found, expected = counts(there[name]), counts(row)
