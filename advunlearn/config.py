@@ -188,7 +188,7 @@ class EvaluateConfig(Validated):
     prefix_radius: float = setting(1.0, "L-inf ball of the soft prefix around real tokens, in deviations", 0, 1000)
     sampling_steps: int = setting(20, "DDIM steps of a generated picture", 1, 1000)
     guidance_scale: float = setting(3.0, "classifier-free guidance of generated pictures", 0, 30)
-    repeats: int = setting(2, "pictures per retained object", 1, 1000)
+    repeats: int = setting(2, "pictures per retained object; 0 to measure none", 0, 1000)
     seed: int = setting(1000, "seed of the test cases", 0, 2**63 - 1)
 
 

@@ -19,8 +19,8 @@ from .test_nodes import train_graph
 
 pytestmark = pytest.mark.host
 MEASURE = {
-    "cases": 8, "attack_steps": 6, "attack_every": 3, "attack_tokens": 3, "sampling_steps": 6, "guidance_scale": 3.0,
-    "repeats": 1, "seed": 1000,
+    "cases": 6, "attack_steps": 4, "attack_every": 2, "attack_tokens": 3, "sampling_steps": 8, "guidance_scale": 3.0,
+    "repeats": 0, "seed": 1000,
 }  # fmt: skip
 RETAINED = ["a dog", "a castle", "a photo of a house"]
 
@@ -49,7 +49,7 @@ def counts(row: dict[str, Any]) -> dict[str, int]:
 def test_a_run_and_its_measurement_agree_with_the_command_line(
     server: Server, base: pathlib.Path, wide: pathlib.Path, tmp_path: pathlib.Path, mode: str
 ) -> None:
-    changes = {"mode": mode, "iterations": 16, "retain_weight": 1.0, "retain_prompts": "\n".join(RETAINED)}
+    changes = {"mode": mode, "iterations": 10, "retain_weight": 1.0, "retain_prompts": "\n".join(RETAINED)}
     graph = train_graph(f"agree_{mode}", **changes) | {
         "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
         "evaluate": node(

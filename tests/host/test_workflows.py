@@ -95,7 +95,7 @@ def test_before_and_after_counts_fewer_churches_after(server: Server, ran: dict[
     graph = GRAPHS.WORKFLOWS["before-and-after"]()
     scores = json.loads(ran["before-and-after"][saved(graph, "scores")]["text"][0])["models"]
     before, after = (scores[when]["asr"] for when in ("before", "after"))
-    assert before["clean"]["success"] >= 7 and after["clean"]["success"] <= 2
+    assert before["clean"]["success"] >= 5 and after["clean"]["success"] <= 2
     assert after["unlearndiffatk"]["success"] < before["unlearndiffatk"]["success"]
     assert scores["after"]["utility"]["retained_accuracy"]["correct"] >= 50  # of 63
 

@@ -61,16 +61,16 @@ def picture(
     return graph
 
 
-def train(iterations: int = 40) -> Graph:
+def train(iterations: int = 30) -> Graph:
     """Train on the miniature; every setting by name, for the API wants them all."""
     return node(
         "AdvUnlearnTrain", model=("1", 0), clip=("1", 1), vae=("1", 2), concept="church", preset="custom",
-        kind="object", mode="advunlearn", sample_every=10, layers=0, attack_unit="sigma",
-        iterations=iterations, attack_steps=4, lr=3e-4, retain_set="miniature", retain_weight=2.0, seed=0,
-        resolution=64, save_name="robust_clip", resume=False, retain_prompts="", negative_guidance=1.0, warmup=10,
-        batch=8, clean_share=0.25, retain_batch=8, trainable="layers", attack_step_size=0.5, attack_update="sign",
-        attack_tokens=3, attack_start="token", attack_restarts=4, attack_redraw="step", attack_radius=0.0,
-        bank_trajectories=32, bank_retain_trajectories=64, bank_sampling_steps=10, bank_guidance_scale=3.0,
+        kind="object", mode="advunlearn", sample_every=15, layers=0, attack_unit="sigma",
+        iterations=iterations, attack_steps=3, lr=3e-4, retain_set="miniature", retain_weight=2.0, seed=0,
+        resolution=64, save_name="robust_clip", resume=False, retain_prompts="", negative_guidance=1.0, warmup=8,
+        batch=6, clean_share=0.25, retain_batch=6, trainable="layers", attack_step_size=0.5, attack_update="sign",
+        attack_tokens=3, attack_start="token", attack_restarts=3, attack_redraw="step", attack_radius=0.0,
+        bank_trajectories=24, bank_retain_trajectories=40, bank_sampling_steps=8, bank_guidance_scale=3.0,
     )  # fmt: skip
 
 
@@ -121,8 +121,8 @@ def before_after() -> Graph:
         "3": node("AdvUnlearnLoadJudge", judge="miniature"),
         "4": node(
             "AdvUnlearnEvaluate", model=("1", 0), clip_before=("1", 1), clip_after=("2", 0), vae=("1", 2),
-            judge=("3", 0), concept="church", kind="object", attack="both", cases=8, attack_steps=20, seed=1000,
-            resolution=64, attack_every=10, attack_tokens=5, sampling_steps=20, guidance_scale=3.0, repeats=1,
+            judge=("3", 0), concept="church", kind="object", attack="both", cases=6, attack_steps=10, seed=1000,
+            resolution=64, attack_every=5, attack_tokens=5, sampling_steps=8, guidance_scale=3.0, repeats=1,
         ),
         "5": node("SaveImage", "before and after", images=("4", 0), filename_prefix="advunlearn/evaluation"),
         "6": node("PreviewAny", "report", source=("4", 1)),
