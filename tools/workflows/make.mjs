@@ -29,8 +29,13 @@ for (const file of files) {
   const made = await page.evaluate(
     async ([graph, name]) => {
       await window.app.loadApiJson(graph, name);
-      for (const node of window.app.graph.nodes)
+      // Room for the pictures and texts that come when it runs, so that nothing is laid over anything.
+      const room = { SaveImage: 280, PreviewAny: 200, LossGraphNode: 320, AdvUnlearnTrain: 320 };
+      for (const node of window.app.graph.nodes) {
         for (const widget of node.widgets ?? []) if (widget.name === "control_after_generate") widget.value = "fixed";
+        const own = node.type === "AdvUnlearnTrain" ? node.size[1] : 0; // its widgets stay above its pictures
+        if (room[node.type]) node.setSize([Math.max(node.size[0], 260), own + room[node.type]]);
+      }
       window.app.graph.arrange?.();
       window.app.canvas.setDirty(true, true);
       return window.app.graph.serialize();
