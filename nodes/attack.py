@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..advunlearn.config import AttackConfig, EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
-from .widgets import resolution, schema, settings, widget
+from .widgets import output, resolution, schema, settings, widget
 
 ATTACKS = ("unlearndiffatk", "soft_prefix")
 
@@ -51,11 +51,11 @@ class AdversarialPromptAttack(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output("CONDITIONING", tooltip="of the adversarial prompt, under the attacked CLIP"),
-                io.String.Output("adversarial_prompt", tooltip="typed into CLIP Text Encode it gives the "
-                                 "same conditioning"),
-                io.String.Output("embedding", tooltip="the saved tokens: put this in front of any prompt"),
-                io.LossMap.Output("loss_map", tooltip="the attack's loss, for the loss graph"),
-                io.String.Output("report", tooltip="what was found"),
+                output(io.String, "adversarial_prompt", tooltip="typed into CLIP Text Encode it gives the same "
+                       "conditioning"),
+                output(io.String, "embedding", tooltip="the saved tokens: put this in front of any prompt"),
+                output(io.LossMap, "loss_map", tooltip="the attack's loss, for the loss graph"),
+                output(io.String, "report", tooltip="what was found"),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

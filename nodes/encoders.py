@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..advunlearn import released as hub
 from ..advunlearn.errors import AdvUnlearnError
 from . import folders
-from .widgets import file_name, schema
+from .widgets import file_name, output, schema
 
 FORMATS = {
     "safetensors": "one file for any loader of CLIP-L",
@@ -132,8 +132,8 @@ class SaveRobustCLIP(io.ComfyNode):
                 io.Clip.Input("base", optional=True, tooltip="the CLIP before training, for a LoRA"),
             ],
             outputs=[
-                io.String.Output("encoder_name", tooltip="its name in Load Robust CLIP; of a LoRA its file name"),
-                io.String.Output("report", tooltip="what was written, and what a LoRA left out"),
+                output(io.String, "encoder_name", tooltip="its name in Load Robust CLIP; of a LoRA its file name"),
+                output(io.String, "report", tooltip="what was written, and what a LoRA left out"),
             ],
         )  # fmt: skip
 

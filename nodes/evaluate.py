@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..advunlearn.config import ConceptConfig, EvaluateConfig
 from .judges import Judge
-from .widgets import advanced, resolution, schema, settings, widget
+from .widgets import advanced, output, resolution, schema, settings, widget
 
 ATTACKS = {"both": ("unlearndiffatk", "soft_prefix"), "unlearndiffatk": ("unlearndiffatk",),
            "soft_prefix": ("soft_prefix",), "none": ()}  # fmt: skip
@@ -60,8 +60,8 @@ class EvaluateRobustness(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="a row each: before clean and attacked, after clean and attacked"),
-                io.String.Output("report", tooltip="the table"),
-                io.String.Output("scores", tooltip="the same as JSON"),
+                output(io.String, "report", tooltip="the table"),
+                output(io.String, "scores", tooltip="the same as JSON"),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

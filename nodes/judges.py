@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..advunlearn.config import ClassifierConfig, NudityConfig, ZeroShotConfig
 from ..advunlearn.errors import AdvUnlearnError
 from . import folders
-from .widgets import advanced, schema, settings, widget
+from .widgets import advanced, output, schema, settings, widget
 
 Judge = io.Custom("ADVUNLEARN_JUDGE")
 TYPED = "(the path below)"
@@ -17,7 +17,7 @@ NOWHERE = "no folder is chosen; put one into models/classifiers and refresh, or 
 
 
 def _judge(tooltip: str = "for Evaluate Robustness") -> Any:
-    return Judge.Output("JUDGE", tooltip=tooltip)
+    return output(Judge, "JUDGE", tooltip)
 
 
 def _folder_inputs(kind: str, what: str) -> list[Any]:

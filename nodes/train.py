@@ -11,7 +11,7 @@ from ..advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainCo
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from ..advunlearn.presets import PRESETS
 from . import folders
-from .widgets import advanced, file_name, resolution, schema, settings, widget
+from .widgets import advanced, file_name, output, resolution, schema, settings, widget
 
 RETAIN = {
     "coco": "objects of COCO: a photo of a <class>",
@@ -73,9 +73,9 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             ],
             outputs=[
                 io.Clip.Output("CLIP", tooltip="the robust CLIP, ready to wire"),
-                io.String.Output("encoder_name", tooltip="its name in Load Robust CLIP"),
-                io.LossMap.Output("loss_map", tooltip="the training loss, for the loss graph"),
-                io.String.Output("report", tooltip="what was trained, how, and the last losses"),
+                output(io.String, "encoder_name", tooltip="its name in Load Robust CLIP"),
+                output(io.LossMap, "loss_map", tooltip="the training loss, for the loss graph"),
+                output(io.String, "report", tooltip="what was trained, how, and the last losses"),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

@@ -61,6 +61,11 @@ def widget(
     return make(kind, id or name, **options)
 
 
+def output(kind: Any, name: str, tooltip: str) -> Any:
+    """Make an output that is shown by its own name; v0.3.64 would show its type."""
+    return kind.Output(name, display_name=name, tooltip=tooltip)
+
+
 def resolution(tooltip: str) -> Any:
     """Make the input for a picture's size."""
     return io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip=f"{tooltip}, in pixels")
