@@ -166,7 +166,7 @@ def test_a_run_on_two_concepts_shows_its_curve_and_its_samples(server: Server, w
 
 
 def test_a_preset_takes_the_place_of_the_settings(server: Server) -> None:
-    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="official", sample_every=0))
+    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="official", retain_set="coco", sample_every=0))
     # The published run has 50 sampling steps and 1000 iterations, 200 of them warm-up: its bar counts 30 steps each.
     total = server.wait_for_progress("train", 1)["max"]
     server.request("interrupt", {})
