@@ -3,7 +3,8 @@
     python benchmarks/bank.py [--iterations 100] [--seeds 0 1 2]
 
 Both run the same settings on the same concept in one process; the ratio is of the medians of an iteration's seconds.
-All arithmetic of the frozen parts is in bf16. Writes benchmarks/results/bank.json.
+All arithmetic of the frozen parts is in bf16. Writes benchmarks/results/bank.json, a row at a time, and goes on where it
+was interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -33,6 +35,16 @@ from advunlearn.trainer import train
 from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
 
 
+def summary(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is written: the rows, and the median over the seeds of fresh sampling's time over the bank's."""
+    seconds = {(r["sampling"], r["seed"]): r["seconds"] for r in rows}
+    ratios = [v / seconds["bank", seed] for (name, seed), v in seconds.items() if name == "fresh"]
+    return {
+        "concept": args.concept, "command": " ".join(["benchmarks/bank.py", *sys.argv[1:]]),
+        "fresh_over_bank": statistics.median(ratios) if ratios else None, "ratios": ratios, "rows": rows,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concept", default="church")
@@ -45,9 +57,13 @@ def main() -> None:
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
     prompts = retain_prompts(concept)
     evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
-    rows, seconds = [], {"bank": [], "fresh": []}
+    out = ROOT / "benchmarks" / "results" / "bank.json"
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    done = {(r["sampling"], r["seed"]) for r in rows}
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):
+            if (name, seed) in done:
+                continue
             config = replace(recipe.train, seed=seed, iterations=args.iterations)
             bank = BankConfig()
             banks = make_banks(model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=kind)
@@ -59,18 +75,14 @@ def main() -> None:
 
             result = train(model, concept, recipe.attack, config, bank, prompts, mark, banks)
             attacked = [b - a for a, b in zip(marks, marks[1:], strict=False)][config.warmup :]
-            seconds[name] += attacked
             measured = evaluator.measure(Subject(result.encoder, model.denoiser))
-            rows.append({"sampling": name, "seed": seed, "asr": measured.asr, "utility": measured.utility})
+            rows.append({
+                "sampling": name, "seed": seed, "seconds": statistics.median(attacked), "asr": measured.asr,
+                "utility": measured.utility,
+            })  # fmt: skip
+            out.write_text(json.dumps(summary(args, rows), indent=1) + "\n")
             print(json.dumps(rows[-1]), flush=True)
-    medians = {k: statistics.median(v) for k, v in seconds.items() if v}
-    summary = {
-        "concept": args.concept, "command": " ".join(["benchmarks/bank.py", *sys.argv[1:]]),
-        "seconds_per_iteration": medians, "fresh_over_bank": medians["fresh"] / medians["bank"], "rows": rows,
-    }  # fmt: skip
-    out = ROOT / "benchmarks" / "results" / "bank.json"
-    out.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in summary.items() if k != "rows"}))
+    print(json.dumps({k: v for k, v in summary(args, rows).items() if k != "rows"}))
 
 
 if __name__ == "__main__":

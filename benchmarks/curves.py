@@ -3,7 +3,8 @@
     python benchmarks/curves.py [--concept church] [--lengths 25 50 100 200 400] [--cases 50]
 
 Each recipe is trained once and stopped at every length; at its own length (200) the attacks go on to --budget steps.
-Writes benchmarks/results/curves-<concept>.json and docs/curves-<what>.svg.
+Writes benchmarks/results/curves-<concept>.json, a row at a time, and docs/curves-<what>.svg. A run that was interrupted
+goes on, with the trainings that it keeps in --work.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pathlib
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -45,28 +47,36 @@ path{fill:none;stroke:var(--c);stroke-width:2;stroke-linecap:round;stroke-dashar
 line{stroke:#ddd}</style>"""
 
 
-def run(concept: ConceptConfig, lengths: list[int], cases: int, budget: int, seed: int) -> list[dict[str, Any]]:
-    """Train and measure; return a row for each recipe and length."""
+def run(
+    concept: ConceptConfig,
+    lengths: list[int],
+    cases: int,
+    budget: int,
+    seed: int,
+    work: pathlib.Path,
+    rows: list[dict[str, Any]],
+    save: Callable[[], None],
+) -> None:
+    """Train and measure; add a row for each recipe and length that `rows` lacks, and save it."""
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     short = EvaluateConfig(cases=cases, attack_steps=40, attack_every=40, repeats=1, seed=seed)
     long = replace(short, attack_steps=budget, attack_every=10)
-    prompts, rows = retain_prompts(concept), []
+    prompts, done = retain_prompts(concept), {(r["recipe"], r["iterations"]) for r in rows}
     for key in KEYS:
-        recipe = RECIPES[key]
-        with tempfile.TemporaryDirectory() as folder:
-            keep = Checkpoints(folder, every=10**9)
-            for length in lengths:
-                config = replace(recipe.train, iterations=length)
-                result = train(
-                    model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep,
-                    resume=length != lengths[0],
-                )  # fmt: skip
-                at_its_own = length == recipe.train.iterations
-                evaluator = Evaluator(model, judge, concept, long if at_its_own else short)
-                measured = evaluator.measure(Subject(result.encoder, result.denoiser))
-                rows.append({"recipe": key, "iterations": length, **measured.to_dict()})
-                print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)
-    return rows
+        recipe, keep = RECIPES[key], Checkpoints(work / f"{concept.concept}-{key}", every=10**9)
+        for length in lengths:
+            if (key, length) in done:
+                continue
+            config = replace(recipe.train, iterations=length)
+            result = train(
+                model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep, resume=keep.exists()
+            )
+            at_its_own = length == recipe.train.iterations
+            evaluator = Evaluator(model, judge, concept, long if at_its_own else short)
+            measured = evaluator.measure(Subject(result.encoder, result.denoiser))
+            rows.append({"recipe": key, "iterations": length, **measured.to_dict()})
+            save()
+            print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)
 
 
 def picture(title: str, series: dict[str, list[tuple[float, float]]], label: str) -> str:
@@ -82,14 +92,18 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[25, 50, 100, 200, 400])
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--budget", type=int, default=80)
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "advunlearn-curves")
     parser.add_argument("--eval-seed", type=int, default=4242)
     args = parser.parse_args()
-    concept = ConceptConfig(concept=args.concept)
-    rows = run(concept, args.lengths, args.cases, args.budget, args.eval_seed)
     out = ROOT / "benchmarks" / "results" / f"curves-{args.concept}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["benchmarks/curves.py", *sys.argv[1:]])
-    out.write_text(json.dumps({"concept": args.concept, "command": command, "rows": rows}, indent=1) + "\n")
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+
+    def save() -> None:
+        out.write_text(json.dumps({"concept": args.concept, "command": command, "rows": rows}, indent=1) + "\n")
+
+    concept = ConceptConfig(concept=args.concept)
+    run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, rows, save)
     for attack, title in WHAT.items():
         series = {
             key: [(r["iterations"], r["asr"][attack]["success"]) for r in rows if r["recipe"] == key] for key in KEYS
