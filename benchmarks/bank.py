@@ -3,8 +3,8 @@
     python benchmarks/bank.py [--iterations 100] [--seeds 0 1 2]
 
 Both run the same settings on the same concept in one process; the ratio is of the medians of an iteration's seconds.
-All arithmetic of the frozen parts is in bf16. Writes benchmarks/results/bank.json, a row at a time, and goes on where it
-was interrupted.
+All arithmetic of the frozen parts is in bf16. Writes benchmarks/results/bank.json, a row at a time, and goes on where
+it was interrupted.
 """
 
 from __future__ import annotations
