@@ -145,6 +145,8 @@ class Server:
         while time.time() < end:
             for message in list(self.heard):
                 data = message["data"]
+                if message["type"] == "execution_error":
+                    raise HostError(data.get("exception_message", "execution_error"))
                 if message["type"] == "progress" and data.get("node") == node_id and data["value"] >= value:
                     return data
             time.sleep(0.02)
