@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .estimate import GIB, PUBLISHED_RESOLUTION, USABLE, Estimate, Plan
+from .plan import GIB, PUBLISHED_RESOLUTION, USABLE, Estimate, Plan
 
 Measure = Callable[[Plan], Estimate]
 Advice = tuple[Plan, Estimate]

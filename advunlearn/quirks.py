@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .trajectories import FreshSampler, Triples
+from .config import BankConfig
+from .trajectories import FreshSampler, TrajectoryBank, Triples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,18 @@ class Quirks:
     gradient_accumulates: bool = False  # never zeroed; a signed step leaves its sign in it, so its direction freezes
     words_for_tokens: bool = False  # behind the prefix stand as many tokens as the prompt has words: "nudity" is "nu"
     cleaner_latents: bool = False  # latents are 39 to 58 timesteps cleaner than the UNet is told
+
+
+def bank_kind(mode: str, quirks: Quirks) -> type[TrajectoryBank]:
+    """Return where a run draws its samples from."""
+    if quirks.cleaner_latents:
+        return PublishedSampler
+    return FreshSampler if mode == "official" else TrajectoryBank
+
+
+def quirks_of(mode: str) -> Quirks:
+    """Return what a mode does as the published code does."""
+    return OFFICIAL if mode == "official" else NONE
 
 
 NONE = Quirks()
@@ -42,6 +55,11 @@ class PublishedSampler(FreshSampler):
 
     In general, with a stride of r timesteps between two sampling steps: [s + 2 r - 1, s + 3 r - 2].
     """
+
+    @classmethod
+    def sampling_of(cls, count: int, config: BankConfig) -> float:
+        """The predictions are made once more, which is what a step takes."""
+        return super().sampling_of(count, config) + count
 
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, the original model's predictions at the timesteps that it is told."""

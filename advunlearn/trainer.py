@@ -20,7 +20,7 @@ from .errors import AdvUnlearnError, TrainingDiverged
 from .events import Callback, Progress, filling
 from .losses import attack_loss, erase_loss, retain_loss
 from .models import TextToImage
-from .quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words
+from .quirks import NONE, Quirks, bank_kind, cut_to_words, quirks_of
 from .text_encoder import (
     embedding_table,
     encode,
@@ -30,7 +30,7 @@ from .text_encoder import (
     tokenize,
     trainable_parameters,
 )
-from .trajectories import Banks, FreshSampler, TrajectoryBank, Triples, make_banks
+from .trajectories import Banks, Triples, make_banks
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def train(
         raise AdvUnlearnError("resume needs checkpoints to go on from, and takes its banks from them")
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
-    quirks = quirks or (OFFICIAL if config.mode == "official" else NONE)
+    quirks = quirks or quirks_of(config.mode)
     retained = list(retain_prompts) if config.retains else []
     check(model, config, retained, banks)
     settings = {
@@ -232,8 +232,7 @@ def train(
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
     if state and kept:
         kept = {name: {**tensors, **state["counters"][name]} for name, tensors in kept.items()}
-    kind: type[TrajectoryBank] = FreshSampler if config.mode == "official" else TrajectoryBank
-    kind = PublishedSampler if quirks.cleaner_latents else kind
+    kind = bank_kind(config.mode, quirks)
     banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), kind, kept)
     trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks)
     trainer.state.settings = settings

@@ -54,6 +54,7 @@ class TrajectoryBank:
     """
 
     chunk = 32  # trajectories sampled in one batch
+    keeps = True  # whether it is filled before a run
 
     def __init__(
         self,
@@ -91,6 +92,11 @@ class TrajectoryBank:
 
     def __len__(self) -> int:
         return len(self.x_t)
+
+    @classmethod
+    def sampling_of(cls, count: int, config: BankConfig) -> float:
+        """Return how many steps of one trajectory are sampled, on average, for a draw of `count` triples."""
+        return count / config.reuse
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was sampled."""
@@ -152,6 +158,13 @@ class TrajectoryBank:
 class FreshSampler(TrajectoryBank):
     """The published way, for comparison: every draw samples its trajectories anew, and none are kept."""
 
+    keeps = False
+
+    @classmethod
+    def sampling_of(cls, count: int, config: BankConfig) -> float:
+        """All are sampled as far as the last step drawn: on average count / (count + 1) of the way."""
+        return count * config.sampling_steps * count / (count + 1)
+
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""
         return self.sampled_at(torch.randint(self.config.sampling_steps, (batch,), generator=self.generator))
@@ -205,7 +218,7 @@ def make_banks(
             return lambda numbers: model.encode([texts[i] for i in numbers.tolist()])
 
         anchor, own = of(anchors) if any(anchors) else None, state[name] if state else None
-        kept = 0 if issubclass(bank, FreshSampler) else size
+        kept = size if bank.keeps else 0
         return bank(
             model.denoiser, of(prompts), len(prompts), empty, kept, config, generator, report, anchor, own
         )  # fmt: skip

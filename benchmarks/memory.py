@@ -26,9 +26,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from advunlearn.config import AttackConfig, BankConfig, TrainConfig
-from advunlearn.estimate import Plan, estimate
+from advunlearn.estimate import estimate
 from advunlearn.live import LiveMemory
 from advunlearn.models import TextToImage
+from advunlearn.plan import Plan
 from advunlearn.skeleton import skeleton
 from advunlearn.trainer import train
 

@@ -14,8 +14,9 @@ import comfy.model_management as host
 
 from ..advunlearn.advice import advise, sentence
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.estimate import GIB, Estimate, Plan, estimate
+from ..advunlearn.estimate import estimate
 from ..advunlearn.live import TooLong
+from ..advunlearn.plan import GIB, Estimate, Plan
 from .host import HostModel
 
 # Attention that is written in torch runs on fake tensors; what other libraries bring does not, and is fused.

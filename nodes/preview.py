@@ -9,6 +9,7 @@ import torch
 
 from ..advunlearn.config import AttackConfig, BankConfig, TrainConfig
 from ..advunlearn.events import Progress
+from ..advunlearn.quirks import bank_kind, quirks_of
 from .host import Bar, HostModel
 
 SIZE, LEFT, PAD = (512, 288), 56, 28
@@ -26,7 +27,7 @@ class Training:
         self, node_id: str | None, config: TrainConfig, attack: AttackConfig, bank: BankConfig, retains: bool
     ) -> None:
         banked = bank.trajectories + (bank.retain_trajectories if retains else 0)
-        self.bank = 0 if config.mode == "official" else banked  # which samples anew for every draw
+        self.bank = banked if bank_kind(config.mode, quirks_of(config.mode)).keeps else 0
         self.steps = (1 if config.mode == "fast" else attack.steps) if config.attacks else 0
         self.warmup = config.warmup
         self.bar = Bar(self.place(config.iterations), node_id)

@@ -13,9 +13,10 @@ from advunlearn import cli
 from advunlearn.advice import advise, fitting, sentence
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.estimate import GIB, Estimate, Plan, estimate
+from advunlearn.estimate import estimate
 from advunlearn.live import LiveMemory, TooLong, fake_copy
 from advunlearn.models import TextToImage
+from advunlearn.plan import GIB, Estimate, Plan
 from advunlearn.skeleton import skeleton
 from advunlearn.text_encoder import trainable_parameters
 from advunlearn.trainer import train

@@ -16,7 +16,7 @@ from advunlearn.models import TextToImage
 from advunlearn.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words
 from advunlearn.text_encoder import tokenize
 from advunlearn.trainer import train
-from advunlearn.trajectories import FreshSampler, make_banks
+from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
 
 
 def quadratic(x: Tensor) -> Tensor:
@@ -67,6 +67,14 @@ def test_latents_are_cleaner_than_the_unet_is_told(model: TextToImage, concept: 
     assert draw(FreshSampler).eq(0).all()
     late = draw(PublishedSampler)
     assert late.min() >= 39 and late.max() <= 58 and len(late.unique()) > 3
+
+
+def test_what_a_draw_costs_in_steps_of_a_trajectory() -> None:
+    # Of four triples: a bank samples one trajectory's step for every four draws; fresh sampling goes 4/5 of ten steps
+    # with each of the four, and the published way makes the predictions once more.
+    config = BankConfig(sampling_steps=10, reuse=4)
+    costs = [kind.sampling_of(4, config) for kind in (TrajectoryBank, FreshSampler, PublishedSampler)]
+    assert costs == [1.0, 32.0, 36.0]
 
 
 def test_mode_official_is_all_of_them_and_samples_anew(model: TextToImage, concept: ConceptConfig) -> None:

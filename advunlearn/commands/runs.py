@@ -27,11 +27,12 @@ from ..config import (
 )
 from ..denoisers import DiffusersDenoiser
 from ..errors import AdvUnlearnError, TrainingDiverged
-from ..estimate import Plan, estimate
+from ..estimate import estimate
 from ..evaluation.cases import retain_prompts
 from ..events import Progress
 from ..formats import save_encoder
 from ..inputs import command_line, estimated_device, load_judge, load_model, out_folder
+from ..plan import Plan
 from ..progress import Bar
 from ..recipes import BASELINES, RECIPES, recipe_metadata, study
 from ..skeleton import skeleton

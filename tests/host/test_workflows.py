@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import pathlib
 from types import ModuleType
 from typing import Any
 
@@ -43,9 +42,10 @@ def test_a_shipped_file_holds_the_nodes_links_and_values_of_its_graph(server: Se
         assert set(made["inputs"]) <= set(known), made["class_type"]
         links = {k for k, v in made["inputs"].items() if isinstance(v, list)}
         assert links == {entry["name"] for entry in shown[i].get("inputs", []) if entry.get("link") is not None}
-        kept = shown[i].get("widgets_values") or []
-        for key, value in made["inputs"].items():
-            assert key in links or value in kept, (made["class_type"], key, value)
+        # In the order of the node's inputs; between them stand what the page adds, such as "control after generate".
+        kept = iter(shown[i].get("widgets_values") or [])
+        for key in (k for k in known if k in made["inputs"] and k not in links):
+            assert made["inputs"][key] in kept, (made["class_type"], key)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,3 @@ def test_sdxl_validates_but_for_the_checkpoint_that_a_user_must_have(server: Ser
     kinds = {errors[i]["class_type"]: [e["type"] for e in errors[i]["errors"]] for i in errors}
     assert set(kinds) <= {"CheckpointLoaderSimple", "AdvUnlearnLoadRobustCLIP"}, errors
     assert kinds["CheckpointLoaderSimple"] == ["value_not_in_list"]
-
-
-def test_thumbnails_are_there(server: Server) -> None:
-    assert all(pathlib.Path(PACK / "workflows" / f"{name}.jpg").stat().st_size > 5000 for name in NAMES)
