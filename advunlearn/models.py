@@ -87,13 +87,10 @@ def load(
     Raises AdvUnlearnError when the folder is not a Stable Diffusion 1.x style diffusers model.
     """
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-    from diffusers.models.attention_processor import AttnProcessor
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = resolve(name)
-    # Fused attention is slow backwards on CPUs in bf16: 2.2 times the time of plain matrix products.
-    slow_fused = torch.device(device).type == "cpu" and dtype == torch.bfloat16
-    attention: dict[str, Any] = {"attn_implementation": "eager"} if slow_fused else {}
+    attention: dict[str, Any] = {"attn_implementation": "eager"} if plain_attention(device, dtype) else {}
     try:
         vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -124,8 +121,24 @@ def load(
     parts: tuple[nn.Module, ...] = (encoder, unet, vae)
     for part in parts:
         part.to(device).train(False).requires_grad_(False)
+    return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
+
+
+def plain_attention(device: str | torch.device, dtype: torch.dtype) -> bool:
+    """Return whether attention is done by plain matrix products.
+
+    On CPUs in bf16 the fused one is slow backwards: 2.2 times their time.
+    """
+    return torch.device(device).type == "cpu" and dtype == torch.bfloat16
+
+
+def assembled(name: str, parts: tuple[Any, ...], device: str | torch.device, dtype: torch.dtype) -> TextToImage:
+    """Return a model of its `PARTS`: what frozen parts compute in is the encoder's too, and attention as it is fast."""
+    tokenizer, encoder, unet, vae, scheduler = parts
     encoder.compute_dtype = dtype
-    if slow_fused:
+    if plain_attention(device, dtype):
+        from diffusers.models.attention_processor import AttnProcessor
+
         unet.set_attn_processor(AttnProcessor())
     return TextToImage(name, tokenizer, encoder, DiffusersDenoiser(unet, scheduler), vae)
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError
-from .models import CLIP_TOKENIZER, TextToImage, resolve
+from .models import CLIP_TOKENIZER, TextToImage, assembled, plain_attention, resolve
 
 SD15 = pathlib.Path(__file__).parent / "shapes" / "sd15"
 
@@ -38,10 +37,8 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
         )
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
         vae_class: Any = AutoencoderTiny if "Tiny" in configs["vae"]["_class_name"] else AutoencoderKL
-        # As `models.load` does: no fused attention on CPUs in bf16.
-        plain = device.type == "cpu" and dtype == torch.bfloat16
         with torch.device("meta"):
-            attention = {"attn_implementation": "eager" if plain else "sdpa"}
+            attention = {"attn_implementation": "eager" if plain_attention(device, dtype) else "sdpa"}
             config = CLIPTextConfig(**configs["text_encoder"] | attention)
             encoder: Any = CLIPTextModel(config).float()
             unet, vae = (
@@ -52,12 +49,7 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
         raise AdvUnlearnError(f"the configuration of model {name!r} could not be read: {error}") from error
     for part in (encoder, unet, vae):
         part.train(False).requires_grad_(False)
-    encoder.compute_dtype = dtype
-    if plain:
-        from diffusers.models.attention_processor import AttnProcessor
-
-        unet.set_attn_processor(AttnProcessor())
-    return TextToImage(name, tokenizer, encoder, DiffusersDenoiser(unet, scheduler), vae)
+    return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:

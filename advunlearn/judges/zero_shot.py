@@ -37,6 +37,7 @@ class ZeroShotJudge:
                 f"judge {str(folder)!r}: its tokenizer could not be read ({error}); copy the files that came with it"
             ) from error
         self.labels = list(self.config.candidates) or retain.classes()
+        self.embedded: dict[str, Tensor] = {}  # (D,) of each label, embedded once
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """See `Judge.concept_label`: a candidate of that name, or the concept itself, which is then one more."""
@@ -64,6 +65,12 @@ class ZeroShotJudge:
 
     def _names(self, labels: list[str]) -> Tensor:
         """Return the unit text embeddings (L, D) of the labels' prompts."""
+        new = [label for label in labels if label not in self.embedded]
+        if new:
+            self.embedded.update(zip(new, self._embed(new), strict=True))
+        return torch.stack([self.embedded[label] for label in labels])
+
+    def _embed(self, labels: list[str]) -> Tensor:
         prompts = [self.config.template.format(label) for label in labels]
         batch = self.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
         out = self.model.text_model(
