@@ -23,7 +23,9 @@ FILES = {f"{FOLDER}/config.json": b'{"model_type": "clip_text_model"}\n', f"{FOL
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    # Where the hub's library was told to stay offline, by the environment or in another test, it would not ask ours.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with running(dict(FILES)) as hub:
         yield hub
 
