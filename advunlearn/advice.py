@@ -15,8 +15,8 @@ CARDS = (24, 12, 8, 6)  # GiB
 def advise(measure: Measure, plan: Plan, device_bytes: float) -> Advice | None:
     """Return the first plan on a ladder down from `plan` that fits, with its own estimate; None where none does.
 
-    The ladder: the published resolution, 16-bit arithmetic where the plan names a dtype, then smaller batches in the
-    phases that are too large, then half the resolution. Every rung is measured.
+    The ladder: the published resolution, 16-bit arithmetic where the plan names a dtype, gradient checkpointing, then
+    smaller batches in the phases that are too large, then half the resolution. Every rung is measured.
     """
     estimate = measure(plan)
     while not estimate.fits(device_bytes):
@@ -47,6 +47,8 @@ def _lower(plan: Plan, estimate: Estimate, usable: float) -> Plan | None:
     if room <= 0:
         return None
     attack, train = plan.attack, plan.train
+    if not train.checkpointing and max(estimate.activations.get(p, 0) for p in ("attack", "train")) > room:
+        return replace(plan, train=replace(train, checkpointing=True))
     for phase, activations in estimate.activations.items():
         if activations <= room:
             continue
@@ -72,6 +74,6 @@ def sentence(start: Plan, found: Advice | None) -> str:
     if found is None:
         return "no settings would fit"
     plan, estimate = found
-    changes = ", ".join(f"{name} {value}" for name, value in plan.changes(start).items())
+    changes = ", ".join(f"{k} {str(v).lower()}" for k, v in plan.changes(start).items())
     fit = f"these settings would fit: {changes}" if changes else "it fits as it is"
     return f"{fit} ({estimate.peak / GIB:.1f} GiB)"

@@ -16,7 +16,7 @@ from .files import PARTIAL, write_atomic
 from .trajectories import Banks
 
 STATE, BANK = "state.pt", "bank-{}.pt"
-FREE = ("iterations",)  # settings that a run may change when it goes on
+FREE = ("iterations", "checkpointing")  # settings that a run may change when it goes on
 
 
 class Checkpoints:

@@ -51,9 +51,15 @@ def add_flags(
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        allowed = choices(config, field.name)
+        allowed, flag = choices(config, field.name), "--" + (prefix + field.name).replace("_", "-")
+        if hints[field.name] is bool:
+            group.add_argument(
+                flag, dest=config.__name__ + "." + field.name, action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS, help=field.metadata["help"],
+            )  # fmt: skip
+            continue
         group.add_argument(
-            "--" + (prefix + field.name).replace("_", "-"),
+            flag,
             dest=config.__name__ + "." + field.name,
             type=str if allowed else hints[field.name],
             choices=allowed or None,

@@ -155,6 +155,10 @@ class TrainConfig(Validated):
     retain_weight: float = setting(2.0, "gamma of eq. (6): weight of the retain term; 0 turns it off", 0, 1000)
     retain_batch: int = setting(12, "retained samples per iteration", 1, 1024)
     seed: int = setting(0, "seed of every random draw", 0, 2**63 - 1)
+    checkpointing: bool = setting(
+        False, "gradient checkpointing: keep only what goes into the UNet's blocks, and compute the rest again in the "
+        "backward pass; less memory, more time, the same weights"
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

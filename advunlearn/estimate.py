@@ -41,8 +41,11 @@ class ProbedBank(TrajectoryBank):
         self.live.enter(self.then)
 
 
-def fake_model(model: TextToImage, latent_size: int) -> TextToImage:
-    """Return a model on fake tensors, for latents of that size, whose denoiser counts its F in `forwards`."""
+def fake_model(model: TextToImage, latent_size: int, with_gradient: int) -> TextToImage:
+    """Return a model on fake tensors, for latents of that size, whose denoiser counts its F in `forwards`.
+
+    `with_gradient` is the F of a prediction that has a backward pass.
+    """
     denoiser: Any = model.denoiser.with_modules(fake_copy)
     kind: Any = type(denoiser)
 
@@ -51,7 +54,7 @@ def fake_model(model: TextToImage, latent_size: int) -> TextToImage:
 
         def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
             output = super().noise_pred(x_t, t, conditioning)
-            self.forwards += len(x_t) * (3 if output.requires_grad else 1)
+            self.forwards += len(x_t) * (with_gradient if output.requires_grad else 1)
             return output
 
         def trainable_copy(self) -> Any:
@@ -87,7 +90,7 @@ def estimate(
         raise AdvUnlearnError(f"an estimate needs torch's FakeTensorMode ({error}); install a newer torch") from error
     retained = list(retain_prompts) if plan.train.retains else []
     with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory(seconds) as live:
-        fake = fake_model(model, plan.resolution // 8)
+        fake = fake_model(model, plan.resolution // 8, 4 if plan.train.checkpointing else 3)
         weights = live.live
         banks = make_banks(
             fake, plan.concept, retained, plan.bank, torch.Generator(),

@@ -36,6 +36,7 @@ class Plan:
         return {
             "resolution": self.resolution, "dtype": self.dtype, "attack_restarts": self.attack.restarts,
             "batch": self.train.batch, "retain_batch": self.train.retain_batch,
+            "checkpointing": self.train.checkpointing,
         }  # fmt: skip
 
     def changes(self, start: Plan) -> dict[str, int | str]:
@@ -46,7 +47,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Forwards:
-    """Work in F: one forward pass of the UNet for one sample; a backward pass to its input counts as two."""
+    """Work in F: one forward pass of the UNet for one sample; a backward pass to its input counts as two.
+
+    With gradient checkpointing the backward pass holds one more forward pass.
+    """
 
     bank: float  # to fill the banks, once
     attack: float  # per iteration after the warm-up

@@ -16,6 +16,7 @@ from .attacks.pgd import AttackResult, pgd, starting_point
 from .checkpoint import Checkpoints, RunState
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import Denoiser, DiffusersDenoiser
+from .denoisers.base import checkpointed
 from .errors import AdvUnlearnError, TrainingDiverged
 from .events import Callback, Progress, filling
 from .losses import attack_loss, erase_loss, retain_loss
@@ -173,7 +174,8 @@ class Trainer:
     @contextmanager
     def _training(self) -> Iterator[None]:
         """Let only the chosen parameters require gradients; flags of shared modules are restored."""
-        with frozen(self.encoder, *self.denoiser.modules()), gradients_for(self.parameters, True):
+        again = checkpointed(self.denoiser.blocks() if self.config.checkpointing else ())
+        with frozen(self.encoder, *self.denoiser.modules()), gradients_for(self.parameters, True), again:
             yield
 
     def _result(self, history: list[dict[str, float]]) -> TrainResult:

@@ -16,6 +16,8 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.utils
 import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
 from ..advunlearn.denoisers.base import fingerprint, scaled_gradients
@@ -50,7 +52,7 @@ class HostDenoiser:
     Raises AdvUnlearnError for a model that is not of Stable Diffusion 1.x's kind.
     """
 
-    def __init__(self, model: Any, latent_size: int) -> None:
+    def __init__(self, model: Any, latent_size: int, dtype: torch.dtype | None = None) -> None:
         check_model(model)
         try:
             self.patcher = model.clone(disable_dynamic=True) if getattr(model, "is_dynamic", bool)() else model.clone()
@@ -59,6 +61,8 @@ class HostDenoiser:
                 f"this MODEL cannot be taken out of dynamic memory ({error}); load it with Load Checkpoint, or start "
                 "ComfyUI with --disable-dynamic-vram"
             ) from error
+        if dtype is not None:
+            self.patcher.set_model_compute_dtype(dtype)  # of the clone alone, as the host's own node does it
         self.sampling = model.get_model_object("model_sampling")
         self.latent_shape = (model.model.latent_format.latent_channels, latent_size, latent_size)
         with torch.inference_mode(False):
@@ -76,9 +80,18 @@ class HostDenoiser:
         """Where the host computes."""
         return self.patcher.load_device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the MODEL computes in, once it is loaded."""
+        return self.patcher.model.manual_cast_dtype or self.patcher.model.get_dtype()
+
     def modules(self) -> tuple[nn.Module, ...]:
         """Return (): the host takes care of its own weights."""
         return ()
+
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Return the UNet's residual and attention blocks."""
+        return tuple(m for m in self.patcher.model.modules() if isinstance(m, ResBlock | SpatialTransformer))
 
     def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> HostDenoiser:
         """Return a denoiser that predicts with make(MODEL's module), which the host neither loads nor moves."""
@@ -88,8 +101,8 @@ class HostDenoiser:
         return other
 
     def fingerprint(self) -> str:
-        """Return what tells this MODEL's weights, LoRAs included, from another's."""
-        return fingerprint(self.patcher.model)
+        """Return what tells this MODEL's weights, LoRAs included, and its arithmetic from another's."""
+        return f"{fingerprint(self.patcher.model)} {self.dtype}"
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """See `Denoiser.noise_pred`. The host works with x = x_t / sqrt(a) and sigma = sqrt((1 - a) / a).
@@ -106,7 +119,7 @@ class HostDenoiser:
         def predict(context: Tensor) -> Tensor:
             return (x - model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)) / s
 
-        return scaled_gradients(conditioning, predict, model.manual_cast_dtype or model.get_dtype())
+        return scaled_gradients(conditioning, predict, self.dtype)
 
 
 def check_model(model: Any) -> None:
@@ -157,8 +170,13 @@ class HostModel(TextToImage):
         return (colours / 2 + 0.5).clamp(0, 1)
 
 
-def text_to_image(model: Any, clip: Any, vae: Any = None, resolution: int = 512, name: str = "host") -> HostModel:
-    """Return the user's MODEL, CLIP and VAE in the library's terms; `resolution` is in pixels, 8 to a latent."""
+def text_to_image(
+    model: Any, clip: Any, vae: Any = None, resolution: int = 512, dtype: torch.dtype | None = None
+) -> HostModel:
+    """Return the user's MODEL, CLIP and VAE in the library's terms.
+
+    `resolution` is in pixels, 8 to a latent; `dtype` is what the UNet computes in, None for what the host chose.
+    """
     from transformers import CLIPTokenizer
 
     if clip.layer_idx not in (None, -1):
@@ -166,10 +184,10 @@ def text_to_image(model: Any, clip: Any, vae: Any = None, resolution: int = 512,
             f"this CLIP stops at layer {clip.layer_idx} (CLIP Set Last Layer); connect the CLIP before that node, and "
             "set the last layer on what comes out"
         )
-    denoiser = HostDenoiser(model, resolution // 8)
+    denoiser = HostDenoiser(model, resolution // 8, dtype)
     encoder = text_encoder(clip, denoiser.device)
     denoiser.load()  # last, so that nothing loaded after it takes its place
-    return HostModel(name, CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), encoder, denoiser, vae)
+    return HostModel("host", CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), encoder, denoiser, vae)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn import presets
-from ..advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..advunlearn.config import DTYPES, AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from ..advunlearn.presets import PRESETS
 from . import folders
@@ -18,6 +18,7 @@ RETAIN = {
     "miniature": "what the miniature can draw",
     "none": "nothing",
 }
+HOSTS_OWN = "default"
 BANK = ("trajectories", "retain_trajectories", "sampling_steps", "guidance_scale")
 
 
@@ -66,7 +67,9 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                          tooltip="your own retained prompts, one a line, beside those of retain_set"),
                 widget(ConceptConfig, "negative_guidance", fold=True),
                 *(widget(TrainConfig, n, fold=True)
-                  for n in ("warmup", "batch", "clean_share", "retain_batch", "trainable", "layers")),
+                  for n in ("warmup", "batch", "clean_share", "retain_batch", "trainable", "layers", "checkpointing")),
+                advanced(io.Combo, "dtype", options=[HOSTS_OWN, *DTYPES], tooltip="what the UNet computes in while "
+                         f"training: {HOSTS_OWN}, as ComfyUI chose, or another; what trains keeps float32 weights"),
                 *(widget(AttackConfig, n, id="attack_" + n, fold=True)
                   for n in ("step_size", "update", "tokens", "start", "restarts", "redraw", "radius", "unit")),
                 *(widget(BankConfig, n, id="bank_" + n, fold=True) for n in BANK),
@@ -88,6 +91,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any = None, **values: Any) -> io.NodeOutput:
         """Train, save, return the robust CLIP."""
+        import torch
+
         from ..advunlearn.checkpoint import Checkpoints
         from ..advunlearn.formats import portable_state, save_encoder
         from ..advunlearn.recipes import recipe_metadata
@@ -104,10 +109,11 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         if wrong := file_name(values["save_name"]):
             raise AdvUnlearnError(wrong)
         keep = Checkpoints(folders.run_folder(values["save_name"]))
+        dtype = None if values["dtype"] == HOSTS_OWN else getattr(torch, values["dtype"])
         # A run that was cancelled before its first iteration has no state: it begins anew.
         resume = values["resume"] and keep.exists()
         with host.gradients():
-            original = host.text_to_image(model, clip, vae, values["resolution"])
+            original = host.text_to_image(model, clip, vae, values["resolution"], dtype)
             need = memory.check(original, prompts, concept=concept, attack=attack, train=config, bank=bank)
             if values["sample_every"]:
                 follow.samples = preview.Samples(original, concept.prompts[0], prompts, values["sample_every"])

@@ -16,7 +16,7 @@ from advunlearn.errors import AdvUnlearnError
 from advunlearn.estimate import estimate
 from advunlearn.live import LiveMemory, TooLong, fake_copy
 from advunlearn.models import TextToImage
-from advunlearn.plan import GIB, Estimate, Plan
+from advunlearn.plan import GIB, USABLE, Estimate, Plan
 from advunlearn.skeleton import skeleton
 from advunlearn.text_encoder import trainable_parameters
 from advunlearn.trainer import train
@@ -132,8 +132,11 @@ def test_advice_for_a_small_device_fits_and_names_what_changes(shape: TextToImag
     assert advice is not None
     plan, smaller = advice
     assert smaller.fits(budget) and not full.fits(budget)
-    assert set(plan.changes(large)) == {"batch", "retain_batch"} and plan.train.batch < 64
-    assert f"batch {plan.train.batch}" in sentence(large, advice)
+    assert set(plan.changes(large)) == {"batch", "retain_batch", "checkpointing"} and plan.train.batch < 64
+    assert f"batch {plan.train.batch}" in sentence(large, advice) and "checkpointing true" in sentence(large, advice)
+    enough = full.steady + full.bank + int(full.activations["train"] * 0.85 / USABLE)
+    advice = advise(lambda plan: estimate(shape, plan, RETAINED, CPU), large, enough)
+    assert advice is not None and advice[0].changes(large) == {"checkpointing": True}  # nothing else has to give way
 
 
 def test_no_settings_fit_where_the_weights_do_not(shape: TextToImage, found: Estimate) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Denoiser(Protocol):
@@ -23,6 +25,10 @@ class Denoiser(Protocol):
 
     def modules(self) -> tuple[nn.Module, ...]:
         """Return the modules that a run must freeze; () where a host takes care of its own."""
+        ...
+
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Return the modules that gradient checkpointing may compute again, none of them inside another."""
         ...
 
     def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> Denoiser:
@@ -51,6 +57,45 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _with_own_dicts(value: Any) -> Any:
+    """Return arguments whose dicts are copies: a host writes into its own while it goes through the blocks."""
+    if isinstance(value, tuple):
+        return tuple(_with_own_dicts(v) for v in value)
+    return {k: _with_own_dicts(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@contextlib.contextmanager
+def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules keep only what goes in, and compute the rest again in the backward pass (arXiv 1604.06174).
+
+    A module that carries a `forward` of its own, as hosts put there, gets that one back.
+    """
+    before = {block: vars(block).get("forward") for block in blocks}
+
+    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(args: Any, kwargs: Any) -> Any:
+            args, kwargs = _with_own_dicts((args, kwargs))
+            return forward(*args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return checkpoint(run, *_with_own_dicts((args, kwargs)), use_reentrant=False, preserve_rng_state=False)
+
+        return call
+
+    try:
+        for block in before:
+            vars(block)["forward"] = again(block.forward)
+        yield
+    finally:
+        for block, forward in before.items():
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = forward
 
 
 def scaled_gradients(conditioning: Tensor, predict: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:

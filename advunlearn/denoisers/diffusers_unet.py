@@ -42,6 +42,13 @@ class DiffusersDenoiser:
         """Return the UNet."""
         return (self.unet,)
 
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Return the UNet's residual and attention blocks."""
+        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+        return tuple(m for m in self.unet.modules() if isinstance(m, ResnetBlock2D | Transformer2DModel))
+
     def fingerprint(self) -> str:
         """Return what tells this UNet's weights from another's."""
         return fingerprint(self.unet)
