@@ -47,6 +47,25 @@ def gradient(denoiser: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Ten
     return predicted.detach(), torch.autograd.grad(predicted.square().sum(), context)[0]
 
 
+def other_arithmetic(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    """Compare gradients under checkpointing and in bf16 with the plain ones, and see what stays of both."""
+    base = importlib.import_module("pack.advunlearn.denoisers.base")
+    plain = host.text_to_image(model, clip, resolution=64).denoiser
+    kept, (_, expected) = plain.dtype, gradient(plain, *where)
+    with base.checkpointed(plain.blocks()):
+        _, again = gradient(plain, *where)
+    half = host.text_to_image(model, clip, resolution=64, dtype=torch.bfloat16).denoiser
+    asked, (_, rough) = half.dtype, gradient(half, *where)
+    plain.load()
+    return {
+        "checkpointed": torch.equal(again, expected), "blocks": len(plain.blocks()), "bfloat16": str(asked),
+        "cosine": torch.cosine_similarity(rough.flatten(), expected.flatten(), 0).item(),
+        "rounded": not torch.equal(rough, expected),
+        "as_before": plain.dtype == kept and torch.equal(gradient(plain, *where)[1], expected),
+        "own_forward": any("forward" in vars(m) for m in model.model.modules()),
+    }  # fmt: skip
+
+
 def main() -> dict[str, Any]:
     """Measure."""
     known, start = set(sys.modules), time.perf_counter()
@@ -88,6 +107,7 @@ def main() -> dict[str, Any]:
                     "prediction": (p - q).abs().max().item(), "scale": p.abs().mean().item(),
                     "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
                 }  # fmt: skip
+            out |= other_arithmetic(host, model, clip, (x, t, hidden))
             base = clip_l.state_of(clip)
             robust = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
             patched, half = (clip_l.with_encoder(clip, robust, s, "test") for s in (1.0, 0.5))

@@ -25,6 +25,10 @@ def test_predictions_and_gradients_are_the_librarys_in_eps_and_v(server: Server,
     for kind in ("eps", "v"):
         assert found[kind]["prediction"] < 0.01 * found[kind]["scale"], found
         assert found[kind]["gradient"] < 0.01, found
+    # Gradient checkpointing changes nothing; another dtype changes the run's own arithmetic and not the user's.
+    assert found["checkpointed"] and found["blocks"] > 10 and not found["own_forward"], found
+    assert found["bfloat16"] == "torch.bfloat16" and found["rounded"] and found["cosine"] > 0.99, found
+    assert found["as_before"], found
     # A patched CLIP is read with its patches, loaded or not.
     assert max(found["patched"].values()) < 1e-6, found
     assert found["heavy"] == []  # nothing heavy is imported before a node runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -74,7 +75,8 @@ def train_graph(name: str, **changes: object) -> dict:
         "attack_steps": 2, "lr": 3e-4,
         "retain_set": "none", "retain_weight": 0.0, "seed": 0, "resolution": 64, "save_name": name,
         "resume": False, "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
-        "retain_batch": 2, "trainable": "layers", "layers": 0, "sample_every": 0,
+        "retain_batch": 2, "trainable": "layers", "layers": 0, "sample_every": 0, "checkpointing": False,
+        "dtype": "default",
         "attack_step_size": 0.5, "attack_update": "sign", "attack_tokens": 2, "attack_start": "token",
         "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "attack_unit": "sigma",
         "bank_trajectories": 8, "bank_retain_trajectories": 8, "bank_sampling_steps": 10, "bank_guidance_scale": 3.0,
@@ -146,8 +148,10 @@ def test_cancel_keeps_the_run_and_resume_ends_bit_for_bit(server: Server, base: 
 
 
 def test_the_adversarial_modes_run_and_report_their_losses(server: Server) -> None:
-    for mode in ("advunlearn", "fast", "official"):
-        changes = {"mode": mode, "iterations": 4, "retain_set": "miniature", "retain_weight": 1.0}
+    for mode, how in (
+        ("advunlearn", {}), ("fast", {"checkpointing": True}), ("official", {"dtype": "bfloat16"})
+    ):  # fmt: skip
+        changes = {"mode": mode, "iterations": 4, "retain_set": "miniature", "retain_weight": 1.0, **how}
         report = server.run(train_graph(mode, **changes))["text"]["text"][0]
         assert "attack_end" in report and "retain" in report, report
 
@@ -195,6 +199,30 @@ def test_an_attack_gives_conditioning_prompt_and_embedding(server: Server, base:
     assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (3, 768)
     # What the node gives and what a person gets by typing the prompt are the same.
     assert torch.equal(pictures(server, server.run(graph(text))), pictures(server, outputs))
+
+
+def test_a_target_picture_is_what_the_attack_looks_for(server: Server) -> None:
+    def attack(prompt: str, **target: object) -> dict:
+        return node(
+            "AdvUnlearnAttack", model=("ckpt", 0), clip=("ckpt", 1), prompt=prompt, attack="soft_prefix", steps=1,
+            tokens=2, restarts=1, seed=0, resolution=64, embedding_name="target", attack_lr=0.05, prefix_lr=0.3,
+            prefix_radius=1.0, **target,
+        )  # fmt: skip
+
+    made = graph("a church") | {
+        "latent": attack("a church", target=("sample", 0)),
+        "image": attack("a church", image=("decode", 0), vae=("ckpt", 2)),
+        "other": attack("a dog", target=("sample", 0)),
+    }
+    made |= {f"{name}_loss": node("PreviewAny", source=(name, 3)) for name in ("latent", "image", "other")}
+    outputs = server.run(made)
+    latent, image, other = (
+        json.loads(outputs[f"{name}_loss"]["text"][0])["loss"][0] for name in ("latent", "image", "other")
+    )
+    # The same picture twice, once through the VAE; a dog is a bad description of it.
+    assert abs(image - latent) < 0.25 * latent and other > 1.5 * latent, (latent, image, other)
+    with pytest.raises(HostError, match="image is connected but vae is not"):
+        server.run(graph("a church") | {"attack": attack("a church", image=("decode", 0))})
 
 
 def test_bad_input_is_refused_in_one_sentence(server: Server, base: pathlib.Path) -> None:
