@@ -22,7 +22,33 @@ await page.goto(url);
 await page.waitForFunction(() => window.app?.graph && window.app?.loadApiJson, null, { timeout: 120000 });
 await page.waitForTimeout(3000);
 await page.keyboard.press("Escape"); // the template browser of a first visit
-fs.mkdirSync(to, { recursive: true });
+fs.mkdirSync(path.join(to, "nodes"), { recursive: true });
+
+// Take a picture of each of the pack's nodes that has none yet, with what it shows.
+async function pictureNodes() {
+  const nodes = await page.evaluate(() =>
+    window.app.graph.nodes.filter((n) => n.type.startsWith("AdvUnlearn")).map((n) => [n.id, n.type]),
+  );
+  for (const [id, type] of nodes) {
+    const file = path.join(to, "nodes", `${type}.png`);
+    if (fs.existsSync(file)) continue;
+    const clip = await page.evaluate((id) => {
+      const { canvas } = window.app;
+      const [x, y, width, height] = window.app.graph.getNodeById(id).boundingRect;
+      const room = canvas.canvas.getBoundingClientRect();
+      const scale = Math.min(1, (room.height - 200) / height);
+      canvas.ds.scale = scale;
+      canvas.ds.offset = [300 / scale - x, 100 / scale - y];
+      canvas.setDirty(true, true);
+      return {
+        x: room.left + 290, y: room.top + 90, width: width * scale + 20, height: height * scale + 20,
+      };
+    }, id);
+    await page.waitForTimeout(1000);
+    await page.screenshot({ path: file, clip });
+  }
+}
+
 for (const file of files) {
   const name = path.basename(file, ".json");
   const graph = JSON.parse(fs.readFileSync(path.join(from, file), "utf8"));
@@ -59,7 +85,19 @@ for (const file of files) {
   await page.waitForTimeout(3000);
   await page.screenshot({ path: path.join(to, `${name}.png`) });
   console.log(name, made.nodes.length, "nodes");
+  await pictureNodes();
 }
+// The nodes that no workflow has, as they are when they are put down.
+await page.evaluate(() => {
+  window.app.graph.clear();
+  const types = Object.keys(window.LiteGraph.registered_node_types).filter((type) => type.startsWith("AdvUnlearn"));
+  types.forEach((type, k) => {
+    const node = window.LiteGraph.createNode(type);
+    node.pos = [1000 * k, 0];
+    window.app.graph.add(node);
+  });
+});
+await pictureNodes();
 if (errors.length) console.log("page errors:", errors);
 await browser.close();
 process.exit(errors.length ? 1 : 0);
