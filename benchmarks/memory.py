@@ -36,7 +36,7 @@ from advunlearn.trainer import train
 BANK = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2)
 RETAINED = ["a photo of a dog", "a photo of a cat"]
 CPU = torch.device("cpu")
-# Model, resolution, dtype, attack restarts, batch, retain batch.
+# Model, resolution, dtype, attack restarts, batch, retain batch; all with and without gradient checkpointing.
 CASES = {
     "miniature-64": ("miniature", 64, "float32", 4, 8, 12),
     "miniature-64-bf16": ("miniature", 64, "bfloat16", 4, 8, 12),
@@ -45,19 +45,22 @@ CASES = {
     "sd15-128-batch": ("sd15", 128, "float32", 1, 6, 6),
     "sd15-256": ("sd15", 256, "float32", 1, 2, 2),
 }
+AGAIN = "-checkpointed"
+NAMES = (*CASES, *(case + AGAIN for case in CASES))
 
 
 def plan_of(case: str) -> Plan:
     """Return a case's settings."""
-    _, resolution, dtype, restarts, batch, retain_batch = CASES[case]
-    config = TrainConfig(iterations=2, warmup=0, batch=batch, retain_batch=retain_batch)
+    _, resolution, dtype, restarts, batch, retain_batch = CASES[case.removesuffix(AGAIN)]
+    again = case.endswith(AGAIN)
+    config = TrainConfig(iterations=2, warmup=0, batch=batch, retain_batch=retain_batch, checkpointing=again)
     attack = AttackConfig(steps=1, restarts=restarts)
     return Plan(attack=attack, train=config, bank=BANK, resolution=resolution, dtype=dtype)
 
 
 def model_of(case: str) -> TextToImage:
     """Return a case's model with random weights."""
-    name, resolution, dtype, *_ = CASES[case]
+    name, resolution, dtype, *_ = CASES[case.removesuffix(AGAIN)]
     model = skeleton(name, CPU, getattr(torch, dtype))
     generator = torch.Generator().manual_seed(0)
     for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
@@ -130,7 +133,7 @@ WAYS = {"counter": by_counter, "allocator": by_allocator, "process": by_process}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=CASES, action="append")
+    parser.add_argument("--only", choices=NAMES, action="append")
     parser.add_argument("--way", choices=WAYS, help="measure the one case once and print the bytes")
     args = parser.parse_args()
     if args.way:
@@ -139,8 +142,8 @@ def main() -> None:
     path = ROOT / "benchmarks" / "results" / "memory.json"
     rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     print(f"{'case':<20}{'predicted':>12}" + "".join(f"{way:>12}{'ratio':>7}" for way in WAYS) + "   (MiB)")
-    for case in args.only or CASES:
-        name, _, dtype, *_ = CASES[case]
+    for case in args.only or NAMES:
+        name, _, dtype, *_ = CASES[case.removesuffix(AGAIN)]
         predicted = estimate(skeleton(name, CPU, getattr(torch, dtype)), plan_of(case), RETAINED, CPU).peak
         measured = {}
         for way in WAYS:
