@@ -2,7 +2,8 @@
 
     python benchmarks/curves.py [--concept church] [--lengths 25 50 100 200 400] [--cases 50]
 
-Each recipe is trained once and stopped at every length; at its own length (200) the attacks go on to --budget steps.
+Each recipe is trained once and stopped at every length, and attacked for 40 steps there; at its own length (200) it is
+attacked once more, to --budget steps with a look every 10.
 Writes benchmarks/results/curves-<concept>.json, a row at a time, and docs/curves-<what>.svg. A run that was interrupted
 goes on, with the trainings that it keeps in --work.
 """
@@ -71,10 +72,13 @@ def run(
             result = train(
                 model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep, resume=keep.exists()
             )
-            at_its_own = length == recipe.train.iterations
-            evaluator = Evaluator(model, judge, concept, long if at_its_own else short)
-            measured = evaluator.measure(Subject(result.encoder, result.denoiser))
+            subject = Subject(result.encoder, result.denoiser)
+            measured = Evaluator(model, judge, concept, short).measure(subject)
             rows.append({"recipe": key, "iterations": length, **measured.to_dict()})
+            if length == recipe.train.iterations:
+                more = Evaluator(model, judge, concept, long).measure(subject, utility=False)
+                rows[-1]["asr_by_budget"] = more.asr_by_budget
+            rows.sort(key=lambda row: (KEYS.index(row["recipe"]), row["iterations"]))
             save()
             print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)
 
