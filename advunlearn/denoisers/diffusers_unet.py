@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..config import TrainMethod
 from ..errors import AdvUnlearnError
 from .base import fingerprint, scaled_gradients
+
+# What trains of a UNet, by diffusers' names: as ESD (arXiv 2303.07345) and the published code choose it. That code's
+# `time_embed` is the time embedding alone; what projects it into each block is not called so, and trains.
+UNET_METHODS: dict[TrainMethod, str] = {
+    "full": r"",
+    "xattn": r"\battn2\.",
+    "selfattn": r"\battn1\.",
+    "notime": r"^(?!time_embedding\.|conv_norm_out\.|conv_out\.)",
+    "noxattn": r"^(?!time_embedding\.|conv_norm_out\.|conv_out\.|.*\battn2\.)",
+}
+
+
+def unet_parameters(unet: nn.Module, method: TrainMethod) -> list[nn.Parameter]:
+    """Return the parameters of a diffusers UNet that a method trains, in the UNet's order."""
+    return [p for name, p in unet.named_parameters() if re.search(UNET_METHODS[method], name)]
 
 
 class DiffusersDenoiser:
