@@ -143,20 +143,18 @@ class TrainConfig(Validated):
 
     mode: Mode = setting(
         "advunlearn", "advunlearn; fast: one signed step; esd: no adversary, text encoder; official: the published "
-        "code with its quirks, slow; esd_unet: esd with train_method xattn unless given, a baseline"
+        "code with its quirks, slow; esd_unet: ESD on the UNet's cross-attention, a baseline"
     )  # fmt: skip
     iterations: int = setting(200, "training iterations", 1, 1_000_000)
     warmup: int = setting(20, "first iterations on the clean prompt alone", 0, 1_000_000)
     train_method: TrainMethod = setting(
-        "text_encoder", "what trains: the text encoder; or, for comparison, the UNet: full, its cross-attention "
-        "(xattn), its self-attention (selfattn), all but the time embedding and the output layers (notime), or of that "
-        "all but the cross-attention (noxattn)"
+        "text_encoder", "the text encoder trains; or the UNet, to compare with: full, its cross-attention (xattn) or "
+        "self-attention alone, all but time embedding and output (notime), and without cross-attention (noxattn)"
     )  # fmt: skip
     trainable: Trainable = setting(
-        "layers", "what trains of the text encoder: its layers (as published), their attention or mlp alone, or all, "
-        "embeddings too"
-    )  # fmt: skip
-    final_norm: FinalNorm = setting("auto", "whether the text encoder's final norm trains; auto: where whole layers do")
+        "layers", "what trains: layers and final norm (as published), their attention or mlp alone, or embeddings too"
+    )
+    final_norm: FinalNorm = setting("auto", "whether the final norm trains; auto: where whole layers do")
     layers: int = setting(0, "train the first so many layers only; 0 for all of them", 0, 1000)
     lr: float = setting(2e-4, "learning rate of Adam", 0, 1)
     batch: int = setting(8, "concept samples per iteration", 1, 1024)

@@ -17,7 +17,6 @@ from .checkpoint import Checkpoints, RunState
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .denoisers.base import checkpointed
-from .denoisers.diffusers_unet import unet_parameters
 from .errors import AdvUnlearnError, TrainingDiverged
 from .events import Callback, Progress, filling
 from .losses import attack_loss, erase_loss, retain_loss
@@ -66,10 +65,11 @@ class Trainer:
         if config.unet_method:
             assert isinstance(model.denoiser, DiffusersDenoiser)  # `check` saw to that
             self.denoiser = trained = model.denoiser.trainable_copy()
-            self.parameters = unet_parameters(trained.unet, config.unet_method)
+            self.parameters = trained.trainable_parameters(config.unet_method)
         else:
             self.encoder = copy.deepcopy(model.text_encoder)
-            self.parameters = trainable_parameters(self.encoder, config.trainable, config.layers, config.final_norm)
+            chosen = config.trainable, config.layers, config.final_norm
+            self.parameters = trainable_parameters(self.encoder, *chosen)
         device = self.denoiser.device
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
         cut = quirks.words_for_tokens
@@ -191,8 +191,7 @@ def check(model: TextToImage, config: TrainConfig, retained: Sequence[str], bank
         )
     if config.unet_method and not isinstance(model.denoiser, DiffusersDenoiser):
         raise AdvUnlearnError(
-            f"train_method {config.unet_method} (mode {config.mode}) trains a diffusers UNet, and this model has none; "
-            "train the text encoder"
+            f"{config.unet_method} is of a diffusers UNet; this model has none: train its text encoder"
         )
 
 

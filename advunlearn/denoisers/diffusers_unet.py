@@ -25,11 +25,6 @@ UNET_METHODS: dict[TrainMethod, str] = {
 }
 
 
-def unet_parameters(unet: nn.Module, method: TrainMethod) -> list[nn.Parameter]:
-    """Return the parameters of a diffusers UNet that a method trains, in the UNet's order."""
-    return [p for name, p in unet.named_parameters() if re.search(UNET_METHODS[method], name)]
-
-
 class DiffusersDenoiser:
     """Noise prediction with a UNet and the schedule it was trained on."""
 
@@ -79,6 +74,10 @@ class DiffusersDenoiser:
     def trainable_copy(self) -> DiffusersDenoiser:
         """Return a denoiser with a UNet of its own, in fp32 since Adam's steps vanish in 16 bits."""
         return self.with_modules(lambda unet: copy.deepcopy(unet).float())
+
+    def trainable_parameters(self, method: TrainMethod) -> list[nn.Parameter]:
+        """Return the UNet's parameters that a method trains, in the UNet's order."""
+        return [p for name, p in self.unet.named_parameters() if re.search(UNET_METHODS[method], name)]
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """See `Denoiser.noise_pred`. v is turned into noise: eps = sqrt(a) v + sqrt(1 - a) x_t."""
