@@ -28,6 +28,7 @@ from .presets import CUSTOM, PRESETS
 from .released import NAMES, REPO
 
 Config = TypeVar("Config")
+UNET = "a trained UNet, a diffusers folder or a checkpoint (default: the model's own)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,7 +108,7 @@ def build_parser() -> Parser:
     add_flags(demo, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
     demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
 
-    _add_train(command("train", "train a robust text encoder", "run"))
+    _add_train(command("train", "train a robust text encoder, or for comparison a UNet", "run"))
     estimate = command(
         "estimate", "say how much memory and work a training run takes; no weights are read",
         model="'sd15' (the shape of Stable Diffusion 1.5), 'miniature' or a diffusers folder",
@@ -118,6 +119,7 @@ def build_parser() -> Parser:
     sample = command("sample", "draw pictures", "sample.png")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT")
     sample.add_argument("--encoder", metavar="FILE", help="a trained encoder (default: the model's own)")
+    sample.add_argument("--unet", metavar="PATH", help=UNET)
     sample.add_argument("--count", type=int, default=4, help="pictures per prompt (default: %(default)s)")
     add_flags(sample, EvaluateConfig, skip=[
         f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
@@ -152,17 +154,26 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--checkpoint-every", type=int, default=50, metavar="N", help="iterations between two states (default: 50)"
     )
+    train.add_argument(
+        "--single-file", action="store_true", help="write the whole model too, with what was trained in it, as one "
+        "Stable Diffusion 1.x checkpoint, checkpoint.safetensors"
+    )  # fmt: skip
     train.add_argument("--retain", metavar="FILE", help="retained prompts, one a line (default: a set that is shipped)")
 
 
 def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `evaluate` and `attack`, which share their settings."""
     evaluate = command(
-        "evaluate", "measure text encoders: success by every route and attack, and utility", "evaluation"
+        "evaluate", "measure text encoders and UNets: success by every route and attack, and utility", "evaluation"
     )
     evaluate.add_argument("encoders", nargs="*", metavar="FILE", help="encoder.safetensors files; none: the original")
+    evaluate.add_argument(
+        "--unet", action="append", default=[], metavar="PATH", help="a trained UNet to measure too, a diffusers folder "
+        "or a checkpoint; may be given again"
+    )  # fmt: skip
     attack = command("attack", "search prompts that bring the concept back", "attack")
     attack.add_argument("--encoder", metavar="FILE", help="the encoder to attack (default: the model's own)")
+    attack.add_argument("--unet", metavar="PATH", help=UNET)
     attack.add_argument("--method", choices=("unlearndiffatk", "soft_prefix"), default="unlearndiffatk")
     for sub in (evaluate, attack):
         sub.add_argument(

@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from .errors import AdvUnlearnError
 
 Mode = Literal["advunlearn", "fast", "esd", "official", "esd_unet"]
+TrainMethod = Literal["text_encoder", "full", "xattn", "noxattn", "selfattn", "notime"]
 Trainable = Literal["layers", "attention", "mlp", "all"]
+FinalNorm = Literal["auto", "train", "freeze"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
@@ -145,9 +147,14 @@ class TrainConfig(Validated):
     )  # fmt: skip
     iterations: int = setting(200, "training iterations", 1, 1_000_000)
     warmup: int = setting(20, "first iterations on the clean prompt alone", 0, 1_000_000)
+    train_method: TrainMethod = setting(
+        "text_encoder", "the text encoder trains; or the UNet, to compare with: full, its cross-attention (xattn) or "
+        "self-attention alone, all but time embedding and output (notime), and without cross-attention (noxattn)"
+    )  # fmt: skip
     trainable: Trainable = setting(
         "layers", "what trains: layers and final norm (as published), their attention or mlp alone, or embeddings too"
     )
+    final_norm: FinalNorm = setting("auto", "whether the final norm trains; auto: where whole layers do")
     layers: int = setting(0, "train the first so many layers only; 0 for all of them", 0, 1000)
     lr: float = setting(2e-4, "learning rate of Adam", 0, 1)
     batch: int = setting(8, "concept samples per iteration", 1, 1024)
@@ -167,6 +174,13 @@ class TrainConfig(Validated):
                 f"warmup is {self.warmup} of {self.iterations} iterations, which leaves none to attack in; "
                 "lower warmup, or use mode esd"
             )
+
+    @property
+    def unet_method(self) -> TrainMethod | None:
+        """What trains of the UNet; None where the text encoder trains."""
+        if self.train_method == "text_encoder":
+            return "xattn" if self.mode == "esd_unet" else None
+        return self.train_method
 
     @property
     def attacks(self) -> bool:

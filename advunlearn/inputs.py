@@ -7,17 +7,20 @@ import shlex
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from . import retain
 from .cli import settings
+from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .formats import load_encoder
 from .judges import load as judges
 from .judges.base import Judge
 from .models import TextToImage, best_device, load
+from .unet_files import load_unet
 
 
 def load_model(args: Namespace) -> TextToImage:
@@ -69,13 +72,28 @@ def encoder_of(file: str | None, model: TextToImage) -> Any:
     if not file:
         return model.text_encoder
     encoder, metadata = load_encoder(file, model.text_encoder)
+    _require_base(file, metadata, model)
+    return encoder
+
+
+def unet_of(path: str | None, model: TextToImage) -> Denoiser:
+    """Return a denoiser with the UNet of a folder or a checkpoint, or the model's own; refuse as `encoder_of` does."""
+    if not path:
+        return model.denoiser
+    if not isinstance(model.denoiser, DiffusersDenoiser):
+        raise AdvUnlearnError(f"model {model.name!r} has no diffusers UNet that {path} could take the place of")
+    denoiser, metadata = load_unet(path, model.denoiser)
+    _require_base(path, metadata, model)
+    return denoiser
+
+
+def _require_base(file: str, metadata: Mapping[str, str], model: TextToImage) -> None:
     base = metadata.get("advunlearn.base_sha256", "")
     if base not in ("", model.base_hash()):
         raise AdvUnlearnError(
             f"{file} was trained from the text encoder of {metadata.get('advunlearn.base_model')!r} "
             f"(sha256 {base[:12]}), which is not that of model {model.name!r}; give the --model it was trained from"
         )
-    return encoder
 
 
 def out_folder(args: Namespace) -> pathlib.Path:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import Trainable
+from .config import FinalNorm, Trainable
 from .errors import AdvUnlearnError
 
 
@@ -100,25 +100,30 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
         handle.remove()
 
 
-PARTS = {"layers": r"\blayers\.|final_layer_norm", "attention": r"\bself_attn\.", "mlp": r"\bmlp\.", "all": r""}
+PARTS = {"layers": r"\blayers\.", "attention": r"\bself_attn\.", "mlp": r"\bmlp\.", "all": r""}
 
 
-def trainable_parameters(encoder: nn.Module, what: Trainable = "layers", first: int = 0) -> list[nn.Parameter]:
+def trainable_parameters(
+    encoder: nn.Module, what: Trainable = "layers", first: int = 0, final_norm: FinalNorm = "auto"
+) -> list[nn.Parameter]:
     """Return the parameters that train.
 
     Args:
         encoder: a transformers CLIPTextModel.
-        what: the layers with the final norm, as published; the attention or the feed-forward blocks of the layers; or
-            all, the embeddings included.
+        what: the layers; their attention or their feed-forward blocks; or all, the embeddings included.
         first: of the layers the first so many only, counted as numbers: 1 is layer 0, and never layer 10; 0 is all.
+        final_norm: whether the final norm trains; auto: with whole layers it does, as published.
 
     Raises AdvUnlearnError when the encoder has fewer layers.
     """
+    norm = what in ("layers", "all") if final_norm == "auto" else final_norm == "train"
     chosen, numbers = [], set()
     for name, parameter in encoder.named_parameters():
         layer = re.search(r"\blayers\.(\d+)\.", name)
         numbers |= {int(layer[1])} if layer else set()
-        if re.search(PARTS[what], name) and not (layer and first and int(layer[1]) >= first):
+        if layer and first and int(layer[1]) >= first:
+            continue
+        if norm if "final_layer_norm" in name else re.search(PARTS[what], name):
             chosen.append(parameter)
     if first > len(numbers):
         raise AdvUnlearnError(f"layers is {first}, but this text encoder has {len(numbers)}; give at most that, or 0")

@@ -45,7 +45,7 @@ class TrainResult:
 
 
 class Trainer:
-    """One run on a copy of the encoder (or, for the `esd_unet` baseline, of the UNet)."""
+    """One run on a copy of the encoder, or of the UNet where `train_method` says so."""
 
     def __init__(
         self,
@@ -62,13 +62,14 @@ class Trainer:
         self.attack = replace(attack, steps=1, update="sign") if config.mode == "fast" else attack
         self.quirks = quirks
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
-        if config.mode == "esd_unet":
+        if config.unet_method:
             assert isinstance(model.denoiser, DiffusersDenoiser)  # `check` saw to that
-            self.denoiser = unet = model.denoiser.trainable_copy()
-            self.parameters = [p for name, p in unet.unet.named_parameters() if "attn2" in name]
+            self.denoiser = trained = model.denoiser.trainable_copy()
+            self.parameters = trained.trainable_parameters(config.unet_method)
         else:
             self.encoder = copy.deepcopy(model.text_encoder)
-            self.parameters = trainable_parameters(self.encoder, config.trainable, config.layers)
+            chosen = config.trainable, config.layers, config.final_norm
+            self.parameters = trainable_parameters(self.encoder, *chosen)
         device = self.denoiser.device
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
         cut = quirks.words_for_tokens
@@ -188,8 +189,10 @@ def check(model: TextToImage, config: TrainConfig, retained: Sequence[str], bank
         raise AdvUnlearnError(
             "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
         )
-    if config.mode == "esd_unet" and not isinstance(model.denoiser, DiffusersDenoiser):
-        raise AdvUnlearnError("mode esd_unet trains a diffusers UNet, and this model has none; use another mode")
+    if config.unet_method and not isinstance(model.denoiser, DiffusersDenoiser):
+        raise AdvUnlearnError(
+            f"{config.unet_method} is of a diffusers UNet; this model has none: train its text encoder"
+        )
 
 
 def train(
@@ -205,7 +208,7 @@ def train(
     resume: bool = False,
     quirks: Quirks | None = None,
 ) -> TrainResult:
-    """Erase a concept from a copy of a model's text encoder (mode `esd_unet`: of its UNet).
+    """Erase a concept from a copy of a model's text encoder, or of its UNet where `train_method` says so.
 
     Args:
         model: the original model; it is unchanged afterwards, also after an error.

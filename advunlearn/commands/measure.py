@@ -13,7 +13,7 @@ from ..config import ConceptConfig, EvaluateConfig
 from ..errors import AdvUnlearnError
 from ..evaluation import pictures
 from ..evaluation.evaluate import Evaluator, Subject
-from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder
+from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, unet_of
 from ..models import TextToImage
 from ..recipes import empty_report
 from ..sampling import ddim_sample
@@ -29,13 +29,15 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
 
 
 def evaluate(args: Namespace) -> None:
-    """Measure the original model and encoder files at one budget."""
+    """Measure the original model, encoder files and UNets at one budget."""
     model, evaluator = _evaluator(args)
     subjects = {"original": evaluator.original}
-    for path in dict.fromkeys(args.encoders):
+    files = [(path, Subject(encoder_of(path, model), model.denoiser)) for path in dict.fromkeys(args.encoders)]
+    files += [(path, Subject(model.text_encoder, unet_of(path, model))) for path in dict.fromkeys(args.unet)]
+    for path, subject in files:
         stem = pathlib.Path(path).stem
-        name = pathlib.Path(path).resolve().parent.name if stem == "encoder" else stem
-        subjects[name if name not in subjects else path] = Subject(encoder_of(path, model), model.denoiser)
+        name = pathlib.Path(path).resolve().parent.name if stem in ("encoder", "unet", "checkpoint") else stem
+        subjects[name if name not in subjects else path] = subject
     folder, measured = out_folder(args), {}
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
     for name, subject in subjects.items():
@@ -48,9 +50,9 @@ def evaluate(args: Namespace) -> None:
 
 
 def attack(args: Namespace) -> None:
-    """Attack one encoder; write what was found."""
+    """Attack one encoder or UNet; write what was found."""
     model, evaluator = _evaluator(args)
-    subject, folder = Subject(encoder_of(args.encoder, model), model.denoiser), out_folder(args)
+    subject, folder = Subject(encoder_of(args.encoder, model), unet_of(args.unet, model)), out_folder(args)
     bar, evaluator.on_progress = measuring(args.method)
     measured = evaluator.measure(subject, (args.method,), utility=False)
     bar.close()
@@ -74,12 +76,12 @@ def sample(args: Namespace) -> None:
         raise AdvUnlearnError(f"--out {args.out!r} is a folder; give the name of a PNG file")
     path.parent.mkdir(parents=True, exist_ok=True)
     config, model = settings(EvaluateConfig, args), load_model(args)
-    encoder = encoder_of(args.encoder, model)
+    encoder, denoiser = encoder_of(args.encoder, model), unet_of(args.unet, model)
     generator, count = torch.Generator().manual_seed(config.seed), args.count
     noise = torch.randn(count * len(args.prompts), *model.denoiser.latent_shape, generator=generator)
     context = model.encode([p for p in args.prompts for _ in range(count)], encoder)
     latents = ddim_sample(
-        model.denoiser, context, model.encode([""], encoder), noise.to(model.denoiser.device),
+        denoiser, context, model.encode([""], encoder), noise.to(model.denoiser.device),
         config.sampling_steps, config.guidance_scale,
     )  # fmt: skip
     path.write_bytes(pictures.png(pictures.grid(model.decode(latents), count), 2))

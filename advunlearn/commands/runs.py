@@ -25,7 +25,6 @@ from ..config import (
     EvaluateConfig,
     TrainConfig,
 )
-from ..denoisers import DiffusersDenoiser
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..estimate import estimate
 from ..evaluation.cases import retain_prompts
@@ -38,6 +37,7 @@ from ..recipes import BASELINES, RECIPES, recipe_metadata, study
 from ..skeleton import skeleton
 from ..trainer import train as run
 from .common import finish, measuring
+from .trained import check_single_file, save_single_file, save_trained
 
 T = TypeVar("T")
 
@@ -52,17 +52,19 @@ def _run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AttackCo
 
 
 def train_command(args: Namespace) -> None:
-    """Train one encoder (or the UNet, for the baseline) and save it with its recipe."""
+    """Train one encoder, or the UNet, and save it with its recipe."""
     concept, config, attack, bank = _run_settings(args)
     model, folder = load_model(args), out_folder(args)
     prompts = retain.read(args.retain) if args.retain else _retained(args, concept)
     if args.checkpoint_every < 1:
         raise AdvUnlearnError(f"--checkpoint-every is {args.checkpoint_every}; it must be at least 1")
+    if args.single_file:
+        check_single_file(model)
     bar, keep = Bar(config.mode), Checkpoints(folder, args.checkpoint_every)
     try:
         result = run(model, concept, attack, config, bank, prompts, bar.training, checkpoints=keep, resume=args.resume)
     except TrainingDiverged as error:
-        save_encoder(folder / "last-good.safetensors", error.result.encoder, {"advunlearn.error": str(error)})
+        save_trained(folder, error.result, config, {"advunlearn.error": str(error)}, last_good=True)
         raise
     finally:
         bar.close()
@@ -70,11 +72,10 @@ def train_command(args: Namespace) -> None:
     report_files.write_json(
         folder / "train.json", {"config": configs, "losses": result.losses, "command": command_line()}
     )
-    if isinstance(result.denoiser, DiffusersDenoiser) and config.mode == "esd_unet":
-        result.denoiser.unet.save_pretrained(folder / "unet")
-        path = folder / "unet"
-    else:
-        path = save_encoder(folder / "encoder.safetensors", result.encoder, recipe_metadata(model, concept, configs))
+    metadata = recipe_metadata(model, concept, configs)
+    path = save_trained(folder, result, config, metadata)
+    if args.single_file:
+        save_single_file(folder, model, result, metadata)
     last = result.losses[-1]
     text = f"{path}: {config.mode} on {concept.concept!r}, {result.iterations} iterations, last loss {last['loss']:.4f}"
     finish(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": configs}, text)

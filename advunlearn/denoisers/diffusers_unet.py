@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..config import TrainMethod
 from ..errors import AdvUnlearnError
 from .base import fingerprint, scaled_gradients
+
+# What trains of a UNet, by diffusers' names: as ESD (arXiv 2303.07345) and the published code choose it. That code's
+# `time_embed` is the time embedding alone; what projects it into each block is not called so, and trains.
+UNET_METHODS: dict[TrainMethod, str] = {
+    "full": r"",
+    "xattn": r"\battn2\.",
+    "selfattn": r"\battn1\.",
+    "notime": r"^(?!time_embedding\.|conv_norm_out\.|conv_out\.)",
+    "noxattn": r"^(?!time_embedding\.|conv_norm_out\.|conv_out\.|.*\battn2\.)",
+}
 
 
 class DiffusersDenoiser:
@@ -62,6 +74,10 @@ class DiffusersDenoiser:
     def trainable_copy(self) -> DiffusersDenoiser:
         """Return a denoiser with a UNet of its own, in fp32 since Adam's steps vanish in 16 bits."""
         return self.with_modules(lambda unet: copy.deepcopy(unet).float())
+
+    def trainable_parameters(self, method: TrainMethod) -> list[nn.Parameter]:
+        """Return the UNet's parameters that a method trains, in the UNet's order."""
+        return [p for name, p in self.unet.named_parameters() if re.search(UNET_METHODS[method], name)]
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """See `Denoiser.noise_pred`. v is turned into noise: eps = sqrt(a) v + sqrt(1 - a) x_t."""

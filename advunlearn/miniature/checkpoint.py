@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..files import write_atomic
+from ..original_keys import checkpoint_state
 from . import path
 
-LAYERS, WIDTH, VAE_SCALE = 12, 768, 0.18215  # of SD 1.5: text encoder layers, text width, scale of its latents
+LAYERS, WIDTH = 12, 768  # of SD 1.5's text encoder
 EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
 
 
@@ -54,45 +55,6 @@ def widened(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> di
             reads = name if name.endswith("weight") else name.removesuffix("bias") + "weight"
             out[name] /= (shapes[reads][0] // state[reads].shape[0]) ** 0.5
     return out
-
-
-def unet_key(name: str) -> str:
-    """Return the original Stable Diffusion name of a diffusers UNet weight (one resnet a block, two levels)."""
-    parts = name.split(".")
-    fixed = {
-        "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "conv_out": "out.2",
-        "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0",
-    }  # fmt: skip
-    for start, new in fixed.items():
-        if name.startswith(start + "."):
-            return new + name[len(start) :]
-    if parts[0] == "mid_block":
-        place, rest = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}[".".join(parts[1:3])], parts[3:]
-        return ".".join(["middle_block", str(place), *(_resnet(rest) if parts[1] == "resnets" else rest)])
-    level, kind, index, rest = int(parts[1]), parts[2], int(parts[3]), parts[4:]
-    if parts[0] == "down_blocks":
-        if kind == "downsamplers":
-            return ".".join([f"input_blocks.{2 * level + 2}.0.op", *rest[1:]])
-        base = f"input_blocks.{2 * level + 1 + index}"
-    else:
-        base = f"output_blocks.{2 * level + index}"
-        if kind == "upsamplers":
-            return ".".join([f"output_blocks.{2 * level + 1}.2.conv", *rest[1:]])
-    return ".".join([base, "0", *_resnet(rest)] if kind == "resnets" else [base, "1", *rest])
-
-
-def _resnet(rest: list[str]) -> list[str]:
-    names = {
-        "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-        "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-    }  # fmt: skip
-    return [names[rest[0]], *rest[1:]]
-
-
-def vae_key(name: str) -> str:
-    """Return TAESD's name of an AutoencoderTiny weight; TAESD's decoder begins with a clamp that has none."""
-    part, _, index, rest = name.split(".", 3)
-    return f"taesd_{part}.{int(index) + (part == 'decoder')}.{rest}"
 
 
 def text_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], rows: Tensor) -> dict[str, Tensor]:
@@ -189,13 +151,7 @@ def checkpoint() -> dict[str, Tensor]:
     from diffusers import AutoencoderTiny
 
     unet, text, vae = wide_states()
-    state = {f"model.diffusion_model.{unet_key(k)}": v for k, v in unet.items()}
-    state |= {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
-    state |= {f"first_stage_model.{vae_key(k)}": v for k, v in vae.items()}
-    scale = AutoencoderTiny.load_config(path() / "vae")["scaling_factor"]
-    state["first_stage_model.vae_scale"] = torch.tensor(VAE_SCALE / scale)
-    state["first_stage_model.vae_shift"] = torch.tensor(0.0)
-    return state
+    return checkpoint_state(unet, text, vae, AutoencoderTiny.load_config(path() / "vae")["scaling_factor"])
 
 
 def write(file: str | pathlib.Path) -> pathlib.Path:

@@ -1,0 +1,110 @@
+"""Reads and writes what a run makes of a UNet: a diffusers folder, or a whole model as one checkpoint file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from safetensors.torch import save
+
+from .denoisers import DiffusersDenoiser
+from .errors import AdvUnlearnError
+from .files import write_atomic
+from .formats import opened, portable_state
+from .identify import describe
+from .models import TextToImage
+from .original_keys import UNET, checkpoint_state, unet_keys
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # what diffusers writes into a folder
+FORMATS = {"folder": "advunlearn.unet.v1", "checkpoint": "advunlearn.checkpoint.v1"}
+
+
+def save_unet(folder: str | pathlib.Path, unet: Any, metadata: Mapping[str, Any]) -> pathlib.Path:
+    """Write a folder that diffusers' UNet2DConditionModel loads; the weights, with `metadata`, are written atomically.
+
+    Values of `metadata` that are not text are stored as JSON.
+    """
+    folder = pathlib.Path(folder)
+    unet.save_config(folder)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
+    write_atomic(folder / WEIGHTS[0], save(state, _text(metadata, "folder")))
+    return folder
+
+
+def save_checkpoint(
+    path: str | pathlib.Path, model: TextToImage, encoder: Any, denoiser: DiffusersDenoiser, metadata: Mapping[str, Any]
+) -> pathlib.Path:
+    """Write `model`, with a trained encoder or UNet in it, as one Stable Diffusion 1.x checkpoint, atomically.
+
+    Every tensor keeps its values and its dtype. Raises AdvUnlearnError for a UNet that the format has no names for.
+    """
+    text = {name: tensor for name, tensor in portable_state(encoder).items() if name.startswith("text_model.")}
+    scale = model.vae.config.scaling_factor
+    state = checkpoint_state(denoiser.unet.state_dict(), text, model.vae.state_dict(), scale)
+    about = {"modelspec.title": f"{model.name}, unlearned", "modelspec.prediction_type": denoiser.prediction_type}
+    return write_atomic(path, save(state, _text({**about, **metadata}, "checkpoint")))
+
+
+def _text(metadata: Mapping[str, Any], kind: str) -> dict[str, str]:
+    text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in metadata.items()}
+    return {"format": "pt", "advunlearn.format": FORMATS[kind], **text}
+
+
+def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[DiffusersDenoiser, dict[str, str]]:
+    """Return a denoiser as `like` with the UNet of a file, and the file's metadata.
+
+    Args:
+        path: a diffusers UNet's folder, or one that holds it under `unet`; or a file with a UNet's weights under
+            diffusers' or the original names, a whole checkpoint among them.
+        like: the model's own, whose shapes and dtype the UNet gets; it is unchanged.
+
+    Raises AdvUnlearnError when there is no UNet, or that names the first missing, unknown or mis-shaped tensor.
+    """
+    file, own = _weights_file(pathlib.Path(path)), like.unet.state_dict()
+    with opened(file) as (names, read, metadata):
+        start, keys = _layout(names, own, lambda: describe(names, read), file)
+        given = {name for name in names if name.startswith(start)}
+        for word, wrong in (("lacks", set(keys.values()) - given), ("has unknown", given - set(keys.values()))):
+            if wrong:
+                raise AdvUnlearnError(
+                    f"{file} {word} {len(wrong)} of a UNet's {len(keys)} tensors, first {min(wrong)!r}: it is not a "
+                    "UNet of this model's shape; give one that was trained from the same model"
+                )
+        tensors = {name: read(key) for name, key in keys.items()}
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise AdvUnlearnError(
+                f"{file}: {keys[name]!r} has shape {tuple(tensor.shape)}, this model needs {tuple(own[name].shape)}"
+            )
+    trained = like.with_modules(copy.deepcopy)
+    trained.unet.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+    return trained, metadata
+
+
+def _layout(
+    names: Sequence[str], own: Iterable[str], what: Callable[[], str], file: pathlib.Path
+) -> tuple[str, dict[str, str]]:
+    """Return the prefix under which a file holds a UNet, and what it calls each of the UNet's `own` weights."""
+    if "conv_in.weight" in names:
+        return "", {name: name for name in own}
+    for start in (UNET, ""):
+        if start + "input_blocks.0.0.weight" in names:
+            return start, {name: start + key for name, key in unet_keys(own).items()}
+    found = f"it is {what()}" if what() else f"its first tensor is {min(names, default='nothing')!r}"
+    raise AdvUnlearnError(f"{file} holds no UNet: {found}; give the unet folder that a training run wrote")
+
+
+def _weights_file(path: pathlib.Path) -> pathlib.Path:
+    """Return the file of weights that a path names: itself, or diffusers' in a folder."""
+    if path.is_dir():
+        places = [path / sub / name for sub in (".", "unet") for name in WEIGHTS]
+        found = [place for place in places if place.is_file()]
+        if not found:
+            raise AdvUnlearnError(f"{path} holds none of {', '.join(WEIGHTS)}; give a diffusers UNet's folder")
+        return found[0]
+    if not path.is_file():
+        raise AdvUnlearnError(f"{path}: no such file; give the unet folder that a training run wrote, or a checkpoint")
+    return path
