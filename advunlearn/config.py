@@ -31,8 +31,8 @@ class ConceptConfig(Validated):
     )
     negative_guidance: float = setting(1.0, "eta of eq. (3): how far the target moves away from the concept", 0, 20)
     schedule: Literal["mixed", "round_robin", "joined"] = setting(
-        "mixed", "several concepts: mixed: each sample is of one drawn at random; round_robin: one in each iteration, in "
-        "turn; joined: all in one prompt, a, b and c"
+        "mixed", "several concepts: mixed: each sample is of one drawn at random; round_robin: one in each iteration, "
+        "in turn; joined: all in one prompt, a, b and c"
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -106,8 +106,8 @@ class AttackConfig(Validated):
         "linf", "the ball bounds each coordinate, or the length of all adversarial embeddings of a prompt together"
     )
     unit: Literal["sigma", "absolute"] = setting(
-        "sigma", "unit of step_size and radius: the deviation of what is attacked (the embedding table, or the concept's "
-        "conditioning), or none, as published"
+        "sigma", "unit of step_size and radius: the deviation of what is attacked (the embedding table, or the "
+        "concept's conditioning), or none, as published"
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from .losses import attack_loss, erase_loss, retain_loss
 from .models import TextToImage
 from .quirks import NONE, Quirks, bank_kind, cut_to_words, quirks_of
 from .text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
-from .trajectories import Banks, Triples, make_banks
+from .trajectories import Banks, TrajectoryBank, Triples, make_banks
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Trainer:
         """Eq. (6), or eq. (3) alone where nothing is retained or that has its own steps: one denoiser batch for all."""
         draw = self.banks.concept.draw(self.config.batch)
         x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)
-        kept = self._draw_retained() if self.config.retain_by == "loss" else None
+        bank = self._retained("loss")
+        kept = bank.draw(self.config.retain_batch) if bank else None
         if kept is not None:
             x_t, t = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t])
             context = torch.cat([context, encode(self.encoder, self.retain_ids[kept.prompt])])
@@ -115,17 +116,16 @@ class Trainer:
         retain = retain_loss(predicted[len(draw.t) :], kept.cond)
         return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
 
-    def loss_retained(self) -> dict[str, Tensor]:
+    def _retained(self, by: str) -> TrajectoryBank | None:
+        """Return where retained samples come from, if this run has them in its loss or in steps of their own."""
+        return self.banks.retain if self.config.retains and self.config.retain_by == by else None
+
+    def loss_retained(self, bank: TrajectoryBank) -> dict[str, Tensor]:
         """Second term of eq. (6), for a step of its own."""
-        kept = self._draw_retained()
-        assert kept is not None  # `run` asks only where something is retained
+        kept = bank.draw(self.config.retain_batch)
         predicted = self.denoiser.noise_pred(kept.x_t, kept.t, encode(self.encoder, self.retain_ids[kept.prompt]))
         retain = retain_loss(predicted, kept.cond)
         return {"loss": self.config.retain_weight * retain, "retain": retain}
-
-    def _draw_retained(self) -> Triples | None:
-        """Draw retained samples, or None in a run that retains nothing."""
-        return self.banks.retain.draw(self.config.retain_batch) if self.config.retains and self.banks.retain else None
 
     def run(self, callback: Callback | None = None, checkpoints: Checkpoints | None = None) -> TrainResult:
         """Train. A callback that returns True stops the run after its iteration; the result says how far it came.
@@ -136,7 +136,6 @@ class Trainer:
         report, state = callback or (lambda progress: None), self.state
         good = [p.detach().clone() for p in self.parameters]
         config = self.config
-        apart = config.retain_steps if config.retain_by == "step" and config.retains and self.banks.retain else 0
         with self._training(), state.kept(checkpoints):
             while len(state.history) < config.iterations:
                 i = len(state.history)
@@ -148,10 +147,7 @@ class Trainer:
                 if found is not None:
                     row |= {"attack_start": found.losses[0], "attack_end": found.losses[-1]}
                 torch._foreach_copy_(good, [p.detach() for p in self.parameters])
-                for _ in range(apart):
-                    state.stepping = True  # a run that is interrupted between two steps repeats the iteration
-                    state.adam.step()
-                    row["retain"] = self._backward(self.loss_retained(), good, state.history)["retain"]
+                row |= self._steps_apart(good)
                 state.step(row)
                 stop = report(Progress("train", i + 1, config.iterations, 0, row, self.encoder))
                 if checkpoints and (i + 1) % checkpoints.every == 0:
@@ -159,6 +155,16 @@ class Trainer:
                 if stop:
                     break
         return self._result(state.history)
+
+    def _steps_apart(self, good: list[Tensor]) -> dict[str, float]:
+        """For `retain_by` step: take the erasing step and the retain term's, all but the last, whose gradients stay."""
+        row: dict[str, float] = {}
+        if bank := self._retained("step"):
+            for _ in range(self.config.retain_steps):
+                self.state.stepping = True  # a run that is interrupted between two steps repeats the iteration
+                self.state.adam.step()
+                row["retain"] = self._backward(self.loss_retained(bank), good, self.state.history)["retain"]
+        return row
 
     def _backward(
         self, losses: dict[str, Tensor], good: list[Tensor], history: list[dict[str, float]]
