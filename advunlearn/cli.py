@@ -24,8 +24,9 @@ from .config import (
     choices,
 )
 from .errors import AdvUnlearnError, TrainingDiverged
-from .presets import CUSTOM, PRESETS
+from .presets import BUNDLES, CUSTOM, PRESETS
 from .released import NAMES, REPO
+from .retain import SETS
 
 Config = TypeVar("Config")
 UNET = "a trained UNet, a diffusers folder or a checkpoint (default: the model's own)"
@@ -104,7 +105,7 @@ def build_parser() -> Parser:
     demo = command(
         "demo", "train the baselines and AdvUnlearn on the miniature, attack them all, write a report", "demo"
     )
-    add_flags(demo, ConceptConfig)
+    add_flags(demo, ConceptConfig, skip=("schedule",))
     add_flags(demo, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
     demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
 
@@ -145,6 +146,20 @@ def _add_run_settings(sub: argparse.ArgumentParser) -> None:
         "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
         "that are given win (default: %(default)s, our own)"
     )  # fmt: skip
+    sub.add_argument("--bundle", choices=tuple(BUNDLES), default="", help="several concepts by one name")
+    retained = sub.add_argument_group("retained prompts")
+    retained.add_argument(
+        "--retain", metavar="FILE", help="a text file, one prompt a line, or a .csv file with a column prompt, or else "
+        "its first (default: a set that is shipped)"
+    )  # fmt: skip
+    retained.add_argument(
+        "--retain-set", choices=(*SETS, "miniature"), help="a shipped set: photos of COCO's or ImageNet's classes "
+        "without the concept's words, or what the miniature can draw (default: miniature for that model, else coco)"
+    )  # fmt: skip
+    retained.add_argument(
+        "--retain-without", metavar="WORDS", help="words or phrases, separated by commas, whose prompts are left out "
+        "too (default: for concepts that have one, a list of what is seen together with them)"
+    )  # fmt: skip
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
@@ -158,7 +173,10 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         "--single-file", action="store_true", help="write the whole model too, with what was trained in it, as one "
         "Stable Diffusion 1.x checkpoint, checkpoint.safetensors"
     )  # fmt: skip
-    train.add_argument("--retain", metavar="FILE", help="retained prompts, one a line (default: a set that is shipped)")
+    train.add_argument(
+        "--separately", action="store_true", help="one run for each concept, each in a folder of its own in --out; "
+        "with --json one line for each"
+    )  # fmt: skip
 
 
 def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -187,7 +205,7 @@ def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
             metavar="FILE",
             help="prompts that ask for the concept, one a line, in place of those made from its name",
         )
-        add_flags(sub, ConceptConfig, skip=("negative_guidance",))
+        add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
         add_flags(sub, EvaluateConfig)
         for config in (NudityConfig, ClassifierConfig, ZeroShotConfig):
             add_flags(sub, config)

@@ -5,68 +5,22 @@ Command-line flags, node widgets, tooltips and the metadata of saved files are m
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 from .errors import AdvUnlearnError
+from .settings import Validated, setting
+from .settings import choices as choices  # beside the settings that it is asked of
+from .wording import SUBJECTS, article, joined
 
 Mode = Literal["advunlearn", "fast", "esd", "official", "esd_unet"]
 TrainMethod = Literal["text_encoder", "full", "xattn", "noxattn", "selfattn", "notime"]
 Trainable = Literal["layers", "attention", "mlp", "all"]
 FinalNorm = Literal["auto", "train", "freeze"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Position = Literal["prefix", "suffix", "middle", "interleaved", "per_k", "replace", "add"]
+Start = Literal["token", "random", "latest", "concept", "text"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
-
-
-# A style is a style of something: erased on few subjects, it stays with all the others.
-SUBJECTS = (
-    "dog", "bird", "fish", "house", "castle", "car", "airplane", "apple", "cake", "tree", "rose", "guitar", "key",
-    "ball", "woman", "landscape",
-)  # fmt: skip
-
-
-UNCOUNTED = ("nudity", "nakedness", "violence", "gore", "nsfw")  # "a church", but "nudity"
-
-
-def _article(noun: str) -> str:
-    if noun.lower() in UNCOUNTED:
-        return noun
-    return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
-
-
-def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
-    """Declare a dataclass field with its help text and its range, both ends included."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
-
-
-def choices(config: type, name: str) -> tuple[str, ...]:
-    """Return the values a Literal field may take, or () for any other field."""
-    hint = get_type_hints(config)[name]
-    return get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()
-
-
-class Validated:
-    """Check every field against its choices and its range when the object is made."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, allowed = getattr(self, field.name), choices(type(self), field.name)
-            low, high = field.metadata.get("low"), field.metadata.get("high")
-            if allowed and value not in allowed:
-                raise AdvUnlearnError(f"{field.name} is {value!r}; it must be one of {', '.join(allowed)}")
-            if (low is not None and not value >= low) or (high is not None and not value <= high):
-                raise AdvUnlearnError(f"{field.name} is {value}; it must be {_range(low, high)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
-
-
-def _range(low: float | None, high: float | None) -> str:
-    if low is not None and high is not None:
-        return f"between {low} and {high}"
-    return f"at least {low}" if high is None else f"at most {high}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +32,10 @@ class ConceptConfig(Validated):
         "object", "what the concept is: an object in the picture, its style, or a prompt that is taken as it is"
     )
     negative_guidance: float = setting(1.0, "eta of eq. (3): how far the target moves away from the concept", 0, 20)
+    schedule: Literal["mixed", "round_robin", "joined"] = setting(
+        "mixed", "several concepts: mixed: each sample is of one drawn at random; round_robin: one in each iteration, "
+        "in turn; joined: all in one prompt, a, b and c"
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,39 +48,90 @@ class ConceptConfig(Validated):
         return tuple(line.strip() for line in self.concept.splitlines() if line.strip())
 
     @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The clean prompts of each concept; of all together where they are joined."""
+        nouns = self.names if self.kind != "object" else tuple(map(article, self.names))
+        each = (joined(nouns),) if self.schedule == "joined" else nouns
+        if self.kind == "style":
+            return tuple(tuple(f"{article(subject)}, {name} style" for subject in SUBJECTS) for name in each)
+        return tuple((name,) for name in each)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """The clean prompts that training erases and attacks; each sample is of one of them, drawn at random."""
-        if self.kind == "style":
-            return tuple(f"{_article(subject)}, {name} style" for name in self.names for subject in SUBJECTS)
-        return self.names if self.kind == "prompt" else tuple(_article(name) for name in self.names)
+        return tuple(prompt for group in self.groups for prompt in group)
 
     @property
     def anchors(self) -> tuple[str, ...]:
         """What each of `prompts` is to be drawn as: nothing in particular, or a style's subject without the style."""
         if self.kind == "style":
-            return tuple(_article(subject) for _ in self.names for subject in SUBJECTS)
+            return tuple(article(subject) for _ in self.groups for subject in SUBJECTS)
         return ("",) * len(self.prompts)
+
+    def turn(self, number: int) -> range | None:
+        """Return which of `prompts` have turn `number`, counted from 0; None where all have every turn."""
+        if self.schedule != "round_robin":
+            return None
+        size = len(self.groups[0])
+        first = number % len(self.groups) * size
+        return range(first, first + size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig(Validated):
-    """The adversary inside training: adversarial token embeddings in front of the prompt, eq. (4)."""
+    """The adversary inside training: adversarial token embeddings in the prompt, eq. (4)."""
 
     steps: int = setting(8, "attack steps per iteration (mode fast takes one)", 1, 1000)
     step_size: float = setting(0.5, "step size, in `unit`", 0, 100)
     update: Literal["sign", "adam"] = setting("sign", "signed gradient steps, or Adam")
-    tokens: int = setting(5, "number of adversarial tokens", 1, 20)
-    start: Literal["token", "random", "latest"] = setting(
-        "token", "start from rows of the embedding table, from noise of its deviation, or from the last attack"
+    tokens: int = setting(5, "number of adversarial tokens; position add has as many as the concept", 1, 20)
+    position: Position = setting(
+        "prefix", "where they stand: before, behind, amid or spread among the concept's tokens, one before every per_k "
+        "of them, in their place, or added to their embeddings"
+    )  # fmt: skip
+    per_k: int = setting(3, "position per_k: the concept's tokens between two adversarial ones", 1, 75)
+    space: Literal["embedding", "conditioning"] = setting(
+        "embedding", "what is attacked: token embeddings, or the encoder's output (position add, at every place)"
     )
+    start: Start = setting(
+        "token", "start from rows of the embedding table, from noise of its deviation, from the last attack, from the "
+        "concept's own embeddings, or from start_text; a text of fewer tokens is repeated"
+    )  # fmt: skip
+    start_text: str = setting("", "the text of start text; of no more tokens than the attack has")
     restarts: int = setting(4, "attacked prompts found side by side in one batch", 1, 64)
+    every: int = setting(1, "iterations that an attack's finds are trained on before the next attack", 1, 1_000_000)
     redraw: Literal["step", "iteration"] = setting(
         "step", "draw new latents and timesteps in every attack step, or keep those of the iteration"
     )
-    radius: float = setting(0.0, "L-inf ball around the start, in `unit`; 0 for none", 0, 1000)
-    unit: Literal["sigma", "absolute"] = setting(
-        "sigma", "unit of step_size and radius: the token embedding table's standard deviation, or none, as published"
+    radius: float = setting(0.0, "ball around the start, in `unit`; 0 for none", 0, 1000)
+    norm: Literal["linf", "l2"] = setting(
+        "linf", "the ball bounds each coordinate, or the length of all adversarial embeddings of a prompt together"
     )
+    unit: Literal["sigma", "absolute"] = setting(
+        "sigma", "unit of step_size and radius: the deviation of what is attacked (the embedding table, or the "
+        "concept's conditioning), or none, as published"
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start == "text" and not self.start_text.strip():
+            raise AdvUnlearnError("start is text but start_text is empty; give the text, or another start")
+        if self.space == "conditioning":
+            if self.position != "add":
+                raise AdvUnlearnError(
+                    f"position is {self.position}, but the encoder's output can only be added to; set position to add, "
+                    "or space to embedding"
+                )
+            if self.start in ("token", "text"):
+                raise AdvUnlearnError(
+                    f"start is {self.start}, but the encoder's output is no token; set start to concept, random or "
+                    "latest, or space to embedding"
+                )
+
+    @property
+    def inserted(self) -> int:
+        """How many tokens longer the attack makes a prompt."""
+        return 0 if self.position in ("replace", "add") else self.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +169,11 @@ class TrainConfig(Validated):
     batch: int = setting(8, "concept samples per iteration", 1, 1024)
     clean_share: float = setting(0.25, "share of the concept samples kept on the clean prompt after warm-up", 0, 1)
     retain_weight: float = setting(2.0, "gamma of eq. (6): weight of the retain term; 0 turns it off", 0, 1000)
-    retain_batch: int = setting(12, "retained samples per iteration", 1, 1024)
+    retain_batch: int = setting(12, "retained samples per iteration, or per step of their own", 1, 1024)
+    retain_by: Literal["loss", "step"] = setting(
+        "loss", "the retain term is part of the loss, eq. (6), or has optimiser steps of its own after the erasing one"
+    )
+    retain_steps: int = setting(1, "steps of retain_by step in each iteration", 1, 1000)
     seed: int = setting(0, "seed of every random draw", 0, 2**63 - 1)
     checkpointing: bool = setting(
         False, "gradient checkpointing: keep only what goes into the UNet's blocks, and compute the rest again in the "

@@ -114,9 +114,14 @@ def _size(tensors: Iterable[Tensor | None]) -> int:
 
 
 def _trainer(fake: TextToImage, plan: Plan, banks: Banks, retained: Sequence[str]) -> Trainer:
-    """Return a trainer of one iteration with one attack step: all others take the same memory."""
+    """Return a trainer of one iteration with one attack step: all others take the same memory.
+
+    Whose turn it is changes neither memory nor work, and fake tensors cannot tell.
+    """
     config, attack = replace(plan.train, iterations=1, warmup=0), replace(plan.attack, steps=1)
-    return Trainer(fake, plan.concept, attack, config, banks, retained, torch.Generator())
+    turns = plan.concept.schedule == "round_robin"
+    concept = replace(plan.concept, schedule="mixed") if turns else plan.concept
+    return Trainer(fake, concept, attack, config, banks, retained, torch.Generator())
 
 
 def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> dict[str, int]:
@@ -145,6 +150,8 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     config, attack, n = plan.train, plan.attack, plan.train.iterations
     steps = 1 if config.mode == "fast" else attack.steps
     attacked = n - config.warmup if config.attacks else 0
+    renewed = -(-attacked // attack.every)  # iterations that attack anew
+    share = renewed / attacked if attacked else 0
     per_step = {name: bank.forwards for name, bank in banks.all().items()}  # type: ignore[attr-defined]
     kind = bank_kind(config.mode, quirks_of(config.mode))
 
@@ -153,10 +160,11 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
         return kind.sampling_of(count, plan.bank) * per_step.get(name, 0)
 
     redrawn = (1 + steps * (attack.redraw == "step")) if attacked else 0
-    training = drawing("concept", config.batch) + drawing("retain", config.retain_batch)
-    attacking = redrawn * drawing("concept", attack.restarts)
+    retained = drawing("retain", config.retain_batch) * (config.retain_steps if config.retain_by == "step" else 1)
+    training = drawing("concept", config.batch) + retained
+    attacking = share * redrawn * drawing("concept", attack.restarts)
     trajectories = {name: len(bank) for name, bank in banks.all().items()} if kind.keeps else {}
     fill = sum(count * plan.bank.sampling_steps * per_step[name] for name, count in trajectories.items())
-    find, train, refresh = steps * work.get("attack", 0), work["train"], training + attacking
+    find, train, refresh = share * steps * work.get("attack", 0), work["train"], training + attacking
     total = fill + n * (train + training) + attacked * (find + attacking)
     return Forwards(bank=fill, attack=find, train=train, refresh=refresh, total=total)

@@ -53,7 +53,7 @@ class Forwards:
     """
 
     bank: float  # to fill the banks, once
-    attack: float  # per iteration after the warm-up
+    attack: float  # per iteration after the warm-up, on average
     train: float  # per iteration
     refresh: float  # per iteration after the warm-up, on average, to renew the banks; official: to sample anew
     total: float  # of the run

@@ -1,4 +1,4 @@
-"""CLIP's text encoder: encode from ids or from embeddings, find and insert tokens, choose what trains."""
+"""CLIP's text encoder: encode from ids or from embeddings, choose what trains."""
 
 from __future__ import annotations
 
@@ -21,48 +21,18 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     return batch.input_ids
 
 
-def end_position(ids: Tensor, eos: int) -> Tensor:
-    """Return the index (B,) of each row's first end-of-text token; `ids` is (B, L)."""
-    return (ids == eos).int().argmax(dim=1)
-
-
-def find_span(ids: Sequence[int], phrase: Sequence[int]) -> slice:
-    """Return where the token ids of a phrase stand in a prompt's token ids.
-
-    The span is counted in tokens, not in words: "nudity" is two tokens, and both belong to it.
-    Raises AdvUnlearnError when the phrase is not there.
-    """
-    size = len(phrase)
-    for start in range(len(ids) - size + 1):
-        if size and list(ids[start : start + size]) == list(phrase):
-            return slice(start, start + size)
-    raise AdvUnlearnError(f"the tokens {list(phrase)} do not occur in the prompt's tokens {list(ids)}")
-
-
-def insert_prefix(ids: Tensor, count: int, eos: int, placeholder: int = 0) -> tuple[Tensor, slice]:
-    """Make room for `count` tokens right after the start token.
-
-    Args:
-        ids: (B, L) token ids with a start token first and at least one `eos`.
-        count: number of tokens to insert.
-        eos: id of the end-of-text token.
-        placeholder: id that stands in the inserted places; its embedding is replaced by the caller.
-
-    Returns:
-        ids (B, L) and the inserted span. A prompt that would overflow loses words at its end, never its end token.
-    """
-    room = ids.new_full((len(ids), count), placeholder)
-    longer = torch.cat([ids[:, :1], room, ids[:, 1:]], dim=1)[:, : ids.shape[1]]
-    longer[:, -1] = torch.where((longer == eos).any(1), longer[:, -1], eos)
-    return longer, slice(1, 1 + count)
-
-
 def embedding_table(encoder: nn.Module) -> Tensor:
     """Return the token embedding table (V, D)."""
     return encoder.get_input_embeddings().weight  # type: ignore[operator]
 
 
-def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at: slice | None = None) -> Tensor:
+def encode(
+    encoder: nn.Module,
+    ids: Tensor,
+    embeddings: Tensor | None = None,
+    at: slice | Tensor | None = None,
+    add: bool = False,
+) -> Tensor:
     """Encode a prompt to the hidden states that condition the denoiser.
 
     Args:
@@ -70,7 +40,8 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
             stay as they are and its arithmetic is done in bf16.
         ids: (B, L) token ids; positions, the causal mask and the end of text follow from them.
         embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
-        at: the k positions to replace.
+        at: the k places: a slice, or (B, k) where they differ from row to row; none twice in a row.
+        add: the embeddings are added to those of `ids` and do not replace them.
 
     Returns:
         (B, L, D) last hidden states after the final layer norm.
@@ -86,11 +57,14 @@ def encode(encoder: nn.Module, ids: Tensor, embeddings: Tensor | None = None, at
 
     if embeddings is None:
         return hidden_states()
-    if at is None or at.stop - at.start != embeddings.shape[1]:
+    places = torch.arange(at.start, at.stop, device=ids.device) if isinstance(at, slice) else at
+    if places is None or places.shape[-1] != embeddings.shape[1]:
         raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
+    index = places.expand(embeddings.shape[:2])[..., None].expand_as(embeddings)
 
     def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return torch.cat([output[:, : at.start], embeddings.to(output.dtype), output[:, at.stop :]], dim=1)
+        put = output.scatter_add if add else output.scatter
+        return put(1, index, embeddings.to(output.dtype))
 
     # A hook on the embedding table works alike in transformers 4 and 5, whose forward methods differ inside.
     handle = encoder.get_input_embeddings().register_forward_hook(replace)  # type: ignore[operator]

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attacks.pgd import AttackResult, pgd, starting_point
+from .attacks.attacked import AttackedPrompts
+from .attacks.pgd import AttackResult, pgd
 from .checkpoint import Checkpoints, RunState
+from .checks import check
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .denoisers.base import checkpointed
@@ -22,16 +24,8 @@ from .events import Callback, Progress, filling
 from .losses import attack_loss, erase_loss, retain_loss
 from .models import TextToImage
 from .quirks import NONE, Quirks, bank_kind, cut_to_words, quirks_of
-from .text_encoder import (
-    embedding_table,
-    encode,
-    frozen,
-    gradients_for,
-    insert_prefix,
-    tokenize,
-    trainable_parameters,
-)
-from .trajectories import Banks, Triples, make_banks
+from .text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
+from .trajectories import Banks, TrajectoryBank, Triples, make_banks
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Trainer:
     ) -> None:
         self.concept, self.config, self.banks, self.generator = concept, config, banks, generator
         self.attack = replace(attack, steps=1, update="sign") if config.mode == "fast" else attack
-        self.quirks = quirks
+        self.quirks, self.period = quirks, attack.every if config.attacks else 1
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
         if config.unet_method:
             assert isinstance(model.denoiser, DiffusersDenoiser)  # `check` saw to that
@@ -73,58 +67,66 @@ class Trainer:
         device = self.denoiser.device
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
         cut = quirks.words_for_tokens
-        self.attacked_ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
-        self.retain_ids = tokenize(model.tokenizer, retain_prompts).to(device) if retain_prompts else None
-        self.eos = model.tokenizer.eos_token_id
-        self.table = embedding_table(model.text_encoder).detach()
-        self.sigma = self.table.float().std().item()
+        ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
+        self.attacked = AttackedPrompts(model.text_encoder, model.tokenizer, concept.prompts, ids, attack)
+        self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)
         self.state = RunState(self.parameters, torch.optim.Adam(self.parameters, lr=config.lr), banks, generator)
 
     def find_adversarial(self, on_step: Callable[[int, float], None]) -> AttackResult:
-        """Attack the current encoder, eq. (4): one prefix for each of `restarts` draws."""
+        """Attack the current encoder, eq. (4): one attacked prompt for each of `restarts` draws."""
         count = self.attack.restarts
         kept = self.banks.concept.draw(count)
         start = self.state.latest
         if start is None or self.attack.start != "latest":
-            start = starting_point(self.table, self.attack, count, self.generator)
+            start = self.attacked.start(kept.prompt, self.generator)
 
         def objective(embeddings: Tensor) -> Tensor:
             draw = kept if self.attack.redraw == "iteration" else self.banks.concept.draw(count)
-            ids, span = insert_prefix(self.attacked_ids[draw.prompt], self.attack.tokens, self.eos)
-            context = encode(self.encoder, ids, embeddings, span)
+            context = self.attacked.context(self.encoder, draw.prompt, embeddings)
             return attack_loss(self.denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
         with gradients_for(self.parameters, False):
-            result = pgd(objective, start, self.attack, self.sigma, on_step, self.quirks)
+            result = pgd(objective, start, self.attack, self.attacked.sigma, on_step, self.quirks)
         self.state.latest = result.embeddings
         return result
 
     def concept_context(self, draw: Triples, adversarial: Tensor | None) -> Tensor:
-        """Encode the concept's prompts (B, L, D): the first part clean, the rest behind the prefixes found."""
+        """Encode the concept's prompts (B, L, D): the first part clean, the rest as the attacks found them."""
         ids, clean = self.ids[draw.prompt], len(draw.prompt)
         if adversarial is None:
             return encode(self.encoder, ids)
         clean = round(self.config.clean_share * clean)
-        behind = self.attacked_ids[draw.prompt[clean:]]
-        attacked, span = insert_prefix(behind, adversarial.shape[1], self.eos)
-        rows = torch.arange(len(attacked), device=ids.device) % len(adversarial)
-        contexts = [encode(self.encoder, attacked, adversarial[rows], span)] if len(attacked) else []
+        numbers = draw.prompt[clean:]
+        rows = torch.arange(len(numbers), device=ids.device) % len(adversarial)
+        contexts = [self.attacked.context(self.encoder, numbers, adversarial[rows])] if len(numbers) else []
         return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
 
     def loss(self, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """Eq. (6), or eq. (3) alone for ESD: one denoiser batch for concept and retained prompts."""
+        """Eq. (6), or eq. (3) alone where nothing is retained or that has its own steps: one denoiser batch for all."""
         draw = self.banks.concept.draw(self.config.batch)
         x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)
-        kept = self.banks.retain.draw(self.config.retain_batch) if self.config.retains and self.banks.retain else None
-        if kept is not None and self.retain_ids is not None:
-            retained = encode(self.encoder, self.retain_ids[kept.prompt])
-            x_t, t, context = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t]), torch.cat([context, retained])
+        bank = self._retained("loss")
+        kept = bank.draw(self.config.retain_batch) if bank else None
+        if kept is not None:
+            x_t, t = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t])
+            context = torch.cat([context, encode(self.encoder, self.retain_ids[kept.prompt])])
         predicted = self.denoiser.noise_pred(x_t, t, context)
         erase = erase_loss(predicted[: len(draw.t)], draw.anchor, draw.cond, self.concept.negative_guidance)
         if kept is None:
             return {"loss": erase, "erase": erase}
         retain = retain_loss(predicted[len(draw.t) :], kept.cond)
         return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
+
+    def _retained(self, by: str) -> TrajectoryBank | None:
+        """Return where retained samples come from, if this run has them in its loss or in steps of their own."""
+        return self.banks.retain if self.config.retains and self.config.retain_by == by else None
+
+    def loss_retained(self, bank: TrajectoryBank) -> dict[str, Tensor]:
+        """Second term of eq. (6), for a step of its own."""
+        kept = bank.draw(self.config.retain_batch)
+        predicted = self.denoiser.noise_pred(kept.x_t, kept.t, encode(self.encoder, self.retain_ids[kept.prompt]))
+        retain = retain_loss(predicted, kept.cond)
+        return {"loss": self.config.retain_weight * retain, "retain": retain}
 
     def run(self, callback: Callback | None = None, checkpoints: Checkpoints | None = None) -> TrainResult:
         """Train. A callback that returns True stops the run after its iteration; the result says how far it came.
@@ -134,37 +136,58 @@ class Trainer:
         """
         report, state = callback or (lambda progress: None), self.state
         good = [p.detach().clone() for p in self.parameters]
+        config = self.config
         with self._training(), state.kept(checkpoints):
-            while len(state.history) < self.config.iterations:
+            while len(state.history) < config.iterations:
                 i = len(state.history)
                 state.begin()
+                self.banks.concept.only = self.concept.turn((i - config.warmup) // self.period)
                 found = self._attack(i, report)
-                losses = self.loss(None if found is None else found.embeddings)
-                state.adam.zero_grad()
-                losses["loss"].backward()
-                row = {name: value.item() for name, value in losses.items()}
+                losses = self.loss(state.latest if config.attacks and i >= config.warmup else None)
+                row = self._backward(losses, good, state.history[:-1])
                 if found is not None:
                     row |= {"attack_start": found.losses[0], "attack_end": found.losses[-1]}
-                norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf).item()
-                if not math.isfinite(row["loss"] + norm):
-                    torch._foreach_copy_([p.data for p in self.parameters], good)
-                    raise TrainingDiverged(
-                        f"loss {row['loss']}, gradient norm {norm} in iteration {i + 1}; the last good weights "
-                        f"are kept. Lower lr (now {self.config.lr}) or the attack's step size",
-                        self._result(state.history[:-1]),
-                    )
                 torch._foreach_copy_(good, [p.detach() for p in self.parameters])
+                row |= self._steps_apart(good)
                 state.step(row)
-                stop = report(Progress("train", i + 1, self.config.iterations, 0, row, self.encoder))
+                stop = report(Progress("train", i + 1, config.iterations, 0, row, self.encoder))
                 if checkpoints and (i + 1) % checkpoints.every == 0:
                     state.save(checkpoints)
                 if stop:
                     break
         return self._result(state.history)
 
+    def _steps_apart(self, good: list[Tensor]) -> dict[str, float]:
+        """For `retain_by` step: take the erasing step and the retain term's, all but the last, whose gradients stay."""
+        row: dict[str, float] = {}
+        if bank := self._retained("step"):
+            for _ in range(self.config.retain_steps):
+                self.state.stepping = True  # a run that is interrupted between two steps repeats the iteration
+                self.state.adam.step()
+                row["retain"] = self._backward(self.loss_retained(bank), good, self.state.history)["retain"]
+        return row
+
+    def _backward(
+        self, losses: dict[str, Tensor], good: list[Tensor], history: list[dict[str, float]]
+    ) -> dict[str, float]:
+        """Take gradients; return the values. Where one is not finite, go back to `good`, which `history` led to."""
+        self.state.adam.zero_grad()
+        losses["loss"].backward()
+        row = {name: value.item() for name, value in losses.items()}
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf).item()
+        if not math.isfinite(row["loss"] + norm):
+            torch._foreach_copy_([p.data for p in self.parameters], good)
+            raise TrainingDiverged(
+                f"loss {row['loss']}, gradient norm {norm} in iteration {len(self.state.history) + 1}; the last good "
+                f"weights are kept. Lower lr (now {self.config.lr}) or the attack's step size",
+                self._result(history),
+            )
+        return row
+
     def _attack(self, iteration: int, report: Callback) -> AttackResult | None:
-        """Find this iteration's adversarial prefixes, or None while there is no adversary."""
-        if not self.config.attacks or iteration < self.config.warmup:
+        """Find this iteration's adversarial embeddings; None while there is no adversary or its last finds are used."""
+        attacked = iteration - self.config.warmup
+        if not self.config.attacks or attacked < 0 or attacked % self.period:
             return None
 
         def on_step(step: int, loss: float) -> None:
@@ -181,18 +204,6 @@ class Trainer:
 
     def _result(self, history: list[dict[str, float]]) -> TrainResult:
         return TrainResult(self.encoder, self.denoiser, history, len(history))
-
-
-def check(model: TextToImage, config: TrainConfig, retained: Sequence[str], banks: Banks | None) -> None:
-    """Raise AdvUnlearnError for what cannot work, before anything is sampled."""
-    if config.retains and (not retained or (banks is not None and banks.retain is None)):
-        raise AdvUnlearnError(
-            "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
-        )
-    if config.unet_method and not isinstance(model.denoiser, DiffusersDenoiser):
-        raise AdvUnlearnError(
-            f"{config.unet_method} is of a diffusers UNet; this model has none: train its text encoder"
-        )
 
 
 def train(
@@ -229,7 +240,9 @@ def train(
     generator = torch.Generator().manual_seed(config.seed)
     quirks = quirks or quirks_of(config.mode)
     retained = list(retain_prompts) if config.retains else []
-    check(model, config, retained, banks)
+    kind = bank_kind(config.mode, quirks)
+    size = len(banks.concept) if banks else bank.trajectories * kind.keeps
+    check(model, concept, attack, config, retained, banks, size)
     settings = {
         "concept": concept.to_dict(), "attack": attack.to_dict(), "train": config.to_dict(), "bank": bank.to_dict(),
         "retain_prompts": retained, "quirks": asdict(quirks), **(model.fingerprints() if checkpoints else {}),
@@ -237,7 +250,6 @@ def train(
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
     if state and kept:
         kept = {name: {**tensors, **state["counters"][name]} for name, tensors in kept.items()}
-    kind = bank_kind(config.mode, quirks)
     banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), kind, kept)
     trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks)
     trainer.state.settings = settings

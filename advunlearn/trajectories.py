@@ -55,6 +55,7 @@ class TrajectoryBank:
 
     chunk = 32  # trajectories sampled in one batch
     keeps = True  # whether it is filled before a run
+    only: range | None = None  # the prompts that draws are of; all of them where there is none
 
     def __init__(
         self,
@@ -106,9 +107,13 @@ class TrajectoryBank:
         """Return how far the bank has come."""
         return {k: getattr(self, k) for k in ("draws", "oldest", "sampled")}
 
+    def _next(self, count: int) -> Tensor:
+        """Return the numbers (count,) of the prompts whose turn it is to be sampled."""
+        return torch.arange(self.sampled, self.sampled + count) % self.prompts
+
     def _sample(self, rows: Sequence[int], last: int | None = None) -> None:
         """Fill some rows with new trajectories, of the prompts whose turn it is; stop after step `last`."""
-        numbers = torch.arange(self.sampled, self.sampled + len(rows)) % self.prompts
+        numbers = self._next(len(rows))
         self.prompt[list(rows)] = numbers
         shape = (len(rows), *self.denoiser.latent_shape)
         noise = torch.randn(shape, generator=self.generator).to(self.denoiser.device)
@@ -145,9 +150,16 @@ class TrajectoryBank:
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, trajectory and step drawn uniformly and independently."""
         self.draws += batch
-        row = torch.randint(len(self), (batch,), generator=self.generator)
+        rows = self._rows()
+        row = rows[torch.randint(len(rows), (batch,), generator=self.generator)]
         k = torch.randint(self.config.sampling_steps, (batch,), generator=self.generator)
         return self._triples(row, k)
+
+    def _rows(self) -> Tensor:
+        """Return the rows that a draw may be of."""
+        if self.only is None:
+            return torch.arange(len(self))
+        return ((self.prompt >= self.only.start) & (self.prompt < self.only.stop)).nonzero().flatten()
 
     def _triples(self, row: Tensor, k: Tensor) -> Triples:
         device = self.denoiser.device
@@ -159,6 +171,11 @@ class FreshSampler(TrajectoryBank):
     """The published way, for comparison: every draw samples its trajectories anew, and none are kept."""
 
     keeps = False
+
+    def _next(self, count: int) -> Tensor:
+        """Return the prompts in turn, of those that draws are of."""
+        prompts = self.only or range(self.prompts)
+        return prompts.start + torch.arange(self.sampled, self.sampled + count) % len(prompts)
 
     @classmethod
     def sampling_of(cls, count: int, config: BankConfig) -> float:

@@ -18,7 +18,8 @@ from advunlearn.attacks.unlearndiffatk import (
 from advunlearn.config import AttackConfig, EvaluateConfig
 from advunlearn.models import TextToImage
 from advunlearn.sampling import ddim_sample
-from advunlearn.text_encoder import embedding_table, encode, frozen, insert_prefix, tokenize
+from advunlearn.spans import insert_prefix
+from advunlearn.text_encoder import embedding_table, encode, frozen, tokenize
 
 
 def quadratic(x: Tensor) -> Tensor:

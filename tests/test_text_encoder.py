@@ -11,14 +11,12 @@ from transformers import CLIPTextModel
 
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models import TextToImage, load
+from advunlearn.spans import end_position, find_span, insert_prefix
 from advunlearn.text_encoder import (
     embedding_table,
     encode,
-    end_position,
-    find_span,
     frozen,
     gradients_for,
-    insert_prefix,
     tokenize,
     trainable_parameters,
 )

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..config import AttackConfig
 from ..quirks import NONE, Quirks
-from .projections import project_linf
+from .projections import project_l2, project_linf
 
 Objective = Callable[[Tensor], Tensor]  # (N, k, D) embeddings -> (N,) losses, to be minimised
 OnStep = Callable[[int, float], None]
+PROJECTIONS = {"linf": project_linf, "l2": project_l2}
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,18 @@ class AttackResult:
     losses: list[float]  # mean loss before each step
 
 
-def starting_point(table: Tensor, config: AttackConfig, count: int, generator: torch.Generator) -> Tensor:
-    """Return (count, k, D) embeddings: rows of the table (V, D), or normal noise of the table's deviation."""
+def starting_point(
+    table: Tensor, config: AttackConfig, count: int, generator: torch.Generator, tokens: int | None = None
+) -> Tensor:
+    """Return (count, k, D) embeddings: rows of the table (V, D), or normal noise of the table's deviation.
+
+    k is `tokens` where the position decides it, else the number that `config` says.
+    """
+    tokens = tokens or config.tokens
     if config.start == "random":
-        noise = torch.randn(count, config.tokens, table.shape[1], generator=generator)
+        noise = torch.randn(count, tokens, table.shape[1], generator=generator)
         return noise.to(table.device) * table.std()
-    rows = torch.randint(len(table), (count, config.tokens), generator=generator)
+    rows = torch.randint(len(table), (count, tokens), generator=generator)
     return table[rows.to(table.device)].float().clone()
 
 
@@ -46,9 +53,9 @@ def pgd(
     Args:
         objective: maps (N, k, D) embeddings to (N,) losses; each row is attacked on its own.
         start: (N, k, D) starting embeddings.
-        config: steps, step size, update rule, radius.
-        sigma: standard deviation of the embedding table; the unit of step size and radius unless `config.unit` says
-            that they are absolute.
+        config: steps, step size, update rule, radius, norm.
+        sigma: standard deviation of what is attacked; the unit of step size and radius unless `config.unit` says that
+            they are absolute.
         on_step: called after each step with its number and the mean loss; may raise to cancel.
         quirks: what to do as the published code does.
 
@@ -57,7 +64,7 @@ def pgd(
     unit = sigma if config.unit == "sigma" else 1.0
     x = start.detach().clone().requires_grad_(True)
     result, step, radius, losses = x, config.step_size * unit, config.radius * unit, []
-    adam = torch.optim.Adam([x], lr=step)
+    adam, project = torch.optim.Adam([x], lr=step), PROJECTIONS[config.norm]
     for i in range(config.steps):
         if quirks.result_before_last_step:
             result = x.detach().clone()
@@ -69,7 +76,7 @@ def pgd(
                 x -= step * x.grad.sign_()
             else:
                 adam.step()
-            x.copy_(project_linf(x, start, radius))
+            x.copy_(project(x, start, radius))
         losses.append(loss.mean().item())
         if on_step is not None:
             on_step(i + 1, losses[-1])

@@ -17,7 +17,8 @@ from ..config import EvaluateConfig
 from ..denoisers.base import Denoiser, add_noise
 from ..losses import denoising_loss
 from ..sampling import batch_of
-from ..text_encoder import encode, insert_prefix
+from ..spans import insert_prefix
+from ..text_encoder import encode
 from .projections import project_linf, project_simplex
 
 

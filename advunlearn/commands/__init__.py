@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from .files import fetch, info, miniature
 from .measure import attack, evaluate, sample
-from .runs import demo, estimate_command, train_command
+from .runs import demo, estimate_command
+from .separately import train_command
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": demo, "train": train_command, "estimate": estimate_command, "attack": attack, "evaluate": evaluate,

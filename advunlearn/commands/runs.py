@@ -42,20 +42,23 @@ from .trained import check_single_file, save_single_file, save_trained
 T = TypeVar("T")
 
 
-def _run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AttackConfig, BankConfig]:
+def run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AttackConfig, BankConfig]:
     """Return a run's settings: a preset's, and over them the flags that were given."""
 
     def chosen(config: type[T]) -> T:
         return settings(config, args, **presets.of(args.preset, config))
 
-    return chosen(ConceptConfig), chosen(TrainConfig), chosen(AttackConfig), chosen(BankConfig)
+    if args.bundle and "ConceptConfig.concept" in vars(args):
+        raise AdvUnlearnError(f"--concept and --bundle {args.bundle} both name what to erase; give one of them")
+    named = {**presets.of(args.preset, ConceptConfig), **presets.bundle(args.bundle)}
+    return settings(ConceptConfig, args, **named), chosen(TrainConfig), chosen(AttackConfig), chosen(BankConfig)
 
 
 def train_command(args: Namespace) -> None:
     """Train one encoder, or the UNet, and save it with its recipe."""
-    concept, config, attack, bank = _run_settings(args)
+    concept, config, attack, bank = run_settings(args)
     model, folder = load_model(args), out_folder(args)
-    prompts = retain.read(args.retain) if args.retain else _retained(args, concept)
+    prompts = _retained(args, concept)
     if args.checkpoint_every < 1:
         raise AdvUnlearnError(f"--checkpoint-every is {args.checkpoint_every}; it must be at least 1")
     if args.single_file:
@@ -82,15 +85,17 @@ def train_command(args: Namespace) -> None:
 
 
 def _retained(args: Namespace, concept: ConceptConfig) -> list[str]:
-    """Return the shipped prompts that a model is to keep: what the miniature can draw, or COCO's objects."""
-    if args.model == "miniature":
-        return retain_prompts(concept)
-    return retain.without(retain.shipped(), concept.concept)
+    """Return the prompts that a model is to keep: a file's, what the miniature can draw, or objects by their names."""
+    also = None if args.retain_without is None else args.retain_without.split(",")
+    name = args.retain_set or ("miniature" if args.model == "miniature" else "coco")
+    if not args.retain and name != "miniature":
+        return retain.chosen(concept.names, name, also)
+    return retain.without(retain.read(args.retain) if args.retain else retain_prompts(concept), "", also or ())
 
 
 def estimate_command(args: Namespace) -> None:
     """Say what a run takes, and which settings fit into common devices."""
-    (concept, train, attack, bank), device = _run_settings(args), estimated_device(args)
+    (concept, train, attack, bank), device = run_settings(args), estimated_device(args)
     prompts = _retained(args, concept)
     model = functools.cache(lambda dtype: skeleton(args.model, device, getattr(torch, dtype)))
     plan = Plan(

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import csv
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..errors import AdvUnlearnError
+from ..presets import CO_OCCURRING
+
+SETS = ("coco", "imagenet")
 
 
-def without(prompts: Iterable[str], concept: str) -> list[str]:
-    """Leave out the prompts that contain a word of the concept, as a whole word, singular or plural."""
-    words = [re.escape(w) for w in re.findall(r"\w+", concept.lower())]
-    pattern = rf"\b({'|'.join(words)})(s|es)?\b"
-    return [p for p in prompts if not words or not re.search(pattern, p.lower())]
+def without(prompts: Iterable[str], concept: str, also: Sequence[str] = ()) -> list[str]:
+    """Leave out the prompts that contain a word of the concept, or one of the words or phrases in `also`.
+
+    Words are whole words, singular or plural: "dog" leaves out "Hot dogs" and keeps "a dogma".
+    """
+    phrases = [*re.findall(r"\w+", concept.lower()), *(phrase.lower().strip() for phrase in also)]
+    words = "|".join(re.escape(phrase) for phrase in phrases if phrase)
+    pattern = re.compile(rf"\b({words})(s|es)?\b")
+    return [p for p in prompts if not words or not pattern.search(p.lower())]
+
+
+def co_occurring(names: Iterable[str]) -> list[str]:
+    """Return the words for what is seen together with these concepts, of those that have a list."""
+    return [word for name in names for word in CO_OCCURRING.get(name.lower(), ())]
+
+
+def chosen(names: Sequence[str], name: str = "coco", also: Sequence[str] | None = None) -> list[str]:
+    """Return a shipped retain set for concepts of these names.
+
+    Args:
+        names: the concepts; prompts with one of their words are left out.
+        name: one of `SETS`.
+        also: words for what is seen together with the concepts, left out too; by default those of `co_occurring`.
+    """
+    return without(shipped(name), " ".join(names), co_occurring(names) if also is None else also)
 
 
 def lines(text: str) -> list[str]:
@@ -22,28 +46,42 @@ def lines(text: str) -> list[str]:
     return [line for line in stripped if line and not line.startswith("#")]
 
 
-def read(path: str | pathlib.Path, what: str = "retained prompt") -> list[str]:
-    """Read a text file of one prompt a line; empty lines and lines that begin with # are passed over.
+def column(text: str, name: str = "prompt") -> list[str]:
+    """Return a CSV text's column of that name, or its first where no row names it; empty cells are passed over."""
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines(text), skipinitialspace=True)]
+    head = [cell.lower() for cell in rows[0]] if rows else []
+    at, rows = (head.index(name), rows[1:]) if name in head else (0, rows)
+    return [row[at] for row in rows if len(row) > at and row[at]]
 
-    Raises AdvUnlearnError when the file is missing or holds no prompt.
+
+def read(path: str | pathlib.Path, what: str = "retained prompt") -> list[str]:
+    """Read prompts from a text file, one a line, or from the column `prompt`, or the first, of a .csv file.
+
+    Empty lines and lines that begin with # are passed over.
+    Raises AdvUnlearnError when the file is missing, is not UTF-8 text, or holds no prompt.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise AdvUnlearnError(f"{path}: no such file; give a text file with one {what} a line")
     try:
-        prompts = lines(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
     except UnicodeDecodeError as error:
         raise AdvUnlearnError(f"{path} is not UTF-8 text ({error}); give one {what} a line") from error
+    prompts = column(text) if path.suffix.lower() == ".csv" else lines(text)
     if not prompts:
         raise AdvUnlearnError(f"{path} holds no prompt; write one {what} a line")
     return prompts
 
 
+def _names(name: str) -> list[str]:
+    return read(pathlib.Path(__file__).parent / f"{name}.csv")
+
+
 def shipped(name: str = "coco") -> list[str]:
-    """Return a retain set that ships with the library: "a photo of a <class>" over the 80 COCO classes."""
-    return [f"a photo of {line}" for line in read(pathlib.Path(__file__).parent / f"{name}.csv")]
+    """Return a retain set that ships with the library: "a photo of a <class>" over the classes of one of `SETS`."""
+    return [f"a photo of {line}" for line in _names(name)]
 
 
 def classes(name: str = "coco") -> list[str]:
     """Return the bare names of a shipped retain set: "person", "bicycle", ..."""
-    return [re.sub(r"^an? ", "", line) for line in read(pathlib.Path(__file__).parent / f"{name}.csv")]
+    return [re.sub(r"^an? ", "", line) for line in _names(name)]

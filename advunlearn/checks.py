@@ -1,0 +1,41 @@
+"""What is refused before a run samples anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .attacks.attacked import check_attack
+from .config import AttackConfig, ConceptConfig, TrainConfig
+from .denoisers import DiffusersDenoiser
+from .errors import AdvUnlearnError
+from .models import TextToImage
+from .spans import check_room
+from .trajectories import Banks
+
+
+def check(
+    model: TextToImage,
+    concept: ConceptConfig,
+    attack: AttackConfig,
+    config: TrainConfig,
+    retained: Sequence[str],
+    banks: Banks | None,
+    trajectories: int,
+) -> None:
+    """Raise AdvUnlearnError for what cannot work, before anything is sampled; `trajectories` are the concept's."""
+    if config.retains and (not retained or (banks is not None and banks.retain is None)):
+        raise AdvUnlearnError(
+            "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
+        )
+    if config.unet_method and not isinstance(model.denoiser, DiffusersDenoiser):
+        raise AdvUnlearnError(
+            f"{config.unet_method} is of a diffusers UNet; this model has none: train its text encoder"
+        )
+    check_room(model.tokenizer, concept.prompts)
+    if config.attacks:
+        check_attack(model.tokenizer, concept.prompts, attack)
+    if concept.schedule == "round_robin" and 0 < trajectories < len(concept.prompts):
+        raise AdvUnlearnError(
+            f"schedule round_robin needs a trajectory of each of the {len(concept.prompts)} prompts, and the bank has "
+            f"{trajectories}; give at least that many, or use schedule mixed"
+        )
