@@ -13,6 +13,7 @@ from . import __version__
 from .config import (
     DEMO_BUDGET,
     DTYPES,
+    PREDICTION_TYPES,
     AttackConfig,
     BankConfig,
     ClassifierConfig,
@@ -83,7 +84,10 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, help: str, out: str | None = None, model: str = "'miniature' or a diffusers folder"
+        name: str,
+        help: str,
+        out: str | None = None,
+        model: str = "'miniature', a diffusers folder, or a Stable Diffusion 1.x checkpoint in one file",
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         if model:
@@ -94,6 +98,12 @@ def build_parser() -> Parser:
                 choices=DTYPES,
                 default=DTYPES[0],
                 help="arithmetic of the frozen parts; what trains keeps float32 weights (default: %(default)s)",
+            )
+            sub.add_argument(
+                "--prediction-type",
+                choices=PREDICTION_TYPES,
+                default=PREDICTION_TYPES[0],
+                help="what the UNet predicts; auto is what the model says, else epsilon (default: %(default)s)",
             )
         if out:
             sub.add_argument("--out", default=out, help="where to write (default: %(default)s)")
@@ -110,7 +120,7 @@ def build_parser() -> Parser:
     _add_train(command("train", "train a robust text encoder", "run"))
     estimate = command(
         "estimate", "say how much memory and work a training run takes; no weights are read",
-        model="'sd15' (the shape of Stable Diffusion 1.5), 'miniature' or a diffusers folder",
+        model="'sd15' (the shape of Stable Diffusion 1.5), 'miniature', a diffusers folder or a checkpoint",
     )  # fmt: skip
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
     _add_run_settings(estimate)

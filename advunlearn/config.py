@@ -15,6 +15,7 @@ Mode = Literal["advunlearn", "fast", "esd", "official", "esd_unet"]
 Trainable = Literal["layers", "attention", "mlp", "all"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
+PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")  # what a UNet predicts; auto is what its model says
 
 
 # A style is a style of something: erased on few subjects, it stays with all the others.
