@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from . import __version__
 from .config import (
+    CONVERSIONS,
     DEMO_BUDGET,
     DTYPES,
     PREDICTION_TYPES,
@@ -137,8 +138,7 @@ def build_parser() -> Parser:
         "--to", required=True, metavar="FILE.safetensors|DIR",
         help="where to write it, about 490 MB: a checkpoint, or a diffusers folder",
     )  # fmt: skip
-    info = command("info", "say what an encoder file is", model="")
-    info.add_argument("file", metavar="FILE")
+    _add_files(command)
     fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model="")
     fetch.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     fetch.add_argument("--to", default=".", metavar="DIR", help="folder to put its folder into (default: here)")
@@ -163,6 +163,24 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         "--checkpoint-every", type=int, default=50, metavar="N", help="iterations between two states (default: 50)"
     )
     train.add_argument("--retain", metavar="FILE", help="retained prompts, one a line (default: a set that is shipped)")
+
+
+def _add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `info` and `convert`."""
+    info = command("info", "say what a file is, and how it differs from a base", model="")
+    info.add_argument("file", metavar="FILE")
+    info.add_argument("--base", metavar="FILE|MODEL", help="compare it with the text encoder of this file or model")
+    convert = command("convert", "write a text encoder in another form, bit for bit", model="")
+    convert.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP-L text encoder")
+    convert.add_argument("out", metavar="OUT", help="what to write: a .safetensors file, or for diffusers a folder")
+    convert.add_argument("--to", required=True, choices=tuple(CONVERSIONS), help="; ".join(
+        f"{name}: {help}" for name, help in CONVERSIONS.items()
+    ))  # fmt: skip
+    convert.add_argument(
+        "--base", metavar="FILE|MODEL", help="the encoder before training, or the checkpoint to put this one into"
+    )
+    convert.add_argument("--rank", type=int, default=32, help="rank of a LoRA (default: %(default)s)")
+    convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -15,6 +15,12 @@ Mode = Literal["advunlearn", "fast", "esd", "official", "esd_unet"]
 Trainable = Literal["layers", "attention", "mlp", "all"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
+CONVERSIONS = {
+    "safetensors": "one file for any loader of CLIP-L",
+    "diffusers": "a CLIPTextModel folder",
+    "lora": "the difference to --base as a LoRA, in kohya's names",
+    "checkpoint": "a copy of the checkpoint --base with this text encoder in it",
+}
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")  # what a UNet predicts; auto is what its model says
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from ..files import WEIGHTS, write_atomic, write_safetensors
-from ..identify import describe, layer_count, require_width
+from ..identify import clip_of, describe, layer_count, require_width
 from .weights import Weights, opened, weights_file
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
@@ -64,15 +64,18 @@ def encoder_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def require_state(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raise AdvUnlearnError that names the first missing, unknown or mis-shaped tensor of a text encoder.
+def require_state(own: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise AdvUnlearnError that names an encoder of another width, or the first missing, unknown or mis-shaped tensor.
 
-    `own` and `given` are shapes by name, with or without `text_model.`; buffers and projections do not count.
+    `own` are the shapes that are asked for. Names are with or without `text_model.`; buffers and projections do not
+    count.
     """
-    own, given = (
-        {k.removeprefix(PREFIX): v for k, v in some.items() if not k.endswith(("position_ids", PROJECTION))}
-        for some in (own, given)
-    )
+
+    def bare(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {k.removeprefix(PREFIX): v for k, v in shapes.items() if not k.endswith(("position_ids", PROJECTION))}
+
+    own, given = bare(own), bare(shapes_of(tensors))
+    require_width(tensors, own["encoder.layers.0.layer_norm1.weight"][-1], source)
     for word, keys in (("lacks", own.keys() - given.keys()), ("has unknown", given.keys() - own.keys())):
         if keys:
             raise AdvUnlearnError(
@@ -94,9 +97,8 @@ def load_state(encoder: Any, tensors: Mapping[str, Tensor], source: str) -> None
 
     Raises AdvUnlearnError that names an encoder of another width, or the first missing, unknown or mis-shaped key.
     """
-    require_width(tensors, encoder.config.hidden_size, source)
     own = encoder.state_dict()
-    require_state(shapes_of(own), shapes_of(tensors), source)
+    require_state(shapes_of(own), tensors, source)
     bare = {name.removeprefix(PREFIX): name for name in own}
     given = {bare[k]: v for name, v in tensors.items() if (k := name.removeprefix(PREFIX)) in bare}
     encoder.load_state_dict({k: v.to(own[k].dtype) for k, v in given.items()}, strict=False)
@@ -130,7 +132,7 @@ def write_folder(
     from transformers import CLIPTextConfig
 
     path = pathlib.Path(path)
-    made = CLIPTextConfig(**config)
+    made = CLIPTextConfig(**{k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")})
     made.architectures = ["CLIPTextModel"]
     write_atomic(path / "config.json", made.to_json_string().encode())
     state = {k: v for k, v in portable(tensors).items() if k != PROJECTION}
@@ -147,20 +149,23 @@ def text_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {PREFIX + k.removeprefix(PREFIX): tuple(v.shape) for k, v in state.items() if not k.endswith("position_ids")}
 
 
-def config_of(tensors: Mapping[str, Tensor], *places: str | pathlib.Path) -> dict[str, Any]:
-    """Return the configuration of an encoder: that in the first of some folders that fits it, or CLIP-L's.
+def config_of(tensors: Mapping[str, Tensor], source: str, *bases: str) -> dict[str, Any]:
+    """Return the configuration of an encoder: that beside its file or beside a base's that fits it, or CLIP-L's.
 
     Weights alone do not tell how many heads they are cut into.
-    Raises AdvUnlearnError when none fits, or the tensors are not all that the configuration asks for.
+    Raises AdvUnlearnError when none fits.
     """
-    vocabulary, width = tensors[PREFIX + "embeddings.token_embedding.weight"].shape
-    for file in [*(weights_file(place).with_name("config.json") for place in places), SHIPPED]:
+    table = tensors.get(PREFIX + "embeddings.token_embedding.weight")
+    if table is None or table.dim() != 2:  # whoever compares it with CLIP-L's shapes says so
+        return json.loads(SHIPPED.read_text(encoding="utf-8"))
+    vocabulary, width = table.shape
+    for file in [*(weights_file(place).with_name("config.json") for place in (source, *bases)), SHIPPED]:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if (config.get("vocab_size"), config.get("hidden_size")) == (vocabulary, width):
             return config
     raise AdvUnlearnError(
-        f"this text encoder is {width} wide with {vocabulary} tokens and layers {layer_count(tensors)} deep: nothing "
-        "says how many heads it has; give --base, the model or the CLIPTextModel folder that it was trained from"
+        f"{source} is {clip_of(width, layer_count(tensors))}, {vocabulary} tokens: nothing says how many heads it has; "
+        "give --base, the model or the CLIPTextModel folder that it was trained from"
     )
 
 

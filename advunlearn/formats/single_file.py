@@ -162,7 +162,7 @@ def states(weights: Weights, configs: Mapping[str, Mapping[str, Any]]) -> dict[s
         "unet": _converted(convert_ldm_unet_checkpoint, part(UNET), configs["unet"], f"{weights.source}: its UNet"),
         "vae": vae, "text_encoder": encoder_in(weights),
     }  # fmt: skip
-    require_parts({k: shapes_of(v) for k, v in found.items()}, configs, weights.source)
+    require_parts(found, configs, weights.source)
     return found
 
 
@@ -192,12 +192,12 @@ def blank(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
 
 
 def require_parts(
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]], configs: Mapping[str, Mapping[str, Any]], source: str
+    states: Mapping[str, Mapping[str, Tensor]], configs: Mapping[str, Mapping[str, Any]], source: str
 ) -> None:
     """Raise AdvUnlearnError that names the first tensor that is missing, unknown or mis-shaped in a part."""
     unet, vae = blank(configs)
     for part, title, own in (("unet", "its UNet", unet), ("vae", "its autoencoder", vae)):
-        needed, given = shapes_of(own.state_dict()), shapes[part]
+        needed, given = shapes_of(own.state_dict()), shapes_of(states[part])
         for word, names in (("lacks", needed.keys() - given.keys()), ("has unknown", given.keys() - needed.keys())):
             if names:
                 raise AdvUnlearnError(
@@ -207,4 +207,4 @@ def require_parts(
         for name, shape in needed.items():
             if given[name] != shape:
                 raise AdvUnlearnError(f"{source}: {title}'s {name!r} has shape {given[name]} and not {shape}")
-    require_state(text_shapes(configs["text_encoder"]), shapes["text_encoder"], source)
+    require_state(text_shapes(configs["text_encoder"]), states["text_encoder"], source)

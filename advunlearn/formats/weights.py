@@ -85,4 +85,15 @@ def _unpickled(path: pathlib.Path) -> dict[str, Tensor]:
             "Convert it to safetensors where you trust it"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    return _unshared({str(name): value for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which no two are in the same memory, as safetensors wants them; pickles have such pairs."""
+    seen, out = set(), {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        out[name] = tensor if alone else tensor.clone()
+    return out
