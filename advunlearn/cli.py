@@ -11,8 +11,10 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from . import __version__
 from .config import (
+    CONVERSIONS,
     DEMO_BUDGET,
     DTYPES,
+    PREDICTION_TYPES,
     AttackConfig,
     BankConfig,
     ClassifierConfig,
@@ -85,7 +87,10 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, help: str, out: str | None = None, model: str = "'miniature' or a diffusers folder"
+        name: str,
+        help: str,
+        out: str | None = None,
+        model: str = "'miniature', a diffusers folder, or a Stable Diffusion 1.x checkpoint in one file",
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         if model:
@@ -96,6 +101,12 @@ def build_parser() -> Parser:
                 choices=DTYPES,
                 default=DTYPES[0],
                 help="arithmetic of the frozen parts; what trains keeps float32 weights (default: %(default)s)",
+            )
+            sub.add_argument(
+                "--prediction-type",
+                choices=PREDICTION_TYPES,
+                default=PREDICTION_TYPES[0],
+                help="what the UNet predicts; auto is what the model says, else epsilon (default: %(default)s)",
             )
         if out:
             sub.add_argument("--out", default=out, help="where to write (default: %(default)s)")
@@ -112,7 +123,7 @@ def build_parser() -> Parser:
     _add_train(command("train", "train a robust text encoder, or for comparison a UNet", "run"))
     estimate = command(
         "estimate", "say how much memory and work a training run takes; no weights are read",
-        model="'sd15' (the shape of Stable Diffusion 1.5), 'miniature' or a diffusers folder",
+        model="'sd15' (the shape of Stable Diffusion 1.5), 'miniature', a diffusers folder or a checkpoint",
     )  # fmt: skip
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
     _add_run_settings(estimate)
@@ -130,8 +141,7 @@ def build_parser() -> Parser:
         "--to", required=True, metavar="FILE.safetensors|DIR",
         help="where to write it, about 490 MB: a checkpoint, or a diffusers folder",
     )  # fmt: skip
-    info = command("info", "say what an encoder file is", model="")
-    info.add_argument("file", metavar="FILE")
+    _add_files(command)
     fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model="")
     fetch.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     fetch.add_argument("--to", default=".", metavar="DIR", help="folder to put its folder into (default: here)")
@@ -177,6 +187,24 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         "--separately", action="store_true", help="one run for each concept, each in a folder of its own in --out; "
         "with --json one line for each"
     )  # fmt: skip
+
+
+def _add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `info` and `convert`."""
+    info = command("info", "say what a file is, and how it differs from a base", model="")
+    info.add_argument("file", metavar="FILE")
+    info.add_argument("--base", metavar="FILE|MODEL", help="compare it with the text encoder of this file or model")
+    convert = command("convert", "write a text encoder in another form, bit for bit", model="")
+    convert.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP-L text encoder")
+    convert.add_argument("out", metavar="OUT", help="what to write: a .safetensors file, or for diffusers a folder")
+    convert.add_argument("--to", required=True, choices=tuple(CONVERSIONS), help="; ".join(
+        f"{name}: {help}" for name, help in CONVERSIONS.items()
+    ))  # fmt: skip
+    convert.add_argument(
+        "--base", metavar="FILE|MODEL", help="the encoder before training, or the checkpoint to put this one into"
+    )
+    convert.add_argument("--rank", type=int, default=32, help="rank of a LoRA (default: %(default)s)")
+    convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:

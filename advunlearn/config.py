@@ -21,6 +21,13 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Position = Literal["prefix", "suffix", "middle", "interleaved", "per_k", "replace", "add"]
 Start = Literal["token", "random", "latest", "concept", "text"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
+CONVERSIONS = {
+    "safetensors": "one file for any loader of CLIP-L",
+    "diffusers": "a CLIPTextModel folder",
+    "lora": "the difference to --base as a LoRA, in kohya's names",
+    "checkpoint": "a copy of the checkpoint --base with this text encoder in it",
+}
+PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")  # what a UNet predicts; auto is what its model says
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes into a folder
 
 
-def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], object]) -> pathlib.Path:
-    """Write a file beside its name and move it there: a reader, or a kill, never meets half of it. Makes the folder."""
+@contextlib.contextmanager
+def whole(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a file beside a name, and move it there once it is written; on an error it is left as it is."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
+    yield partial
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], object]) -> pathlib.Path:
+    """Write a file beside its name and move it there: a reader, or a kill, never meets half of it. Makes the folder."""
+    with whole(path) as partial, partial.open("wb") as file:
         if isinstance(write, bytes):
             file.write(write)
         else:
             write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    return path
+    return pathlib.Path(path)
+
+
+def write_safetensors(
+    path: str | pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> pathlib.Path:
+    """Write contiguous tensors to a safetensors file as `write_atomic` does, without a copy of all in memory."""
+    from safetensors.torch import save_file
+
+    with whole(path) as partial:
+        partial.write_bytes(b"")
+        mode = partial.stat().st_mode  # `save_file` makes a file that only its owner can read
+        save_file(dict(tensors), partial, dict(metadata))
+        partial.chmod(mode)
+    return pathlib.Path(path)

@@ -29,6 +29,15 @@ BY_NAME = {
 }
 
 
+UNET = "model.diffusion_model."  # where a checkpoint of the original layout has its UNet
+SD1 = "a Stable Diffusion 1.x checkpoint"
+# Such checkpoints by the width of the conditioning, and by the channels that the UNet takes.
+BY_CONDITIONING = {768: SD1, 1024: "a Stable Diffusion 2 checkpoint", 2048: "an SDXL checkpoint",
+                   1280: "an SDXL refiner checkpoint"}  # fmt: skip
+BY_CHANNELS = {4: "", 5: " for depth maps", 7: " for upscaling", 8: " for editing pictures (pix2pix)",
+               9: " for inpainting"}  # fmt: skip
+
+
 def layer_count(names: Iterable[str]) -> int:
     """Return how many layers a text encoder has, from its tensors' names."""
     return 1 + max((int(n.split("layers.")[1].split(".")[0]) for n in names if "layers." in n), default=-1)
@@ -40,15 +49,27 @@ def clip_of(width: int, layers: int = 0) -> str:
     return f"{name}, {width} wide" + (f", {layers} layers" if layers else "")
 
 
-def describe(names: Sequence[str], read: Callable[[str], Tensor]) -> str:
+def describe(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
     """Return what a file is that holds no CLIP text encoder under a transformers layout; "" when nobody can tell.
 
-    `read` returns a tensor by its name; at most one of (width,) values is read.
+    `shape` returns a tensor's shape by its name.
     """
     if any(OPENCLIP in name for name in names):
         norm = next((name for name in names if name.endswith("ln_final.weight")), None)
-        return "an OpenCLIP encoder" if norm is None else clip_of(read(norm).shape[0]) + ", in OpenCLIP's layout"
+        return "an OpenCLIP encoder" if norm is None else clip_of(shape(norm)[0]) + ", in OpenCLIP's layout"
     return next((what for mark, what in BY_NAME.items() if any(mark in name for name in names)), "")
+
+
+def checkpoint_of(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
+    """Return which model a full checkpoint is of: `SD1`, or what it is instead; "" when nobody can tell."""
+    first = UNET + "input_blocks.0.0.weight"
+    if first not in names:
+        transformer = any(name.startswith(UNET) and "_blocks.0." in name for name in names)
+        return "a checkpoint of a diffusion transformer" if transformer else describe(names, shape)
+    reader = next((name for name in names if name.startswith(UNET) and name.endswith("attn2.to_k.weight")), None)
+    width, channels = shape(reader)[-1] if reader else 0, shape(first)[1]
+    family = BY_CONDITIONING.get(width, f"a checkpoint whose UNet takes {width} wide conditioning")
+    return family + BY_CHANNELS.get(channels, f" whose UNet takes {channels} channels")
 
 
 def require_width(tensors: Mapping[str, Tensor], width: int, source: str) -> None:

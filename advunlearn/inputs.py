@@ -34,7 +34,7 @@ def load_model(args: Namespace) -> TextToImage:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise AdvUnlearnError(f"device {name!r} cannot be used here ({error}); give cuda, mps or cpu") from error
-    return load(args.model, device, getattr(torch, args.dtype))
+    return load(args.model, device, getattr(torch, args.dtype), args.prediction_type)
 
 
 def estimated_device(args: Namespace) -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import AdvUnlearnError
-from .files import write_atomic
+from .files import write_safetensors
 from .formats import PREFIX
 
 START = "lora_te_"
@@ -61,7 +61,5 @@ def lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int) -
 
 def save_lora(path: str | pathlib.Path, made: LowRank, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
     """Write a LoRA file; the residual is in its metadata."""
-    from safetensors.torch import save
-
     text = {"format": "pt", "advunlearn.residual": f"{made.residual:.6f}", **(metadata or {})}
-    return write_atomic(path, save(made.tensors, text))
+    return write_safetensors(path, made.tensors, text)

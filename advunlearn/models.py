@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from . import miniature
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
+from .formats import encoder_hash, opened, single_file
 from .sampling import batch_of
 from .text_encoder import encode, tokenize
 
@@ -56,63 +56,54 @@ class TextToImage:
 
     def base_hash(self) -> str:
         """Return the SHA-256 of the text encoder's weights, which tells one base model from another."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.text_encoder.state_dict().items()):
-            digest.update(name.removeprefix("text_model.").encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return encoder_hash(self.text_encoder.state_dict())
 
 
 def resolve(name: str) -> pathlib.Path:
-    """Return the folder of a model: the shipped miniature, or a diffusers folder on disk."""
+    """Return where a model is: the shipped miniature, or a diffusers folder or a single file on disk."""
     if name == "miniature":
         return miniature.path()
-    folder = pathlib.Path(name)
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    path = pathlib.Path(name)
+    if path.is_file() and path.suffix in single_file.SUFFIXES:
+        return path
+    missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
-        found = "no such folder" if not folder.is_dir() else f"it has no {', '.join(missing)}"
+        found = "no such folder or file" if not path.exists() else f"it has no {', '.join(missing)}"
         raise AdvUnlearnError(
-            f"model {name!r}: {found}; give 'miniature' or a diffusers folder with {', '.join(PARTS)}"
+            f"model {name!r}: {found}; give 'miniature', a diffusers folder with {', '.join(PARTS)}, or a checkpoint "
+            f"({', '.join(single_file.SUFFIXES)})"
         )
-    return folder
+    return path
 
 
 def load(
-    name: str = "miniature", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str = "miniature",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction_type: str = "auto",
 ) -> TextToImage:
     """Load a model from disk, never from a hub.
 
     The text encoder, which trains, has fp32 weights and computes in bf16 where `dtype` is that; the frozen UNet and
     autoencoder are in `dtype`.
-    Raises AdvUnlearnError when the folder is not a Stable Diffusion 1.x style diffusers model.
-    """
-    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
 
-    folder = resolve(name)
+    Args:
+        name: 'miniature', a diffusers folder, or a single-file checkpoint of Stable Diffusion 1.x.
+        device: where to put it.
+        dtype: of the frozen parts.
+        prediction_type: 'epsilon' or 'v_prediction'; 'auto' is what the folder's scheduler, or the file, says.
+
+    Raises AdvUnlearnError when it is not a Stable Diffusion 1.x style model, and says what it is.
+    """
+    path = resolve(name)
     attention: dict[str, Any] = {"attn_implementation": "eager"} if plain_attention(device, dtype) else {}
     try:
-        vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        loaded: Any = CLIPTextModel.from_pretrained(
-            folder / "text_encoder",
-            local_files_only=True,
-            output_loading_info=True,
-            **attention,
-        )
-        encoder, loading = loaded[0].float(), loaded[1]
-        unet, vae = (
-            kind.from_pretrained(folder / part, torch_dtype=dtype, local_files_only=True)
-            for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
-        )
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        read = _from_file if path.is_file() else _from_folder
+        tokenizer, encoder, unet, vae, scheduler = read(path, dtype, prediction_type, attention)
+    except AdvUnlearnError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AdvUnlearnError(f"model {name!r} could not be read: {error}") from error
-    if loading["missing_keys"]:
-        raise AdvUnlearnError(
-            f"model {name!r}: its text encoder lacks {len(loading['missing_keys'])} tensors, first "
-            f"{min(loading['missing_keys'])!r}; they would be random"
-        )
     if unet.config.addition_embed_type or unet.config.cross_attention_dim != encoder.config.hidden_size:
         raise AdvUnlearnError(
             f"model {name!r}: its UNet takes {unet.config.cross_attention_dim} wide conditioning and its text encoder "
@@ -122,6 +113,52 @@ def load(
     for part in parts:
         part.to(device).train(False).requires_grad_(False)
     return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
+
+
+def _from_folder(
+    folder: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Return a diffusers folder's `PARTS`."""
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    loaded: Any = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", local_files_only=True, output_loading_info=True, **attention
+    )
+    if missing := loaded[1]["missing_keys"]:
+        raise AdvUnlearnError(
+            f"model {str(folder)!r}: its text encoder lacks {len(missing)} tensors, first {min(missing)!r}; they would "
+            "be random"
+        )
+    unet, vae = (
+        kind.from_pretrained(folder / part, torch_dtype=dtype, local_files_only=True)
+        for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
+    )
+    chosen = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True, **chosen)
+    return tokenizer, loaded[0].float(), unet, vae, scheduler
+
+
+def _from_file(
+    path: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Return a single-file checkpoint's `PARTS`, with CLIP's own tokenizer."""
+    from diffusers import DDIMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    with opened(path) as weights:
+        configs = single_file.configs(weights, prediction_type)
+        states = single_file.states(weights, configs)
+    encoder: Any = CLIPTextModel.from_pretrained(
+        None, config=CLIPTextConfig(**configs["text_encoder"], **attention), state_dict=states["text_encoder"]
+    )
+    unet, vae = single_file.blank(configs)
+    for part, state in ((unet, states["unet"]), (vae, states["vae"])):
+        part.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER, local_files_only=True)
+    return tokenizer, encoder.float(), unet, vae, DDIMScheduler.from_config(configs["scheduler"])
 
 
 def plain_attention(device: str | torch.device, dtype: torch.dtype) -> bool:

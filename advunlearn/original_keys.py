@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .errors import AdvUnlearnError
+from .identify import UNET
 
-UNET = "model.diffusion_model."
 TEXT = "cond_stage_model.transformer.text_model."
 VAE = "first_stage_model."
 VAE_SCALE = 0.18215  # of the latents that whatever reads such a checkpoint expects

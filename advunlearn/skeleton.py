@@ -10,41 +10,44 @@ import torch
 from torch import nn
 
 from .errors import AdvUnlearnError
+from .formats import opened, single_file
+from .formats.single_file import SD15
 from .models import CLIP_TOKENIZER, TextToImage, assembled, plain_attention, resolve
-
-SD15 = pathlib.Path(__file__).parent / "shapes" / "sd15"
 
 
 def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage:
     """Return what `models.load` would, with all weights on the meta device: it takes no memory.
 
     Args:
-        name: 'sd15' (the shape of Stable Diffusion 1.5, whose configuration is shipped), 'miniature', or a diffusers
-            folder, of which only the configuration files and the tokenizer are read.
+        name: 'sd15' (the shape of Stable Diffusion 1.5, whose configuration is shipped), 'miniature', a diffusers
+            folder, of which only the configuration files and the tokenizer are read, or a single-file checkpoint, of
+            which only the shapes are.
         device: where the model would be; nothing is done there.
         dtype: of the frozen parts.
 
-    Raises AdvUnlearnError for a folder that cannot be read.
+    Raises AdvUnlearnError for a model that cannot be read.
     """
-    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from diffusers import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     folder = SD15 if name == "sd15" else resolve(name)
     try:
-        configs = {part: _config(folder / part) for part in ("unet", "vae", "text_encoder")}
+        if folder.is_file():
+            with opened(folder) as weights:
+                configs = single_file.configs(weights)
+        else:
+            configs = {part: _config(folder / part) for part in ("unet", "vae", "text_encoder", "scheduler")}
+        vocabulary = folder / "tokenizer"
         tokenizer = CLIPTokenizer.from_pretrained(
-            CLIP_TOKENIZER if name == "sd15" else folder / "tokenizer", local_files_only=True
+            vocabulary if vocabulary.is_dir() else CLIP_TOKENIZER, local_files_only=True
         )
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-        vae_class: Any = AutoencoderTiny if "Tiny" in configs["vae"]["_class_name"] else AutoencoderKL
+        scheduler = DDIMScheduler.from_config(configs["scheduler"])
+        attention = {"attn_implementation": "eager" if plain_attention(device, dtype) else "sdpa"}
         with torch.device("meta"):
-            attention = {"attn_implementation": "eager" if plain_attention(device, dtype) else "sdpa"}
-            config = CLIPTextConfig(**configs["text_encoder"] | attention)
-            encoder: Any = CLIPTextModel(config).float()
-            unet, vae = (
-                nn.Module.to(kind.from_config(configs[part]), dtype)
-                for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
-            )
+            encoder: Any = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"] | attention)).float()
+        unet, vae = (nn.Module.to(part, dtype) for part in single_file.blank(configs))
+    except AdvUnlearnError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdvUnlearnError(f"the configuration of model {name!r} could not be read: {error}") from error
     for part in (encoder, unet, vae):
@@ -53,4 +56,5 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+    return json.loads((folder / name).read_text(encoding="utf-8"))

@@ -8,15 +8,13 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from safetensors.torch import save
-
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError
-from .files import write_atomic
+from .files import write_safetensors
 from .formats import opened, portable_state
-from .identify import describe
+from .identify import UNET, describe
 from .models import TextToImage
-from .original_keys import UNET, checkpoint_state, unet_keys
+from .original_keys import checkpoint_state, unet_keys
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # what diffusers writes into a folder
 FORMATS = {"folder": "advunlearn.unet.v1", "checkpoint": "advunlearn.checkpoint.v1"}
@@ -30,7 +28,7 @@ def save_unet(folder: str | pathlib.Path, unet: Any, metadata: Mapping[str, Any]
     folder = pathlib.Path(folder)
     unet.save_config(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
-    write_atomic(folder / WEIGHTS[0], save(state, _text(metadata, "folder")))
+    write_safetensors(folder / WEIGHTS[0], state, _text(metadata, "folder"))
     return folder
 
 
@@ -45,7 +43,7 @@ def save_checkpoint(
     scale = model.vae.config.scaling_factor
     state = checkpoint_state(denoiser.unet.state_dict(), text, model.vae.state_dict(), scale)
     about = {"modelspec.title": f"{model.name}, unlearned", "modelspec.prediction_type": denoiser.prediction_type}
-    return write_atomic(path, save(state, _text({**about, **metadata}, "checkpoint")))
+    return write_safetensors(path, state, _text({**about, **metadata}, "checkpoint"))
 
 
 def _text(metadata: Mapping[str, Any], kind: str) -> dict[str, str]:
@@ -64,8 +62,9 @@ def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[Diffus
     Raises AdvUnlearnError when there is no UNet, or that names the first missing, unknown or mis-shaped tensor.
     """
     file, own = _weights_file(pathlib.Path(path)), like.unet.state_dict()
-    with opened(file) as (names, read, metadata):
-        start, keys = _layout(names, own, lambda: describe(names, read), file)
+    with opened(file) as weights:
+        names, read, metadata = weights.names, weights.read, weights.metadata
+        start, keys = _layout(names, own, lambda: describe(names, weights.shape), file)
         given = {name for name in names if name.startswith(start)}
         for word, wrong in (("lacks", set(keys.values()) - given), ("has unknown", given - set(keys.values()))):
             if wrong:

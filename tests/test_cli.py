@@ -50,7 +50,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["demo", "--kind", "style"], "the judge knows no style 'church'; it knows noto"),
         (["evaluate", "--judge", "."], "no config.json there"),
         (["sample", "a dog", "--out", "."], "--out '.' is a folder"),
-        (["train", "--model", "nowhere"], "model 'nowhere': no such folder; give 'miniature' or a diffusers folder"),
+        (["train", "--model", "nowhere"], "model 'nowhere': no such folder or file; give 'miniature'"),
         (["train", "--retain", "nowhere.txt"], "nowhere.txt: no such file"),
         (["evaluate", "--concept", "unicorn"], "the judge knows no object 'unicorn'; it knows dog"),
         (["attack", "--encoder", "nowhere.safetensors"], "nowhere.safetensors: no such file"),

@@ -1,16 +1,14 @@
-"""Commands about files: write the miniature, fetch an encoder, say what one is."""
+"""Commands about files: write the miniature, fetch an encoder, say what one is, convert it."""
 
 from __future__ import annotations
 
-import json
 import pathlib
 from argparse import Namespace
-from typing import Any
 
 from .. import released
 from ..errors import AdvUnlearnError
-from ..formats import read_encoder
-from ..identify import layer_count
+from ..formats import compare
+from ..formats.convert import convert
 from ..progress import Bar
 from .common import finish
 
@@ -31,18 +29,15 @@ def miniature(args: Namespace) -> None:
 
 
 def info(args: Namespace) -> None:
-    """Say what an encoder file is."""
-    tensors, metadata = read_encoder(args.file)
-    layers = layer_count(tensors)
-    table = next((v for k, v in tensors.items() if k.endswith("token_embedding.weight")), None)
-    if table is None:
-        raise AdvUnlearnError(f"{args.file} has no token embedding table: it is not a whole text encoder")
-    vocabulary, width = table.shape
-    facts = {"file": args.file, "layers": layers, "width": width, "vocabulary": vocabulary, "tensors": len(tensors)}
-    recipe = {k.removeprefix("advunlearn."): _parsed(v) for k, v in sorted(metadata.items())}
-    lines = [f"{args.file}: CLIP text encoder, {layers} layers of {width}, {vocabulary} tokens"]
-    lines += [f"  {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in recipe.items()]
-    finish(args, facts | {"metadata": recipe}, "\n".join(lines))
+    """Say what a file is, and how it differs from a base."""
+    facts = compare.information(args.file, args.base)
+    finish(args, facts, compare.in_words(facts))
+
+
+def convert_command(args: Namespace) -> None:
+    """Write a text encoder in another form."""
+    done = convert(args.file, args.out, args.to, args.base, args.rank, args.overwrite)
+    finish(args, done.facts, done.text)
 
 
 def fetch(args: Namespace) -> None:
@@ -53,10 +48,3 @@ def fetch(args: Namespace) -> None:
     finally:
         bar.close()
     finish(args, {"file": str(path)}, f"{path}: give it to --encoder, or put its folder into models/text_encoders")
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -62,8 +62,8 @@ class DiffusersDenoiser:
         return tuple(m for m in self.unet.modules() if isinstance(m, ResnetBlock2D | Transformer2DModel))
 
     def fingerprint(self) -> str:
-        """Return what tells this UNet's weights from another's."""
-        return fingerprint(self.unet)
+        """Return what tells this UNet's weights, and what it is taken to predict, from another's."""
+        return fingerprint(self.unet) + ("" if self.prediction_type == "epsilon" else f" {self.prediction_type}")
 
     def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> DiffusersDenoiser:
         """Return a denoiser that predicts with make(UNet)."""

@@ -16,11 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import write_atomic
+from ..files import write_safetensors
 from ..original_keys import checkpoint_state
 from . import path
 
 LAYERS, WIDTH = 12, 768  # of SD 1.5's text encoder
+METADATA = {
+    "format": "pt", "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": "stable-diffusion-v1",
+    "modelspec.title": "AdvUnlearn miniature", "modelspec.resolution": "64x64", "modelspec.prediction_type": "epsilon",
+}  # fmt: skip
 EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
 
 
@@ -156,9 +160,7 @@ def checkpoint() -> dict[str, Tensor]:
 
 def write(file: str | pathlib.Path) -> pathlib.Path:
     """Write the checkpoint, about 490 MB; it loads wherever an SD 1.5 checkpoint does."""
-    from safetensors.torch import save
-
-    return write_atomic(file, save(checkpoint(), {"format": "pt", "modelspec.title": "AdvUnlearn miniature"}))
+    return write_safetensors(file, checkpoint(), METADATA)
 
 
 def write_folder(folder: str | pathlib.Path) -> pathlib.Path:

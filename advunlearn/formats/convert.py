@@ -1,0 +1,145 @@
+"""Take a text encoder out of one container and put it into another."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .. import miniature
+from ..config import CONVERSIONS
+from ..errors import AdvUnlearnError
+from ..files import write_safetensors
+from ..identify import checkpoint_of, layer_count
+from ..lora import lora, save_lora
+from .encoders import (
+    config_of,
+    encoder_in,
+    home_of_clip_l,
+    names_in,
+    read_encoder,
+    require_state,
+    shapes_of,
+    text_shapes,
+    write_encoder,
+    write_folder,
+)
+from .weights import opened
+
+NEEDS_BASE = ("lora", "checkpoint")
+# Of a checkpoint's own metadata: no longer true once a tensor is another one.
+STALE = ("modelspec.hash_sha256",)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    path: pathlib.Path
+    text: str  # for people
+    facts: dict[str, Any]  # for programs
+
+
+def place_of(base: str) -> str:
+    """Return where the text encoder of a base is: of 'miniature', of a file or of a folder."""
+    return str(miniature.path()) if base == "miniature" else base
+
+
+def require_free(out: pathlib.Path, kind: str, overwrite: bool, *sources: str) -> None:
+    """Raise AdvUnlearnError where something would be lost, or the name does not fit what is written."""
+    if kind != "diffusers" and out.suffix != ".safetensors":
+        raise AdvUnlearnError(f"{str(out)!r}: {kind} is written as one file; give a name that ends in .safetensors")
+    if kind == "diffusers" and (out.suffix == ".safetensors" or out.is_file()):
+        raise AdvUnlearnError(f"{str(out)!r}: diffusers is a folder; give a folder's name")
+    if out.is_dir() and kind != "diffusers":
+        raise AdvUnlearnError(f"{str(out)!r} is a folder; give a file's name")
+    written = [out / "config.json", out / "model.safetensors"] if kind == "diffusers" else [out]
+    same = [
+        s for s in sources if pathlib.Path(s).exists() and any(w.exists() and w.samefile(s) for w in (out, *written))
+    ]
+    if same:
+        raise AdvUnlearnError(f"{str(out)!r} is what is read; give another name")
+    if lost := [place for place in written if place.exists() and not overwrite]:
+        raise AdvUnlearnError(f"{lost[0]} is there already; give another name, or --overwrite")
+
+
+def convert(
+    source: str, out: str | pathlib.Path, kind: str, base: str | None = None, rank: int = 32, overwrite: bool = False
+) -> Converted:
+    """Write the CLIP-L text encoder of a file in another form; its tensors stay as they are, bit for bit.
+
+    Args:
+        source: a file or folder that holds a CLIP-L text encoder.
+        out: what to write.
+        kind: one of `CONVERSIONS`.
+        base: 'miniature', a file or a folder: for a LoRA the encoder before training, for a checkpoint the one to
+            copy; otherwise asked for only where nothing else tells the encoder's configuration.
+        rank: of a LoRA.
+        overwrite: whether what is there may be replaced.
+
+    Raises AdvUnlearnError for a file without a text encoder, one of another shape, and where something would be lost.
+    """
+    out, source = pathlib.Path(out), place_of(source)
+    if kind not in CONVERSIONS:
+        raise AdvUnlearnError(f"cannot convert to {kind!r}; there are {', '.join(CONVERSIONS)}")
+    if kind in NEEDS_BASE and not base:
+        raise AdvUnlearnError(f"--to {kind} needs --base: {CONVERSIONS[kind]}")
+    where = place_of(base) if base else None
+    require_free(out, kind, overwrite, source, *([where] if where else []))
+    tensors, metadata = read_encoder(source)
+    if kind == "lora" and where:
+        return _lora(out, source, tensors, metadata, where, rank)
+    if kind == "checkpoint" and where:
+        return _checkpoint(out, source, tensors, metadata, where)
+    config = config_of(tensors, source, *([where] if where else []))
+    require_state(text_shapes(config), tensors, source)
+    if kind == "diffusers":
+        write_folder(out, tensors, config, metadata)
+    else:
+        write_encoder(out, tensors, metadata)
+    what = f"{CONVERSIONS[kind]}: {layer_count(tensors)} layers of {config['hidden_size']}"
+    return Converted(out, f"wrote {out}, {what}", {"file": str(out), "tensors": len(tensors)})
+
+
+def _lora(
+    out: pathlib.Path, source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: str, rank: int
+) -> Converted:
+    old, _ = read_encoder(base)
+    require_state(shapes_of(old), tensors, source)
+    made = lora(old, tensors, rank)
+    if not made.tensors:
+        raise AdvUnlearnError(f"no linear layer differs from {base}: there is nothing to write into a LoRA")
+    save_lora(out, made, {k: v for k, v in metadata.items() if k.startswith("advunlearn.")} | {
+        "ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)
+    })  # fmt: skip
+    layers = len(made.tensors) // 3
+    text = (
+        f"wrote {out}, a LoRA of rank {rank} in {layers} linear layers; "
+        f"it leaves out {made.residual:.2%} of the difference"
+    )
+    return Converted(out, text, {"file": str(out), "rank": rank, "layers": layers, "residual": made.residual})
+
+
+def _checkpoint(
+    out: pathlib.Path, source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: str
+) -> Converted:
+    if pathlib.Path(base).is_dir():
+        raise AdvUnlearnError(f"{base} is a folder; --to checkpoint needs a checkpoint in one file as --base")
+    with opened(base) as weights:
+        home = home_of_clip_l(weights)
+        there = names_in(weights, home)
+        if not (what := checkpoint_of(weights.names, weights.shape)):
+            raise AdvUnlearnError(f"{base} is a text encoder alone; give the full checkpoint that it is to go into")
+        encoder_in(weights)  # it is not there twice
+        require_state({name: weights.shape(n) for name, n in there.items()}, tensors, source)
+        state = {name: weights.read(name).contiguous() for name in weights.names}
+        state |= {n: tensors[name].contiguous() for name, n in there.items()}
+        recipe = {k: v for k, v in metadata.items() if k.startswith("advunlearn.") and k != "advunlearn.format"}
+        kept = {k: v for k, v in weights.metadata.items() if k not in STALE}
+        write_safetensors(out, state, {"format": "pt"} | kept | recipe)
+    rest = len(state) - len(there)
+    text = f"wrote {out}, {what} with this text encoder; its other {rest} tensors are those of {base}, bit for bit"
+    return Converted(out, text, {"file": str(out), "replaced": len(there), "kept": rest, "checkpoint": what})

@@ -1,0 +1,99 @@
+"""Files of weights, whatever is in them: safetensors, and pickles as weights alone."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import AdvUnlearnError
+from ..files import WEIGHTS
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """An open file of weights. Names and shapes are known at once; a tensor is read when it is asked for."""
+
+    source: str  # what a message calls it
+    names: tuple[str, ...]
+    read: Callable[[str], Tensor]
+    shape: Callable[[str], tuple[int, ...]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str] | None = None) -> Weights:
+        """Return tensors that are in memory already as if they were a file."""
+        return Weights(
+            source=source, names=tuple(tensors), read=tensors.__getitem__, metadata=dict(metadata or {}),
+            shape=lambda name: tuple(tensors[name].shape),
+        )  # fmt: skip
+
+
+def weights_file(path: str | pathlib.Path) -> pathlib.Path:
+    """Return the file of weights that a path names: itself, or what `save_pretrained` wrote into a folder."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        places = [path / sub / name for sub in (".", "text_encoder") for name in WEIGHTS]
+        found = [place for place in places if place.is_file()]
+        if not found:
+            raise AdvUnlearnError(f"{path} holds none of {', '.join(WEIGHTS)}; give a text encoder's folder or file")
+        return found[0]
+    if not path.is_file():
+        raise AdvUnlearnError(f"{path}: no such file; give the encoder.safetensors that a training run wrote")
+    return path
+
+
+@contextlib.contextmanager
+def opened(path: str | pathlib.Path) -> Iterator[Weights]:
+    """Open a file of weights, or the one that a folder holds.
+
+    Pickles are read through `weights_only`, which runs no code. Raises AdvUnlearnError when nothing can be read.
+    """
+    path = weights_file(path)
+    if path.suffix in PICKLES:
+        yield Weights.of(_unpickled(path), str(path))
+        return
+    try:
+        file = safe_open(path, "pt").__enter__()
+    except (SafetensorError, OSError) as error:
+        raise AdvUnlearnError(
+            f"{path} is not a readable safetensors file ({error}); give encoder.safetensors"
+        ) from error
+    try:
+        yield Weights(
+            source=str(path), names=tuple(file.keys()), read=file.get_tensor, metadata=dict(file.metadata() or {}),
+            shape=lambda name: tuple(file.get_slice(name).get_shape()),
+        )  # fmt: skip
+    finally:
+        file.__exit__(None, None, None)
+
+
+def _unpickled(path: pathlib.Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged pickle raises is anybody's guess
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise AdvUnlearnError(
+            f"{path} cannot be read as weights alone ({reason}); nothing in it was run. "
+            "Convert it to safetensors where you trust it"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    return _unshared({str(name): value for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which no two are in the same memory, as safetensors wants them; pickles have such pairs."""
+    seen, out = set(), {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        out[name] = tensor if alone else tensor.clone()
+    return out
