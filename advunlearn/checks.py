@@ -28,9 +28,7 @@ def check(
             "there are no retained prompts but retain_weight is above 0; give some, or set retain_weight to 0"
         )
     if config.unet_method and not isinstance(model.denoiser, DiffusersDenoiser):
-        raise AdvUnlearnError(
-            f"{config.unet_method} is of a diffusers UNet; this model has none: train its text encoder"
-        )
+        raise AdvUnlearnError(f"{config.unet_method} trains a diffusers UNet; this model has none: train its encoder")
     check_room(model.tokenizer, concept.prompts)
     if config.attacks:
         check_attack(model.tokenizer, concept.prompts, attack)

@@ -68,9 +68,9 @@ def test_the_latest_attack_goes_on_too(model: TextToImage, tmp_path: pathlib.Pat
     assert same(run(model, tmp_path, resume=True, attack=attack), run(model, attack=attack))
 
 
-@pytest.mark.parametrize("mode", ["esd", "esd_unet"])
-def test_a_finished_run_can_be_made_longer(model: TextToImage, tmp_path: pathlib.Path, mode: str) -> None:
-    short = dataclasses.replace(CONFIG, iterations=2, mode=mode)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("mode", "method"), [("esd", "text_encoder"), ("esd_unet", "xattn"), ("fast", "full")])
+def test_a_finished_run_can_be_made_longer(model: TextToImage, tmp_path: pathlib.Path, mode: str, method: str) -> None:
+    short = dataclasses.replace(CONFIG, iterations=2, mode=mode, train_method=method)  # type: ignore[arg-type]
     longer = dataclasses.replace(short, iterations=4)
     run(model, tmp_path, config=short)
     assert same(run(model, tmp_path, resume=True, config=longer), run(model, config=longer))

@@ -71,14 +71,16 @@ def test_what_goes_along_is_kept_as_it_was() -> None:
     assert found.item() == 2 * 2 * 3
 
 
-@pytest.mark.parametrize("mode", ["advunlearn", "esd_unet"])
-def test_a_run_ends_with_the_same_weights(model: TextToImage, small_bank: BankConfig, mode: str) -> None:
-    config = TrainConfig(mode=mode, iterations=2, warmup=1, batch=2, retain_batch=2)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("mode", "method"), [("advunlearn", "text_encoder"), ("esd_unet", "text_encoder"), ("advunlearn", "full")]
+)
+def test_a_run_ends_with_the_same_weights(model: TextToImage, small_bank: BankConfig, mode: str, method: str) -> None:
+    config = TrainConfig(mode=mode, train_method=method, iterations=2, warmup=1, batch=2, retain_batch=2)  # type: ignore[arg-type]
     ends = []
     for checkpointing in (False, True):
         chosen = dataclasses.replace(config, checkpointing=checkpointing)
         result = train(model, ConceptConfig(), None, chosen, small_bank, ["a dog"])
-        trained = result.encoder if mode == "advunlearn" else result.denoiser.unet  # type: ignore[attr-defined]
+        trained = result.denoiser.unet if config.unet_method else result.encoder  # type: ignore[attr-defined]
         ends.append(trained.state_dict())
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
     assert not any("forward" in vars(m) for m in model.denoiser.blocks())

@@ -7,12 +7,14 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 from tiny_models import constant_classifier
 
 from advunlearn.cli import main
 from advunlearn.formats import save_encoder
 from advunlearn.models import TextToImage
+from advunlearn.unet_files import load_unet, save_unet
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
@@ -55,6 +57,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["evaluate", "--concept", "unicorn"], "the judge knows no object 'unicorn'; it knows dog"),
         (["attack", "--encoder", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["sample", "a dog", "--count", "0"], "--count is 0"),
+        (["sample", "a dog", "--unet", "nowhere"], "nowhere: no such file; give the unet folder"),
         (["evaluate", "--judge", "nowhere"], "judge 'nowhere': no such folder; give a folder that"),
         (["evaluate", "--judge", "clip:nowhere"], "judge 'nowhere': no such folder"),
         (["attack", "--threshold", "0.5"], "--threshold is no setting of the judge 'miniature'"),
@@ -140,9 +143,46 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
     assert "near it are 'church, church building'" in capsys.readouterr().err
 
 
-def test_the_unet_baseline_is_saved_as_a_diffusers_unet(tmp_path: pathlib.Path) -> None:
-    assert main(["train", "--mode", "esd_unet", "--iterations", "1", "--out", str(tmp_path), *TINY]) == 0
-    assert (tmp_path / "unet" / "config.json").is_file()
+def test_a_unet_is_trained_saved_in_both_forms_measured_attacked_and_drawn_with(
+    model: TextToImage, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--mode", "esd_unet", "--iterations", "1", "--lr", "0.01", "--single-file", "--out", str(run), "--json"]
+    assert main(["train", *flags, *TINY]) == 0
+    folder, single = str(run / "unet"), str(run / "checkpoint.safetensors")
+    assert json_of(capsys)["file"] == folder and not (run / "encoder.safetensors").exists()
+    (a, metadata), (b, _) = (load_unet(path, model.denoiser) for path in (folder, single))  # type: ignore[arg-type]
+    weights, other = a.unet.state_dict(), b.unet.state_dict()
+    assert all(torch.equal(weights[k], other[k]) for k in weights)
+    assert json.loads(metadata["advunlearn.recipe"])["train"]["mode"] == "esd_unet"
+    pictures = []
+    for flag in ([], ["--unet", folder], ["--unet", single]):
+        out = tmp_path / "s.png"
+        assert main(["sample", "a church", "--count", "1", "--sampling-steps", "2", *flag, "--out", str(out)]) == 0
+        pictures.append(out.read_bytes())
+    assert pictures[0] != pictures[1] == pictures[2]
+    capsys.readouterr()
+    quick = [*QUICK, "--repeats", "0", "--json"]
+    flags = ["--unet", folder, "--unet", single, "--out", str(tmp_path / "e")]
+    assert main(["evaluate", *flags, *quick]) == 0
+    models = json_of(capsys)["models"]
+    assert list(models) == ["original", "run", single]
+    assert models["run"]["asr_by_budget"] == models[single]["asr_by_budget"]
+    assert main(["attack", "--unet", folder, "--out", str(tmp_path / "a"), *quick]) == 0
+    assert json_of(capsys)["asr"]["unlearndiffatk"] == models["run"]["asr"]["unlearndiffatk"]
+    save_unet(tmp_path / "other", a.unet, {"advunlearn.base_sha256": "0" * 64, "advunlearn.base_model": "sd15"})
+    assert main(["sample", "a dog", "--unet", str(tmp_path / "other"), "--out", str(tmp_path / "x.png")]) == 2
+    assert "was trained from the text encoder of 'sd15'" in capsys.readouterr().err
+
+
+def test_a_unet_that_diverges_is_kept_as_it_last_was(
+    model: TextToImage, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    flags = ["--mode", "esd", "--train-method", "full", "--iterations", "5", "--lr", "1", "--out", str(tmp_path)]
+    assert main(["train", *flags, *TINY]) == 1
+    assert "Lower lr" in capsys.readouterr().err
+    _, metadata = load_unet(tmp_path / "last-good-unet", model.denoiser)  # type: ignore[arg-type]
+    assert "the last good weights" in metadata["advunlearn.error"]
 
 
 def test_demo_writes_the_whole_report(

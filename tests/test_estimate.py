@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,21 @@ def test_parts_are_what_they_are_called(shape: TextToImage, found: Estimate) -> 
     assert list(found.phases) == ["bank", "attack", "train"] and min(found.activations.values()) > 0
 
 
+def test_a_unet_that_trains_is_copied_in_fp32_with_its_gradients_and_moments(shape: TextToImage) -> None:
+    half, unet = skeleton("miniature", CPU, torch.bfloat16), shape.denoiser.unet  # type: ignore[attr-defined]
+    whole, part = (
+        estimate(half, replace(PLAN, train=replace(PLAN.train, train_method=method)), RETAINED, CPU)  # type: ignore[arg-type]
+        for method in ("full", "xattn")
+    )
+    size = 4 * sum(p.numel() for p in unet.parameters())
+    crossed = 4 * sum(p.numel() for name, p in unet.named_parameters() if ".attn2." in name)
+    assert whole.gradients == whole.last_good == size and part.gradients == part.last_good == crossed
+    assert whole.copy == pytest.approx(size, rel=1e-2) and part.copy == whole.copy
+    assert whole.optimiser == pytest.approx(2 * size, rel=1e-3)
+    # The attack goes through the copy, and so does training; the banks are filled by the original.
+    assert (whole.forwards.attack, whole.forwards.train, whole.forwards.bank) == (18, 15, 100)
+
+
 def test_work_is_counted_as_by_hand(found: Estimate) -> None:
     f = found.forwards
     assert (f.bank, f.attack, f.train) == (10 * 5 * 2, 3 * 2 * 3, (3 + 2) * 3)
@@ -110,11 +126,25 @@ def test_activations_grow_with_the_batch_and_weights_do_not(shape: TextToImage, 
     assert twice.activations["attack"] == found.activations["attack"] and twice.steady == found.steady
 
 
-@pytest.mark.parametrize("mode", ["advunlearn", "esd", "esd_unet"])
-@pytest.mark.parametrize("kind", ["object", "style"])
-def test_a_real_run_takes_what_was_predicted(shape: TextToImage, model: TextToImage, mode: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("object", {}),
+        ("style", {}),
+        ("object", {"mode": "esd"}),
+        ("style", {"mode": "esd_unet"}),
+        ("object", {"mode": "esd_unet", "checkpointing": True}),
+        ("object", {"train_method": "full"}),
+        ("style", {"train_method": "full", "checkpointing": True}),
+        ("object", {"train_method": "selfattn", "mode": "fast"}),
+    ],
+    ids=str,
+)
+def test_a_real_run_takes_what_was_predicted(
+    shape: TextToImage, model: TextToImage, kind: str, changes: dict[str, Any]
+) -> None:
     concept = ConceptConfig(concept="ink", kind=kind)  # type: ignore[arg-type]
-    plan = replace(PLAN, concept=concept, train=replace(PLAN.train, iterations=2, warmup=0, mode=mode))  # type: ignore[arg-type]
+    plan = replace(PLAN, concept=concept, train=replace(PLAN.train, iterations=2, warmup=0, **changes))
     predicted = estimate(shape, plan, RETAINED, CPU)
     with LiveMemory() as live:
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
