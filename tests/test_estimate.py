@@ -200,3 +200,38 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_that_is_no_model_is_refused() -> None:
     with pytest.raises(AdvUnlearnError, match="no such folder"):
         skeleton("nowhere", CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("attack", "train_changes", "schedule"),
+    [
+        ({"position": "add", "start": "concept", "norm": "l2", "radius": 1.0}, {"retain_by": "step"}, "round_robin"),
+        ({"position": "add", "space": "conditioning", "start": "random"}, {}, "joined"),
+    ],
+)
+def test_a_real_run_of_other_options_takes_what_was_predicted(
+    shape: TextToImage, model: TextToImage, attack: dict[str, object], train_changes: dict[str, object], schedule: str
+) -> None:
+    plan = replace(
+        PLAN, concept=ConceptConfig(concept="church\nsailboat", schedule=schedule),  # type: ignore[arg-type]
+        attack=replace(PLAN.attack, **attack),  # type: ignore[arg-type]
+        train=replace(PLAN.train, iterations=2, warmup=0, **train_changes),  # type: ignore[arg-type]
+    )  # fmt: skip
+    predicted = estimate(shape, plan, RETAINED, CPU)
+    with LiveMemory() as live:
+        for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
+            for tensor in (*part.parameters(), *part.buffers()):
+                live.follow(tensor)
+        train(model, plan.concept, plan.attack, plan.train, plan.bank, RETAINED)
+    assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
+
+
+def test_work_of_rarer_attacks_and_of_retain_steps_is_counted_as_by_hand(shape: TextToImage) -> None:
+    plan = replace(
+        PLAN, attack=replace(PLAN.attack, every=4), train=replace(PLAN.train, retain_by="step", retain_steps=3)
+    )  # fmt: skip
+    f = estimate(shape, plan, RETAINED, CPU).forwards
+    # Iterations 4 to 9 may attack, two of six do: a third of 18 F. A retain step is 2 samples of 3 F.
+    assert (f.attack, f.train) == (6, 3 * 3 + 3 * 2 * 3)
+    assert f.refresh == pytest.approx(3 + 3 * 2 + 2 * (1 + 3) / 3)
+    assert f.total == pytest.approx(100 + 10 * (27 + 9) + 2 * (18 + 8))

@@ -58,7 +58,7 @@ def train_command(args: Namespace) -> None:
     """Train one encoder, or the UNet, and save it with its recipe."""
     concept, config, attack, bank = run_settings(args)
     model, folder = load_model(args), out_folder(args)
-    prompts = _retained(args, concept)
+    prompts = retained(args, concept)
     if args.checkpoint_every < 1:
         raise AdvUnlearnError(f"--checkpoint-every is {args.checkpoint_every}; it must be at least 1")
     if args.single_file:
@@ -84,7 +84,7 @@ def train_command(args: Namespace) -> None:
     finish(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": configs}, text)
 
 
-def _retained(args: Namespace, concept: ConceptConfig) -> list[str]:
+def retained(args: Namespace, concept: ConceptConfig) -> list[str]:
     """Return the prompts that a model is to keep: a file's, what the miniature can draw, or objects by their names."""
     also = None if args.retain_without is None else args.retain_without.split(",")
     name = args.retain_set or ("miniature" if args.model == "miniature" else "coco")
@@ -96,7 +96,7 @@ def _retained(args: Namespace, concept: ConceptConfig) -> list[str]:
 def estimate_command(args: Namespace) -> None:
     """Say what a run takes, and which settings fit into common devices."""
     (concept, train, attack, bank), device = run_settings(args), estimated_device(args)
-    prompts = _retained(args, concept)
+    prompts = retained(args, concept)
     model = functools.cache(lambda dtype: skeleton(args.model, device, getattr(torch, dtype)))
     plan = Plan(
         concept=concept, attack=attack, train=train, bank=bank, dtype=args.dtype,

@@ -1,0 +1,92 @@
+"""Retain sets: shipped ones, filtered by a concept's words and by what is seen with it, and a user's own file."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from advunlearn import presets, retain
+from advunlearn.cli import build_parser, main
+from advunlearn.commands.runs import retained, run_settings
+from advunlearn.config import ConceptConfig
+from advunlearn.errors import AdvUnlearnError
+from advunlearn.miniature import captions
+
+
+def test_imagenets_classes_are_sentences_each_once() -> None:
+    prompts = retain.shipped("imagenet")
+    assert len(prompts) == len(set(prompts)) == 998  # of 1000 classes two pairs have one name
+    assert {"a photo of a tench", "a photo of an hourglass", "a photo of sunglasses"} <= set(prompts)
+    assert all(prompt.isascii() and "(" not in prompt and "/" not in prompt for prompt in prompts)
+    assert "tench" in retain.classes("imagenet") and "hourglass" in retain.classes("imagenet")
+
+
+def test_what_is_seen_together_with_a_concept_is_left_out_too() -> None:
+    church = retain.chosen(["church"], "imagenet")
+    assert len(church) == 998 - 7  # the church itself and six that go with it
+    assert "a photo of an altar" not in church and "a photo of a mosque" in church  # a neighbour is to be kept
+    own = retain.chosen(["church"], "imagenet", ["palace", "bell tower", ""])
+    assert len(own) == 998 - 3 and "a photo of an altar" in own and "a photo of a palace" not in own
+    assert len(retain.chosen(["church"], "imagenet", [])) == 997
+    two = retain.chosen(["Church", "tench"], "imagenet")
+    assert len(two) == 998 - 7 - 2  # the tench, and a casting reel
+    assert "a photo of a dogma" in retain.without(["a photo of a dogma", "Hot dogs"], "dog")
+
+
+def test_every_word_of_the_lists_leaves_something_out_and_cocos_set_is_as_it_was() -> None:
+    prompts = retain.shipped("imagenet")
+    for name, words in presets.CO_OCCURRING.items():
+        assert all(retain.without(prompts, "", [word]) != prompts for word in words), name
+        assert retain.chosen([name]) == retain.without(retain.shipped(), name)
+
+
+def test_a_csv_file_has_a_column_of_prompts_or_its_first(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text('\ufeffcase,Prompt\n1,"a dog, ink style"\n# not me\n\n2,\n3, a cat\n', encoding="utf-8")
+    assert retain.read(path) == ["a dog, ink style", "a cat"]
+    path.write_text("a dog,1\na cat,2\n")
+    assert retain.read(path) == ["a dog", "a cat"]
+    (tmp_path / "mine.txt").write_text("a dog, ink style\n")
+    assert retain.read(tmp_path / "mine.txt") == ["a dog, ink style"]  # a comma is one of the sentence's
+    path.write_text("case,prompt\n")
+    with pytest.raises(AdvUnlearnError, match="holds no prompt"):
+        retain.read(path)
+
+
+def test_the_flags_choose_among_sets_and_files(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("a red house\na red hat\n")
+
+    def prompts(*flags: str) -> list[str]:
+        args = build_parser().parse_args(["train", *flags])
+        return retained(args, run_settings(args)[0])
+
+    assert prompts() == prompts("--retain-set", "miniature") != prompts("--retain-set", "coco")
+    assert prompts("--model", "folder") == prompts("--retain-set", "coco") == retain.shipped()
+    assert len(prompts("--retain-set", "imagenet", "--concept", "church")) == 991
+    assert len(prompts("--retain-set", "imagenet", "--retain-without", "palace, bell tower")) == 995
+    assert prompts("--retain", str(path)) == ["a red house", "a red hat"]
+    assert prompts("--retain", str(path), "--retain-without", "hat") == ["a red house"]
+
+
+def test_a_bundle_names_several_concepts_that_the_miniature_knows() -> None:
+    args = build_parser().parse_args(["train", "--bundle", "vehicles", "--kind", "object"])
+    assert run_settings(args)[0] == ConceptConfig(concept="\n".join(presets.BUNDLES["vehicles"]))
+    assert all(name in captions.objects() for names in presets.BUNDLES.values() for name in names)
+
+
+def test_a_bundle_beside_a_concept_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--bundle", "vehicles", "--concept", "church"]) == 2
+    assert "--concept and --bundle vehicles both name" in capsys.readouterr().err
+
+
+def test_concepts_are_erased_separately_each_in_a_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    quick = ["--iterations", "1", "--warmup", "0", "--mode", "esd", "--bank-trajectories", "2", "--batch", "2"]
+    flags = ["--separately", "--concept", "church\npalm tree", "--bank-sampling-steps", "2", "--out", str(tmp_path)]
+    assert main(["train", "--json", *flags, *quick]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["church", "palm_tree"]
+    assert capsys.readouterr().out.count('"concept": {"concept": "palm tree"') == 1
+    assert (tmp_path / "palm_tree" / "encoder.safetensors").is_file()
