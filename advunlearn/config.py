@@ -180,6 +180,23 @@ class TrainConfig(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunConfig(Validated):
+    """What a training run reads, where it computes, and what it keeps on disk beside the encoder."""
+
+    model: str = setting("miniature", "'miniature' or a diffusers folder")
+    device: str = setting("", "cuda, mps or cpu; empty: the first that is there")
+    dtype: Dtype = setting("float32", "arithmetic of the frozen parts; what trains keeps float32 weights")
+    retain: str = setting("", "file of retained prompts, one a line; empty: a set that is shipped")
+    checkpoint_every: int = setting(50, "iterations between two states", 1)
+    sample_every: int = setting(
+        50, "iterations between two sample pictures, of the concept and of a retained prompt; 0 for none", 0
+    )
+    tracker: str = setting(
+        "", "also tell a tracker, through accelerate: tensorboard, wandb or another that it knows; several: commas"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Validated):
     """The test attacks and the utility measurement, at one stated budget."""
 

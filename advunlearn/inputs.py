@@ -13,6 +13,7 @@ import torch
 
 from . import retain
 from .cli import settings
+from .config import RunConfig
 from .errors import AdvUnlearnError
 from .formats import load_encoder
 from .judges import load as judges
@@ -20,7 +21,7 @@ from .judges.base import Judge
 from .models import TextToImage, best_device, load
 
 
-def load_model(args: Namespace) -> TextToImage:
+def load_model(args: Namespace | RunConfig) -> TextToImage:
     """Load the model a command was given."""
     from transformers.utils import logging
 
@@ -34,7 +35,7 @@ def load_model(args: Namespace) -> TextToImage:
     return load(args.model, device, getattr(torch, args.dtype))
 
 
-def estimated_device(args: Namespace) -> torch.device:
+def estimated_device(args: Namespace | RunConfig) -> torch.device:
     """Return the device an estimate is for; it need not be there."""
     try:
         return torch.device(args.device or best_device())

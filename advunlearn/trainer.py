@@ -154,7 +154,10 @@ class Trainer:
                     )
                 torch._foreach_copy_(good, [p.detach() for p in self.parameters])
                 state.step(row)
-                stop = report(Progress("train", i + 1, self.config.iterations, 0, row, self.encoder))
+                seen = Progress(
+                    "train", i + 1, self.config.iterations, 0, row, self.encoder, self.denoiser, state.history
+                )
+                stop = report(seen)
                 if checkpoints and (i + 1) % checkpoints.every == 0:
                     state.save(checkpoints)
                 if stop:
