@@ -53,7 +53,7 @@ def nearest(key: str) -> str:
         parts = ((key, other), (key.rpartition(".")[2], other.rpartition(".")[2]))
         return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in parts)
 
-    return max([*known(), PRESET], key=likeness)
+    return max([*known(), *SECTIONS, PRESET], key=likeness)
 
 
 def read(path: str | pathlib.Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def names_of(setting: str) -> list[str]:
         from accelerate.utils import LoggerType
     except ModuleNotFoundError as error:
         raise AdvUnlearnError(
-            f"tracker {setting!r} needs the package accelerate ({error}); pip install accelerate, or leave tracker out"
+            f"tracker {setting!r} needs the package accelerate; pip install accelerate, or leave tracker out"
         ) from error
     known = [kind.value for kind in LoggerType if kind.value != "all"]
     there = [str(kind) for kind in get_available_trackers()]
