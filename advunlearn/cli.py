@@ -115,7 +115,7 @@ def build_parser() -> Parser:
         "1.5) too; no weights are read", model="",
     )  # fmt: skip
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
-    _add_run_settings(estimate)
+    _add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "tracker"))
     _add_measuring(command)
     sample = command("sample", "draw pictures", "sample.png")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT")
@@ -137,14 +137,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_run_settings(sub: argparse.ArgumentParser) -> None:
+def _add_run_settings(sub: argparse.ArgumentParser, skip: Sequence[str] = ()) -> None:
     """Add the settings of a training run, and the file that may hold them."""
     sub.set_defaults(parser=sub)
     sub.add_argument(
         "--config", metavar="FILE", help="settings from a .yaml or .json file, such as a run's config.json; flags that "
         "are given win"
     )  # fmt: skip
-    add_flags(sub, RunConfig)
+    add_flags(sub, RunConfig, skip=skip)
     for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
         add_flags(sub, config, prefix)
     sub.add_argument(
