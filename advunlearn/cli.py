@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-from . import __version__
+from . import __version__, configfile
 from .config import (
     CONVERSIONS,
     DEMO_BUDGET,
@@ -21,6 +22,7 @@ from .config import (
     ConceptConfig,
     EvaluateConfig,
     NudityConfig,
+    RunConfig,
     TrainConfig,
     ZeroShotConfig,
     choices,
@@ -28,7 +30,6 @@ from .config import (
 from .errors import AdvUnlearnError, TrainingDiverged
 from .presets import BUNDLES, CUSTOM, PRESETS
 from .released import NAMES, REPO
-from .retain import SETS
 
 Config = TypeVar("Config")
 UNET = "a trained UNet, a diffusers folder or a checkpoint (default: the model's own)"
@@ -120,13 +121,13 @@ def build_parser() -> Parser:
     add_flags(demo, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
     demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
 
-    _add_train(command("train", "train a robust text encoder, or for comparison a UNet", "run"))
+    _add_train(command("train", "train a robust text encoder, or for comparison a UNet", "run", model=""))
     estimate = command(
-        "estimate", "say how much memory and work a training run takes; no weights are read",
-        model="'sd15' (the shape of Stable Diffusion 1.5), 'miniature', a diffusers folder or a checkpoint",
+        "estimate", "say how much memory and work a training run takes, of --model sd15 (the shape of Stable Diffusion "
+        "1.5) too; no weights are read", model="",
     )  # fmt: skip
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
-    _add_run_settings(estimate)
+    _add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "tracker"))
     _add_measuring(command)
     sample = command("sample", "draw pictures", "sample.png")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT")
@@ -148,8 +149,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_run_settings(sub: argparse.ArgumentParser) -> None:
-    """Add the settings of a training run."""
+def _add_run_settings(sub: argparse.ArgumentParser, skip: Sequence[str] = ()) -> None:
+    """Add the settings of a training run, and the file that may hold them."""
+    sub.set_defaults(parser=sub)
+    sub.add_argument(
+        "--config", metavar="FILE", help="settings from a .yaml or .json file, such as a run's config.json; flags that "
+        "are given win"
+    )  # fmt: skip
+    add_flags(sub, RunConfig, skip=skip)
     for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
         add_flags(sub, config, prefix)
     sub.add_argument(
@@ -157,28 +164,12 @@ def _add_run_settings(sub: argparse.ArgumentParser) -> None:
         "that are given win (default: %(default)s, our own)"
     )  # fmt: skip
     sub.add_argument("--bundle", choices=tuple(BUNDLES), default="", help="several concepts by one name")
-    retained = sub.add_argument_group("retained prompts")
-    retained.add_argument(
-        "--retain", metavar="FILE", help="a text file, one prompt a line, or a .csv file with a column prompt, or else "
-        "its first (default: a set that is shipped)"
-    )  # fmt: skip
-    retained.add_argument(
-        "--retain-set", choices=(*SETS, "miniature"), help="a shipped set: photos of COCO's or ImageNet's classes "
-        "without the concept's words, or what the miniature can draw (default: miniature for that model, else coco)"
-    )  # fmt: skip
-    retained.add_argument(
-        "--retain-without", metavar="WORDS", help="words or phrases, separated by commas, whose prompts are left out "
-        "too (default: for concepts that have one, a list of what is seen together with them)"
-    )  # fmt: skip
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
     _add_run_settings(train)
     train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
-    train.add_argument(
-        "--checkpoint-every", type=int, default=50, metavar="N", help="iterations between two states (default: 50)"
-    )
     train.add_argument(
         "--single-file", action="store_true", help="write the whole model too, with what was trained in it, as one "
         "Stable Diffusion 1.x checkpoint, checkpoint.safetensors"
@@ -247,7 +238,8 @@ def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for bad input, 130 for an interrupt, 1 for a run that diverged."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     # The libraries' own bars and warnings would bury ours.
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
@@ -255,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command != "fetch":  # nothing else ever fetches from a hub
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
+        args = configfile.resolved(args, parser, argv)
         from . import commands  # heavy imports only once a command runs
 
         commands.COMMANDS[args.command](args)
@@ -267,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         kept = args.command == "train" and os.path.isfile(os.path.join(args.out, "state.pt"))
-        more = f"; {args.out} keeps the run: the same command with --resume goes on" if kept else ""
+        again = f"advunlearn train --resume --out {shlex.quote(args.out)}"
+        more = f"; {args.out} keeps the run; to go on: {again}" if kept else ""
         sys.stderr.write(f"\nadvunlearn {args.command}: interrupted{more}\n")
         return 130
     return 0

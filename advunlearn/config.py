@@ -27,7 +27,8 @@ CONVERSIONS = {
     "lora": "the difference to --base as a LoRA, in kohya's names",
     "checkpoint": "a copy of the checkpoint --base with this text encoder in it",
 }
-PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")  # what a UNet predicts; auto is what its model says
+PredictionType = Literal["auto", "epsilon", "v_prediction"]
+PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +212,39 @@ class TrainConfig(Validated):
     def retains(self) -> bool:
         """Whether this mode has a retain term; ESD, eq. (3) alone, has none."""
         return self.attacks and self.retain_weight > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Validated):
+    """What a training run reads, where it computes, and what it keeps on disk beside the encoder."""
+
+    model: str = setting(
+        "miniature", "'miniature', a diffusers folder, or a Stable Diffusion 1.x checkpoint in one file"
+    )
+    device: str = setting("", "cuda, mps or cpu; empty: the first that is there")
+    dtype: Dtype = setting("float32", "arithmetic of the frozen parts; what trains keeps float32 weights")
+    prediction_type: PredictionType = setting(
+        "auto", "what the UNet predicts; auto is what the model says, else epsilon"
+    )
+    retain: str = setting(
+        "", "file of retained prompts: text, one a line, or .csv with a column prompt, or else its first; empty: a set "
+        "that is shipped"
+    )  # fmt: skip
+    retain_set: Literal["auto", "coco", "imagenet", "miniature"] = setting(
+        "auto", "the shipped set: photos of COCO's or ImageNet's classes without the concept's words, or what the "
+        "miniature can draw; auto is miniature for that model, else coco"
+    )  # fmt: skip
+    retain_without: str = setting(
+        "auto", "words or phrases, separated by commas, whose prompts are left out too; auto is, for concepts that "
+        "have one, a list of what is seen together with them"
+    )  # fmt: skip
+    checkpoint_every: int = setting(50, "iterations between two states", 1)
+    sample_every: int = setting(
+        50, "iterations between two sample pictures, of the concept and of a retained prompt; 0 for none", 0
+    )
+    tracker: str = setting(
+        "", "also tell a tracker, through accelerate: tensorboard, wandb or another that it knows; several: commas"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

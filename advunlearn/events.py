@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,10 @@ class Progress:
     iterations: int
     attack_step: int = 0
     losses: dict[str, float] = field(default_factory=dict)
-    encoder: Any = None  # after an iteration: the encoder in training, to look at and not to change
+    # After an iteration, to look at and not to change: what is in training, and the losses of all iterations so far.
+    encoder: Any = None
+    denoiser: Any = None
+    history: Sequence[dict[str, float]] = ()
 
 
 Callback = Callable[[Progress], bool | None]  # return True to stop after the current iteration; may raise

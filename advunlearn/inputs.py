@@ -14,6 +14,7 @@ import torch
 
 from . import retain
 from .cli import settings
+from .config import RunConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .formats import load_encoder
@@ -23,7 +24,7 @@ from .models import TextToImage, best_device, load
 from .unet_files import load_unet
 
 
-def load_model(args: Namespace) -> TextToImage:
+def load_model(args: Namespace | RunConfig) -> TextToImage:
     """Load the model a command was given."""
     from transformers.utils import logging
 
@@ -37,7 +38,7 @@ def load_model(args: Namespace) -> TextToImage:
     return load(args.model, device, getattr(torch, args.dtype), args.prediction_type)
 
 
-def estimated_device(args: Namespace) -> torch.device:
+def estimated_device(args: Namespace | RunConfig) -> torch.device:
     """Return the device an estimate is for; it need not be there."""
     try:
         return torch.device(args.device or best_device())

@@ -9,14 +9,15 @@ from typing import Any
 
 from .evaluation import html, pictures
 from .evaluation.evaluate import Measurement
+from .files import write_atomic
 
 TITLES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
 LOSSES = ("erase", "retain", "attack_start", "attack_end")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write a JSON file."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    """Write a JSON file, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -150,7 +150,8 @@ class Trainer:
                 torch._foreach_copy_(good, [p.detach() for p in self.parameters])
                 row |= self._steps_apart(good)
                 state.step(row)
-                stop = report(Progress("train", i + 1, config.iterations, 0, row, self.encoder))
+                seen = Progress("train", i + 1, config.iterations, 0, row, self.encoder, self.denoiser, state.history)
+                stop = report(seen)
                 if checkpoints and (i + 1) % checkpoints.every == 0:
                     state.save(checkpoints)
                 if stop:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -14,12 +16,15 @@ import torch
 from safetensors.torch import load_file
 
 from advunlearn.checkpoint import STATE, Checkpoints
+from advunlearn.cli import main
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.events import Progress
 from advunlearn.models import TextToImage
+from advunlearn.runfolder import LOG, SAMPLES
 from advunlearn.trainer import TrainResult, train
 
+ROOT = pathlib.Path(__file__).parents[1]
 RETAIN = ["a dog", "a photo of a castle"]
 CONFIG = TrainConfig(iterations=5, warmup=1, batch=4, retain_weight=1.0, retain_batch=2, lr=1e-4)
 # So short-lived a bank that trajectories are renewed in nearly every iteration.
@@ -89,25 +94,58 @@ def test_other_settings_and_missing_or_broken_states_are_refused(model: TextToIm
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_file(tmp_path: pathlib.Path) -> None:
-    def command(out: pathlib.Path, *more: str) -> list[str]:
-        flags = "--iterations 12 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 "
-        flags += "--bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 4 --bank-reuse 0.5 "
-        flags += "--checkpoint-every 1 --device cpu"
-        return [sys.executable, "-m", "advunlearn", "train", *flags.split(), "--out", str(out), *more]
+def test_a_run_that_was_interrupted_and_killed_goes_on_and_ends_with_the_same_files(tmp_path: pathlib.Path) -> None:
+    """Real processes: ctrl-C in the first, kill -9 in the second, and the third, this one, comes to the end."""
+    flags = "--iterations 12 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 "
+    flags += "--bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 4 --bank-reuse 0.5 "
+    flags += "--checkpoint-every 1 --sample-every 5 --device cpu"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 
-    root = pathlib.Path(__file__).parents[1]
-    subprocess.run(command(tmp_path / "whole"), cwd=root, check=True, capture_output=True)
-    killed = subprocess.Popen(command(tmp_path / "killed"), cwd=root, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / STATE).exists() and killed.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed" / "encoder.safetensors").exists(), "it was too fast to be killed"
-    subprocess.run(command(tmp_path / "killed", "--resume"), cwd=root, check=True, capture_output=True)
-    a, b = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "killed"))
+    def stopped(how: signal.Signals, kept: int, *argv: str) -> str:
+        """Train in a process until so many iterations are logged, then send a signal; return the last line it says."""
+        command = [sys.executable, "-m", "advunlearn", "train", "--out", str(cut), *argv]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env=environment)
+        log = cut / LOG
+        while not (log.exists() and log.read_bytes().count(b"\n") >= kept) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(how)
+        said = process.communicate()[1].decode()
+        assert process.returncode == (130 if how == signal.SIGINT else -how), said
+        return said.splitlines()[-1]
+
+    assert main(["train", "--out", str(whole), *flags.split()]) == 0
+    said = stopped(signal.SIGINT, 3, *flags.split())
+    assert said == (
+        f"advunlearn train: interrupted; {cut} keeps the run; to go on: advunlearn train --resume --out {cut}"
+    )
+    kept = torch.load(cut / STATE, weights_only=True)["history"]
+    assert 3 <= len(kept) < 12 and not (cut / "encoder.safetensors").exists()
+    # What the log has beyond the state, and half a line of it, is cut; what it lost is written again.
+    lines = (cut / LOG).read_text().splitlines(keepends=True)
+    (cut / LOG).write_text("".join([*lines[:1], *lines[2:], lines[-1], '{"iteration": 99']))
+    stopped(signal.SIGKILL, 6, "--resume")
+    assert main(["train", "--resume", "--out", str(cut)]) == 0
+    a, b = (load_file(folder / "encoder.safetensors") for folder in (whole, cut))
     assert all(torch.equal(a[k], b[k]) for k in a)
+    rows = [[json.loads(line) for line in (folder / LOG).read_text().splitlines()] for folder in (whole, cut)]
+    x, y = ([{k: v for k, v in row.items() if k != "seconds"} for row in log] for log in rows)
+    assert x == y and [row["iteration"] for row in y] == list(range(1, 13))
+    names = [
+        sorted(p.relative_to(folder) for p in folder.rglob("*") if "bank" not in p.name) for folder in (whole, cut)
+    ]
+    assert names[0] == names[1] and len(list((cut / SAMPLES).iterdir())) == 4
+    assert all((whole / SAMPLES / p.name).read_bytes() == p.read_bytes() for p in (cut / SAMPLES).iterdir())
+
+
+def test_a_generator_that_is_not_restored_shows(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    """The comparison of the tests above can fail."""
+    with pytest.raises(Cancelled):
+        run(model, tmp_path, stop=(3, 1))
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    state["generators"] = [torch.Generator().manual_seed(CONFIG.seed).get_state() for _ in state["generators"]]
+    torch.save(state, tmp_path / STATE)
+    assert not same(run(model, tmp_path, resume=True), run(model))
 
 
 def test_a_new_run_in_a_used_folder_keeps_a_bank_of_its_own(model: TextToImage, tmp_path: pathlib.Path) -> None:

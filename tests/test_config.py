@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from advunlearn.cli import build_parser, settings
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig, choices
+from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig, choices
 from advunlearn.errors import AdvUnlearnError
 
-CONFIGS = (ConceptConfig, AttackConfig, BankConfig, TrainConfig, EvaluateConfig)
+CONFIGS = (ConceptConfig, AttackConfig, BankConfig, TrainConfig, RunConfig, EvaluateConfig)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

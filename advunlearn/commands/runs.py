@@ -6,14 +6,13 @@ import functools
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
 import torch
 
-from .. import presets, retain
 from .. import report as report_files
+from .. import retain
 from ..advice import fitting, sentence
-from ..checkpoint import Checkpoints
 from ..cli import settings
 from ..config import (
     DEMO_BANK,
@@ -23,84 +22,98 @@ from ..config import (
     BankConfig,
     ConceptConfig,
     EvaluateConfig,
+    RunConfig,
     TrainConfig,
 )
+from ..configfile import saved
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..estimate import estimate
 from ..evaluation.cases import retain_prompts
+from ..evaluation.samples import Samples
 from ..events import Progress
 from ..formats import save_encoder
 from ..inputs import command_line, estimated_device, load_judge, load_model, out_folder
+from ..models import TextToImage
 from ..plan import Plan
 from ..progress import Bar
-from ..recipes import BASELINES, RECIPES, recipe_metadata, study
+from ..recipes import BASELINES, RECIPES, environment, recipe_metadata, study
+from ..runfolder import RunFolder
 from ..skeleton import skeleton
 from ..trainer import train as run
 from .common import finish, measuring
 from .trained import check_single_file, save_single_file, save_trained
 
-T = TypeVar("T")
-
 
 def run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AttackConfig, BankConfig]:
-    """Return a run's settings: a preset's, and over them the flags that were given."""
-
-    def chosen(config: type[T]) -> T:
-        return settings(config, args, **presets.of(args.preset, config))
-
-    if args.bundle and "ConceptConfig.concept" in vars(args):
-        raise AdvUnlearnError(f"--concept and --bundle {args.bundle} both name what to erase; give one of them")
-    named = {**presets.of(args.preset, ConceptConfig), **presets.bundle(args.bundle)}
-    return settings(ConceptConfig, args, **named), chosen(TrainConfig), chosen(AttackConfig), chosen(BankConfig)
+    """Return a run's settings."""
+    concept, train = settings(ConceptConfig, args), settings(TrainConfig, args)
+    return concept, train, settings(AttackConfig, args), settings(BankConfig, args)
 
 
 def train_command(args: Namespace) -> None:
     """Train one encoder, or the UNet, and save it with its recipe."""
-    concept, config, attack, bank = run_settings(args)
-    model, folder = load_model(args), out_folder(args)
-    prompts = retained(args, concept)
-    if args.checkpoint_every < 1:
-        raise AdvUnlearnError(f"--checkpoint-every is {args.checkpoint_every}; it must be at least 1")
+    own, (concept, config, attack, bank) = settings(RunConfig, args), run_settings(args)
+    model, folder = load_model(own), out_folder(args)
+    prompts = retained(own, concept)
     if args.single_file:
         check_single_file(model)
-    bar, keep = Bar(config.mode), Checkpoints(folder, args.checkpoint_every)
+    configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", config), ("attack", attack), ("bank", bank))}
+    own = replace(own, device=str(model.denoiser.device))
+    samples = Samples(model, [concept.prompts[0], *prompts[:1]]) if own.sample_every else None
+    keep = RunFolder(folder, own, saved(own, configs, _about(model, prompts)), prompts, samples, args.resume)
+    bar = Bar(config.mode)
+
+    def follow(progress: Progress) -> None:
+        bar.training(progress)
+        keep(progress)
+
     try:
-        result = run(model, concept, attack, config, bank, prompts, bar.training, checkpoints=keep, resume=args.resume)
+        with keep:
+            result = run(
+                model, concept, attack, config, bank, prompts, follow, checkpoints=keep.checkpoints, resume=args.resume
+            )
     except TrainingDiverged as error:
         save_trained(folder, error.result, config, {"advunlearn.error": str(error)}, last_good=True)
         raise
     finally:
         bar.close()
-    configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", config), ("attack", attack), ("bank", bank))}
-    report_files.write_json(
-        folder / "train.json", {"config": configs, "losses": result.losses, "command": command_line()}
-    )
     metadata = recipe_metadata(model, concept, configs)
     path = save_trained(folder, result, config, metadata)
     if args.single_file:
         save_single_file(folder, model, result, metadata)
+    keep.finish(result.losses, {"config": configs, "losses": result.losses, "command": command_line()})
     last = result.losses[-1]
     text = f"{path}: {config.mode} on {concept.concept!r}, {result.iterations} iterations, last loss {last['loss']:.4f}"
     finish(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": configs}, text)
 
 
-def retained(args: Namespace, concept: ConceptConfig) -> list[str]:
+def _about(model: TextToImage, prompts: list[str]) -> dict[str, Any]:
+    """Return what a run depends on beside its settings."""
+    return {
+        "environment": environment(), "base_sha256": model.base_hash(), "retain_prompts": len(prompts),
+        "command": command_line(),
+    }  # fmt: skip
+
+
+def retained(own: RunConfig, concept: ConceptConfig) -> list[str]:
     """Return the prompts that a model is to keep: a file's, what the miniature can draw, or objects by their names."""
-    also = None if args.retain_without is None else args.retain_without.split(",")
-    name = args.retain_set or ("miniature" if args.model == "miniature" else "coco")
-    if not args.retain and name != "miniature":
+    also = None if own.retain_without == "auto" else own.retain_without.split(",")
+    name = own.retain_set
+    if name == "auto":
+        name = "miniature" if own.model == "miniature" else "coco"
+    if not own.retain and name != "miniature":
         return retain.chosen(concept.names, name, also)
-    return retain.without(retain.read(args.retain) if args.retain else retain_prompts(concept), "", also or ())
+    return retain.without(retain.read(own.retain) if own.retain else retain_prompts(concept), "", also or ())
 
 
 def estimate_command(args: Namespace) -> None:
     """Say what a run takes, and which settings fit into common devices."""
-    (concept, train, attack, bank), device = run_settings(args), estimated_device(args)
-    prompts = retained(args, concept)
-    model = functools.cache(lambda dtype: skeleton(args.model, device, getattr(torch, dtype)))
+    own, (concept, train, attack, bank) = settings(RunConfig, args), run_settings(args)
+    device, prompts = estimated_device(own), retained(own, concept)
+    model = functools.cache(lambda dtype: skeleton(own.model, device, getattr(torch, dtype)))
     plan = Plan(
-        concept=concept, attack=attack, train=train, bank=bank, dtype=args.dtype,
-        resolution=args.resolution or model(args.dtype).denoiser.latent_shape[-1] * 8,
+        concept=concept, attack=attack, train=train, bank=bank, dtype=own.dtype,
+        resolution=args.resolution or model(own.dtype).denoiser.latent_shape[-1] * 8,
     )  # fmt: skip
     measure = functools.cache(lambda plan: estimate(model(plan.dtype), plan, prompts, device))
     found = measure(plan)

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: pure functions from numbers to markup. The page that holds them gives the colours."""
+"""Line charts as SVG, inside a page and as a file: pure functions from numbers to markup."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ NAMES = {
     "advunlearn": "AdvUnlearn",
     "advunlearn_no_retain": "AdvUnlearn without retain term",
 }
+CSS = """
+:root{--card:#f7f8fa;--ink:#1c2127;--muted:#59636e;--rule:#dfe3e8;
+--s0:#d55e00;--s1:#b8588f;--s2:#0067a5;--s3:#3a9ad2;--s4:#00845f;--s5:#7a4a00}
+@media (prefers-color-scheme:dark){:root{--card:#1c2026;--ink:#e8ebee;--muted:#9da7b1;--rule:#333a42;
+--s0:#ff7d3c;--s1:#e79cc7;--s2:#3f97e0;--s3:#a5d8f7;--s4:#2fc79b;--s5:#f0d848}}
+path{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round;
+stroke-dasharray:var(--d,none)}circle{fill:var(--c)}.raw{opacity:.28;stroke-width:1.2}line{stroke:var(--rule)}"""
 COLOURS, WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 6, 480, 272, 58, 462, 12, 222
 
 
@@ -119,21 +126,51 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], sx: Scale, sy: Sca
     return out
 
 
-def line_chart(title: str, series: Mapping[str, Points], x_label: str, include: Sequence[float] = ()) -> str:
-    """Return a <figure> with a legend and an inline SVG line chart; the y axis also covers the values `include`."""
-    drawn = [p for points in series.values() for p in points if not math.isnan(p[1])]
-    head, lost = f"<figure><figcaption>{text(title)}</figcaption>", sum(map(len, series.values())) - len(drawn)
-    if not drawn:
-        return f'{head}<p class="note">No finite value to draw.</p></figure>'
+def _finite(series: Mapping[str, Points]) -> list[tuple[float, float]]:
+    return [p for points in series.values() for p in points if not math.isnan(p[1])]
+
+
+def _plot(series: Mapping[str, Points], look: Mapping[str, str], x_label: str, include: Sequence[float]) -> str:
+    """Draw axes and lines; there is a finite value."""
+    drawn = _finite(series)
     low, high = spread([x for x, _ in drawn])
     x_ticks = [x for x in nice_ticks(low, high, 1) if low <= x <= high]
     y_ticks = nice_ticks(*spread([y for _, y in drawn] + list(include)))
     sx, sy = scale(low, high, LEFT, RIGHT), scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
+    lines = "".join(_line(points, look[name], sx, sy) for name, points in series.items())
+    return _axes(x_ticks, y_ticks, sx, sy, x_label) + lines
+
+
+def line_chart(title: str, series: Mapping[str, Points], x_label: str, include: Sequence[float] = ()) -> str:
+    """Return a <figure> with a legend and an inline SVG line chart; the y axis also covers the values `include`.
+
+    The page that holds it has `CSS`.
+    """
+    drawn = _finite(series)
+    head, lost = f"<figure><figcaption>{text(title)}</figcaption>", sum(map(len, series.values())) - len(drawn)
+    if not drawn:
+        return f'{head}<p class="note">No finite value to draw.</p></figure>'
     look = styles(list(series))
     key = "".join(f'<li style="{look[name]}">{text(NAMES.get(name, name))}</li>' for name in series)
-    lines = "".join(_line(points, look[name], sx, sy) for name, points in series.items())
     note = f'<p class="note">Not finite, left out: {lost} of {lost + len(drawn)} values.</p>' if lost else ""
     return (
         f'{head}<ul class="key">{key}</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">'
-        f"{_axes(x_ticks, y_ticks, sx, sy, x_label)}{lines}</svg>{note}</figure>"
+        f"{_plot(series, look, x_label, include)}</svg>{note}</figure>"
+    )
+
+
+def svg_file(title: str, series: Mapping[str, Points], x_label: str) -> str:
+    """Return a line chart as a whole SVG file, with its title and legend above it; there is a finite value."""
+    look, top = styles(list(series)), 52
+    step = (RIGHT - LEFT) / len(series)
+    key = "".join(
+        f'<g style="{look[name]}"><path d="M{LEFT + i * step:.1f} -14h14"/>'
+        f'<text x="{LEFT + i * step + 19:.1f}" y="-10">{text(NAMES.get(name, name))}</text></g>'
+        for i, name in enumerate(series)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-top} {WIDTH} {HEIGHT + top}" width="{2 * WIDTH}">'
+        f"<style>{CSS}text{{font:13px system-ui,sans-serif;fill:var(--muted)}}.title{{font-weight:600;fill:var(--ink)}}"
+        f'</style><rect y="{-top}" width="{WIDTH}" height="{HEIGHT + top}" fill="var(--card)"/>'
+        f'<text class="title" x="{LEFT}" y="-32">{text(title)}</text>{key}{_plot(series, look, x_label, ())}</svg>\n'
     )

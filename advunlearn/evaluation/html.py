@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
 
+from .charts import CSS as CHART_CSS
 from .charts import NAMES, Points, line_chart, number, text
 
 ROUTES = {
@@ -37,10 +38,8 @@ HINT = (
 )
 
 CSS = """
-:root{color-scheme:light dark;--page:#fff;--card:#f7f8fa;--ink:#1c2127;--muted:#59636e;--rule:#dfe3e8;--bad:#d55e002b;
---good:#0072b226;--s0:#d55e00;--s1:#b8588f;--s2:#0067a5;--s3:#3a9ad2;--s4:#00845f;--s5:#7a4a00}
-@media (prefers-color-scheme:dark){:root{--page:#14171b;--card:#1c2026;--ink:#e8ebee;--muted:#9da7b1;--rule:#333a42;
---bad:#ff8a4c40;--good:#56b4e93b;--s0:#ff7d3c;--s1:#e79cc7;--s2:#3f97e0;--s3:#a5d8f7;--s4:#2fc79b;--s5:#f0d848}}
+:root{color-scheme:light dark;--page:#fff;--bad:#d55e002b;--good:#0072b226}
+@media (prefers-color-scheme:dark){:root{--page:#14171b;--bad:#ff8a4c40;--good:#56b4e93b}}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;overflow-wrap:break-word;-webkit-text-size-adjust:100%}
 *{box-sizing:border-box}main{max-width:1180px;margin:0 auto;padding:40px 24px 64px}
@@ -69,8 +68,6 @@ svg{display:block;width:100%;height:auto;overflow:visible;font-size:13px;fill:va
 .key{display:flex;flex-wrap:wrap;gap:2px 16px;list-style:none;margin:0 0 8px;padding:0;font-size:.82rem}
 .key li:before{content:"";display:inline-block;width:16px;margin-right:7px;vertical-align:middle;
 border-top:3px var(--e,solid) var(--c)}
-path{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round;
-stroke-dasharray:var(--d,none)}circle{fill:var(--c)}.raw{opacity:.28;stroke-width:1.2}line{stroke:var(--rule)}
 summary{cursor:pointer;font-weight:600}details{margin-top:48px;border-top:1px solid var(--rule);padding-top:14px}
 pre{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:10px 14px;font-size:.85rem;
 white-space:pre-wrap;overflow-wrap:anywhere;margin:0}
@@ -246,4 +243,4 @@ def render(
         f"<h3>Command</h3><pre>{text(_at(report, 'command') or '-')}</pre></details>",
     ]  # fmt: skip
     title, said = f"Concept erasure report: {text(concept)}", "<br>".join(map(text, statement(models)))
-    return PAGE.substitute(title=title, css=CSS, statement=said, body="\n".join(body))
+    return PAGE.substitute(title=title, css=CHART_CSS + CSS, statement=said, body="\n".join(body))

@@ -1,0 +1,257 @@
+"""Kill -9 a short run at random moments, go on with it, and compare with a run that was left alone, bit for bit.
+
+    python benchmarks/kill.py [--trials 20] [--seed 0]
+
+Half of the moments are drawn over the run's whole time; the others are the next moment, after such a one, at which a
+file is being written. Compared are the encoder and its metadata, the log, the losses, the pictures, and the last state:
+optimiser, generator, banks. Controls go on from a state that lacks one part, and must end otherwise. Processes come out
+of a server that has imported the libraries and done nothing else. Writes benchmarks/results/kill.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from safetensors import safe_open
+
+from advunlearn.checkpoint import STATE
+from advunlearn.cli import main as advunlearn
+from advunlearn.configfile import NAME as CONFIG
+from advunlearn.files import PARTIAL
+from advunlearn.runfolder import DONE, LOG, LOSS, SAMPLES
+
+FLAGS = (
+    "--iterations 12 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --bank-trajectories 4 "
+    "--bank-retain-trajectories 4 --bank-sampling-steps 4 --bank-reuse 0.5 --checkpoint-every 2 --sample-every 5 "
+    "--device cpu"
+)
+PRELOAD = [
+    "advunlearn.commands", "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_tiny",
+    "diffusers.models.autoencoders.autoencoder_kl", "diffusers.schedulers.scheduling_ddim",
+    "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
+]  # fmt: skip
+State = dict[str, Any]
+
+
+def quietly(argv: list[str]) -> None:
+    """Run the command line in this process."""
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        os._exit(advunlearn(argv))  # without waiting for anything, so that its end is when it returns
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def start(folder: pathlib.Path, resume: bool = False) -> Any:
+    """Start the run in a process of its own."""
+    how = ["--resume"] if resume else FLAGS.split()
+    process = CONTEXT.Process(target=quietly, args=(["train", "--out", str(folder), *how],))
+    process.start()
+    return process
+
+
+def finish(folder: pathlib.Path, resume: bool) -> None:
+    """Run to the end."""
+    process = start(folder, resume)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the run in {folder} ended with {process.exitcode}")
+
+
+def watch(process: Any, until: Callable[[], bool]) -> bool:
+    """Wait for something; return False when the process ended before."""
+    while process.is_alive():
+        if until():
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def writing(folder: pathlib.Path) -> bool:
+    """Return whether a file is being written."""
+    return any(name.endswith(PARTIAL) for _, _, names in os.walk(folder) for name in names)
+
+
+def kill_at(folder: pathlib.Path, delay: float, while_writing: bool) -> bool:
+    """Start a run and kill it so long after its first sign; return False when it was over before."""
+    process = start(folder)
+    watch(process, (folder / CONFIG).exists)
+    end = time.perf_counter() + delay
+    alive = watch(process, lambda: time.perf_counter() >= end and (not while_writing or writing(folder)))
+    process.kill()
+    process.join()
+    return alive and process.exitcode == -9
+
+
+def load_state(folder: pathlib.Path) -> State | None:
+    """Return the state in a folder, if there is one."""
+    path = folder / STATE
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of nested tensors and plain values."""
+    total = hashlib.sha256()
+
+    def add(item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            total.update(f"{item.dtype}{tuple(item.shape)}".encode() + item.contiguous().numpy().tobytes())
+        elif isinstance(item, dict):
+            for key in sorted(item, key=str):
+                total.update(str(key).encode())
+                add(item[key])
+        elif isinstance(item, list | tuple):
+            for inner in item:
+                add(inner)
+        else:
+            total.update(repr(item).encode())
+
+    add(value)
+    return total.hexdigest()
+
+
+def outcome(folder: pathlib.Path) -> dict[str, str]:
+    """Return a digest of each thing that a run leaves, without what tells when and where it ran."""
+    state = load_state(folder)
+    assert state is not None
+    with safe_open(folder / "encoder.safetensors", "pt") as file:
+        weights, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    done = json.loads((folder / DONE).read_text())
+    parts = {
+        "weights": weights, "metadata": metadata, "losses": [done["losses"], done["config"], state["history"]],
+        "log": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+        "loss picture": (folder / LOSS).read_text(),
+        "samples": {p.name: p.read_bytes() for p in (folder / SAMPLES).iterdir()},
+        "optimiser": state["adam"], "parameters": state["parameters"], "generators": state["generators"],
+        "counters": state["counters"], "bank": torch.load(folder / state["bank"], weights_only=True),
+        "files": sorted(p.name for p in folder.iterdir() if not p.name.startswith("bank-")),
+    }  # fmt: skip
+    return {name: digest(part) for name, part in parts.items()}
+
+
+def differing(folder: pathlib.Path, whole: dict[str, str]) -> list[str]:
+    """Return what came out otherwise than in the run that was left alone."""
+    return [name for name, value in outcome(folder).items() if value != whole[name]]
+
+
+def trial(folder: pathlib.Path, delay: float, while_writing: bool, whole: dict[str, str]) -> dict[str, Any] | None:
+    """Kill a run once, go on with it, and compare; None when it was over before it was killed."""
+    if not kill_at(folder, delay, while_writing):
+        return None
+    state, log = load_state(folder), folder / LOG
+    row = {
+        "seconds": round(delay, 3), "aimed_at": "a write" if while_writing else "any moment",
+        "half_written": sorted(str(p.relative_to(folder)) for p in folder.rglob("*" + PARTIAL)),
+        "logged": len(log.read_text().splitlines()) if log.exists() else 0,
+        "kept": len(state["history"]) if state else None,
+    }  # fmt: skip
+    finish(folder, state is not None)
+    different = differing(folder, whole)
+    return row | {"different": different, "identical": not different}
+
+
+def fresh_generators(state: State) -> None:
+    generator = torch.Generator().manual_seed(state["settings"]["train"]["seed"])
+    state["generators"] = [generator.get_state() for _ in state["generators"]]
+
+
+def fresh_moments(state: State) -> None:
+    for moments in state["adam"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name].zero_()
+
+
+def fresh_counters(state: State) -> None:
+    for counters in state["counters"].values():
+        counters["draws"] = 0
+
+
+CONTROLS: dict[str, Callable[[State], None]] = {
+    "the generator begins anew": fresh_generators,
+    "Adam's moments begin anew": fresh_moments,
+    "the banks' draws are counted anew": fresh_counters,
+}
+
+
+def controls(folder: pathlib.Path, whole: dict[str, str]) -> list[dict[str, Any]]:
+    """Go on from one state as it is, which must end the same, and from ones that lack a part, which must not."""
+    cut = folder / "cut"
+    process = start(cut)
+    watch(process, lambda: (cut / LOG).exists() and len((cut / LOG).read_text().splitlines()) >= 5)
+    process.kill()
+    process.join()
+    rows = []
+    for name, damage in {"as it is": lambda state: None, **CONTROLS}.items():
+        copy = folder / name.replace(" ", "-")
+        shutil.copytree(cut, copy)
+        state = load_state(copy)
+        assert state is not None
+        damage(state)
+        torch.save(state, copy / STATE)
+        finish(copy, resume=True)
+        rows.append({"state": name, "kept": len(state["history"]), "different": differing(copy, whole)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    draw = random.Random(args.seed)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        process = start(folder / "whole")
+        watch(process, (folder / "whole" / CONFIG).exists)
+        begin = time.perf_counter()
+        process.join()
+        length = time.perf_counter() - begin
+        whole = outcome(folder / "whole")
+        finish(folder / "again", resume=False)
+        assert not differing(folder / "again", whole), "two runs that were left alone differ: nothing can be said"
+        shutil.rmtree(folder / "again")
+        while len(rows) < args.trials:
+            place = folder / "killed"
+            row = trial(place, draw.uniform(0, length), len(rows) % 2 == 1, whole)
+            if row:
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+            else:
+                length *= 0.95  # the machine has become quicker
+            shutil.rmtree(place)
+        checked = controls(folder, whole)
+    report = {
+        "command": " ".join(["benchmarks/kill.py", *sys.argv[1:]]), "flags": FLAGS,
+        "identical": sum(row["identical"] for row in rows), "trials": len(rows),
+        "while_writing": sum(bool(row["half_written"]) for row in rows), "rows": rows, "controls": checked,
+    }  # fmt: skip
+    out = ROOT / "benchmarks" / "results" / "kill.json"
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in report.items() if k not in ("rows", "controls", "flags")}))
+    if report["identical"] < len(rows) or checked[0]["different"] or not all(row["different"] for row in checked[1:]):
+        sys.exit("a run that went on ended otherwise, or a control did not")
+
+
+if __name__ == "__main__":
+    main()
