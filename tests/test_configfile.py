@@ -114,6 +114,8 @@ def test_what_a_file_must_be(
 def other(config: type, field: dataclasses.Field[Any]) -> Any:
     """Return a value that a setting may have and that is not its default."""
     kind = get_type_hints(config)[field.name]
+    if field.name == "position":
+        return "add"  # the only one in the conditioning's space
     if options := choices(config, field.name):
         return options[1]
     if kind is str:

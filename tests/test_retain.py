@@ -7,9 +7,10 @@ import pathlib
 import pytest
 
 from advunlearn import presets, retain
-from advunlearn.cli import build_parser, main
+from advunlearn.cli import build_parser, main, settings
 from advunlearn.commands.runs import retained, run_settings
-from advunlearn.config import ConceptConfig
+from advunlearn.config import ConceptConfig, RunConfig
+from advunlearn.configfile import resolved
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.miniature import captions
 
@@ -60,7 +61,7 @@ def test_the_flags_choose_among_sets_and_files(tmp_path: pathlib.Path) -> None:
 
     def prompts(*flags: str) -> list[str]:
         args = build_parser().parse_args(["train", *flags])
-        return retained(args, run_settings(args)[0])
+        return retained(settings(RunConfig, args), run_settings(args)[0])
 
     assert prompts() == prompts("--retain-set", "miniature") != prompts("--retain-set", "coco")
     assert prompts("--model", "folder") == prompts("--retain-set", "coco") == retain.shipped()
@@ -71,7 +72,8 @@ def test_the_flags_choose_among_sets_and_files(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_bundle_names_several_concepts_that_the_miniature_knows() -> None:
-    args = build_parser().parse_args(["train", "--bundle", "vehicles", "--kind", "object"])
+    parser, argv = build_parser(), ["train", "--bundle", "vehicles", "--kind", "object"]
+    args = resolved(parser.parse_args(argv), parser, argv)
     assert run_settings(args)[0] == ConceptConfig(concept="\n".join(presets.BUNDLES["vehicles"]))
     assert all(name in captions.objects() for names in presets.BUNDLES.values() for name in names)
 

@@ -101,11 +101,12 @@ def others(weights: Weights, base: Weights) -> dict[str, int] | None:
     if not all(outside):
         return None
     both = outside[0] & outside[1]
-    equal = sum(_same_bits(weights.read(name), base.read(name)) for name in both)
+    equal = sum(same_bits(weights.read(name), base.read(name)) for name in both)
     return {"equal": equal, "of": len(outside[0] | outside[1])}
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same dtype, shape and bits, those of NaNs included."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     if not a.dim():

@@ -43,10 +43,13 @@ def require_sd1(weights: Weights) -> None:
         homes, vae = homes_of(weights), any(n.startswith(VAE) for n in weights.names)
         what += "" if homes and vae else " without its text encoder" if not homes else " without its autoencoder"
     elif not what and homes_of(weights):
-        what = "a CLIP text encoder alone: give it where an encoder is asked for, and its model here"
+        what = "a CLIP text encoder alone"
     if what != SD1:
         found = what or f"no Stable Diffusion checkpoint; its first tensor is {min(weights.names, default='nothing')!r}"
-        raise AdvUnlearnError(f"{weights.source} is {found}; --model takes whole Stable Diffusion 1.x checkpoints")
+        hint = ": use the text-to-image model it was made from" if what.startswith(SD1 + " for") else ""
+        raise AdvUnlearnError(
+            f"{weights.source} is {found}; --model takes whole text-to-image checkpoints of Stable Diffusion 1.x{hint}"
+        )
 
 
 def prediction_type(weights: Weights, wanted: str = "auto") -> str:

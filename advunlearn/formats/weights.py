@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -79,7 +80,8 @@ def _unpickled(path: pathlib.Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises is anybody's guess
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        thing = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:) (\S+)", str(error))
+        reason = f"it holds {thing[1]}, which may run code" if thing else "it is damaged, or holds more"
         raise AdvUnlearnError(
             f"{path} cannot be read as weights alone ({reason}); nothing in it was run. "
             "Convert it to safetensors where you trust it"
