@@ -13,30 +13,30 @@ from advunlearn.text_encoder import tokenize
 from advunlearn.trainer import train
 
 B, E, X = 90, 99, 7  # start, end of text, placeholder
-FOUR, ONE = [B, 11, 12, 13, 14, E, E, E, E], [B, 21, E, E, E, E, E, E, E]
+FIVE, ONE = [B, 11, 12, 13, 14, 15, E, E, E], [B, 21, E, E, E, E, E, E, E]
 
 
 @pytest.mark.parametrize(
-    ("position", "four", "one"),
+    ("position", "five", "one"),
     [
-        ("prefix", [B, X, X, 11, 12, 13, 14, E, E], [B, X, X, 21, E, E, E, E, E]),
-        ("suffix", [B, 11, 12, 13, 14, X, X, E, E], [B, 21, X, X, E, E, E, E, E]),
-        ("middle", [B, 11, 12, X, X, 13, 14, E, E], [B, X, X, 21, E, E, E, E, E]),
-        # Behind 4/3 and 8/3 of four tokens; behind 1/3 and 2/3 of one.
-        ("interleaved", [B, 11, X, 12, X, 13, 14, E, E], [B, X, X, 21, E, E, E, E, E]),
+        ("prefix", [B, X, X, 11, 12, 13, 14, 15, E], [B, X, X, 21, E, E, E, E, E]),
+        ("suffix", [B, 11, 12, 13, 14, 15, X, X, E], [B, 21, X, X, E, E, E, E, E]),
+        ("middle", [B, 11, 12, X, X, 13, 14, 15, E], [B, X, X, 21, E, E, E, E, E]),
+        # Behind 5/3 and 10/3 of five tokens; behind 1/3 and 2/3 of one.
+        ("interleaved", [B, 11, X, 12, 13, X, 14, 15, E], [B, X, X, 21, E, E, E, E, E]),
         # Before the first and the fourth token; what is left over stands at the end.
-        ("per_k", [B, X, 11, 12, 13, X, 14, E, E], [B, X, 21, X, E, E, E, E, E]),
+        ("per_k", [B, X, 11, 12, 13, X, 14, 15, E], [B, X, 21, X, E, E, E, E, E]),
     ],
 )
-def test_two_tokens_among_four_and_one(position: str, four: list[int], one: list[int]) -> None:
-    ids, size = torch.tensor([FOUR, ONE]), torch.tensor([4, 1])
+def test_two_tokens_among_five_and_one(position: str, five: list[int], one: list[int]) -> None:
+    ids, size = torch.tensor([FIVE, ONE]), torch.tensor([5, 1])
     longer, places = insert(ids, content_before(size, 2, position, 3), E, X)  # type: ignore[arg-type]
-    assert longer.tolist() == [four, one]
-    assert places.tolist() == [[i for i, token in enumerate(row) if token == X] for row in (four, one)]
+    assert longer.tolist() == [five, one]
+    assert places.tolist() == [[i for i, token in enumerate(row) if token == X] for row in (five, one)]
 
 
 def test_in_place_of_the_content_there_is_nothing_else() -> None:
-    replaced, places = replace_content(torch.tensor([FOUR, ONE]), 2, E, X)
+    replaced, places = replace_content(torch.tensor([FIVE, ONE]), 2, E, X)
     assert replaced.tolist() == [[B, X, X, E, E, E, E, E, E]] * 2 and places.tolist() == [[1, 2]] * 2
 
 
