@@ -15,6 +15,7 @@ from .widgets import advanced, file_name, output, resolution, schema, settings, 
 
 RETAIN = {
     "coco": "objects of COCO: a photo of a <class>",
+    "imagenet": "the thousand classes of ImageNet, likewise",
     "miniature": "what the miniature can draw",
     "none": "nothing",
 }
@@ -65,13 +66,15 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                          "pictures on the node, of the concept and of a retained prompt; 0 for none"),
                 advanced(io.String, "retain_prompts", default="", multiline=True,
                          tooltip="your own retained prompts, one a line, beside those of retain_set"),
-                widget(ConceptConfig, "negative_guidance", fold=True),
+                *(widget(ConceptConfig, n, fold=True) for n in ("negative_guidance", "schedule")),
                 *(widget(TrainConfig, n, fold=True)
-                  for n in ("warmup", "batch", "clean_share", "retain_batch", "trainable", "layers", "checkpointing")),
+                  for n in ("warmup", "batch", "clean_share", "retain_batch", "retain_by", "trainable", "layers",
+                            "final_norm", "checkpointing")),
                 advanced(io.Combo, "dtype", options=[HOSTS_OWN, *DTYPES], tooltip="what the UNet computes in while "
                          f"training: {HOSTS_OWN}, as ComfyUI chose, or another; what trains keeps float32 weights"),
                 *(widget(AttackConfig, n, id="attack_" + n, fold=True)
-                  for n in ("step_size", "update", "tokens", "start", "restarts", "redraw", "radius", "unit")),
+                  for n in ("step_size", "update", "tokens", "position", "per_k", "start", "start_text", "restarts",
+                            "every", "redraw", "radius", "norm", "unit")),
                 *(widget(BankConfig, n, id="bank_" + n, fold=True) for n in BANK),
             ],
             outputs=[
@@ -148,9 +151,6 @@ def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
     from ..advunlearn import retain
     from ..advunlearn.evaluation.cases import retain_prompts
 
-    sets = {
-        "none": list,
-        "coco": lambda: retain.without(retain.shipped(), concept.concept),
-        "miniature": lambda: retain_prompts(concept),
-    }
-    return sets[name]() + [line.strip() for line in own.splitlines() if line.strip()]
+    sets = {"none": list, "miniature": lambda: retain_prompts(concept)}
+    shipped = sets[name]() if name in sets else retain.chosen(concept.names, name)
+    return shipped + [line.strip() for line in own.splitlines() if line.strip()]

@@ -76,7 +76,9 @@ def train_graph(name: str, **changes: object) -> dict:
         "retain_set": "none", "retain_weight": 0.0, "seed": 0, "resolution": 64, "save_name": name,
         "resume": False, "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
         "retain_batch": 2, "trainable": "layers", "layers": 0, "sample_every": 0, "checkpointing": False,
-        "dtype": "default",
+        "dtype": "default", "retain_by": "loss", "final_norm": "auto", "schedule": "mixed",
+        "attack_position": "prefix", "attack_per_k": 3, "attack_start_text": "", "attack_every": 1,
+        "attack_norm": "linf",
         "attack_step_size": 0.5, "attack_update": "sign", "attack_tokens": 2, "attack_start": "token",
         "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "attack_unit": "sigma",
         "bank_trajectories": 8, "bank_retain_trajectories": 8, "bank_sampling_steps": 10, "bank_guidance_scale": 3.0,
@@ -149,7 +151,8 @@ def test_cancel_keeps_the_run_and_resume_ends_bit_for_bit(server: Server, base: 
 
 def test_the_adversarial_modes_run_and_report_their_losses(server: Server) -> None:
     for mode, how in (
-        ("advunlearn", {}), ("fast", {"checkpointing": True}), ("official", {"dtype": "bfloat16"})
+        ("advunlearn", {}), ("fast", {"checkpointing": True, "attack_position": "replace"}),
+        ("official", {"dtype": "bfloat16"}),
     ):  # fmt: skip
         changes = {"mode": mode, "iterations": 4, "retain_set": "miniature", "retain_weight": 1.0, **how}
         report = server.run(train_graph(mode, **changes))["text"]["text"][0]

@@ -71,7 +71,8 @@ def train(iterations: int = 30) -> Graph:
         batch=6, clean_share=0.25, retain_batch=6, trainable="layers", attack_step_size=0.5, attack_update="sign",
         attack_tokens=3, attack_start="token", attack_restarts=3, attack_redraw="step", attack_radius=0.0,
         bank_trajectories=24, bank_retain_trajectories=40, bank_sampling_steps=8, bank_guidance_scale=3.0,
-        checkpointing=False, dtype="default",
+        checkpointing=False, dtype="default", retain_by="loss", final_norm="auto", schedule="mixed",
+        attack_position="prefix", attack_per_k=3, attack_start_text="", attack_every=1, attack_norm="linf",
     )  # fmt: skip
 
 
