@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from .attack_config import DEFAULT_ATTACKS
 from .evaluation import html, pictures
 from .evaluation.evaluate import Measurement
 
@@ -21,10 +22,14 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def table(report: Mapping[str, Any]) -> str:
     """Return a report's counts as columns of text."""
-    heads = ("clean", "routes", "unlearndiffatk", "soft_prefix")
+    heads = {"clean": "asr clean", "routes": "asr routes"} | {a: f"asr {a}" for a in DEFAULT_ATTACKS}
+    for row in report["models"].values():
+        heads |= {"each route" if a == "routes" else a: f"attacks {a} sum" for a in row["attacks"] if f"asr {a}" not in
+                  heads.values() or a == "routes"}  # fmt: skip
     lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{h:>16}" for h in (*heads, "retained"))]
     for name, row in report["models"].items():
-        cells = [f"{c['success']}/{c['total']}" if (c := row["asr"].get(h)) else "-" for h in heads]
+        found = (html.at(row, *where.split()) for where in heads.values())
+        cells = [f"{c['success']}/{c['total']}" if c else "-" for c in found]
         kept = row["utility"].get("retained_accuracy")
         cells.append(f"{kept['correct']}/{kept['total']}" if kept else "-")
         lines.append(f"{name:<24}" + "".join(f"{c:>16}" for c in cells))
