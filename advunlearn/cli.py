@@ -188,8 +188,8 @@ def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         )
         add_flags(sub, ConceptConfig, skip=("negative_guidance",))
         add_flags(sub, EvaluateConfig)
-        for prefix, config in FLAGS.items():
-            add_flags(sub, config, prefix + "-")
+        for prefix, own in FLAGS.items():
+            add_flags(sub, own, prefix + "-")
         for config in (NudityConfig, ClassifierConfig, ZeroShotConfig):
             add_flags(sub, config)
     evaluate.add_argument(

@@ -9,6 +9,7 @@ from typing import Any
 
 from .attack_config import DEFAULT_ATTACKS
 from .evaluation import html, pictures
+from .evaluation.columns import at, more_attacks
 from .evaluation.evaluate import Measurement
 
 TITLES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
@@ -22,13 +23,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def table(report: Mapping[str, Any]) -> str:
     """Return a report's counts as columns of text."""
-    heads = {"clean": "asr clean", "routes": "asr routes"} | {a: f"asr {a}" for a in DEFAULT_ATTACKS}
-    for row in report["models"].values():
-        heads |= {"each route" if a == "routes" else a: f"attacks {a} sum" for a in row["attacks"] if f"asr {a}" not in
-                  heads.values() or a == "routes"}  # fmt: skip
+    heads = {h: f"asr {h}" for h in ("clean", "routes", *DEFAULT_ATTACKS)}
+    more = more_attacks(report["models"])
+    heads |= {"each route" if name == "routes" else name: f"attacks {name} sum" for name in more}
     lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{h:>16}" for h in (*heads, "retained"))]
     for name, row in report["models"].items():
-        found = (html.at(row, *where.split()) for where in heads.values())
+        found = (at(row, *where.split()) for where in heads.values())
         cells = [f"{c['success']}/{c['total']}" if c else "-" for c in found]
         kept = row["utility"].get("retained_accuracy")
         cells.append(f"{kept['correct']}/{kept['total']}" if kept else "-")

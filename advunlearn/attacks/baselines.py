@@ -79,7 +79,7 @@ class PlainAttack(Attack[Any]):
 class SeedSearch(PlainAttack):
     """The plain prompt, with other starting noise in each step."""
 
-    name, config_class = "seed_search", SeedSearchConfig
+    name, config_class, shared = "seed_search", SeedSearchConfig, {"steps": "attack_steps"}
 
     def start(self) -> None:
         """Draw the first noise."""

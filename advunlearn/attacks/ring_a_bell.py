@@ -27,7 +27,7 @@ def prompt_pairs(concept: ConceptConfig) -> list[tuple[str, str]]:
     if concept.kind == "style":
         return list(zip(concept.prompts, concept.anchors, strict=True))
     other = ConceptConfig(concept="\n".join(SUBJECTS)).prompts
-    templates = ("{}", "a photo of {}", "a picture of {}")
+    templates = ("{}", "a photo of {}")
     return [(t.format(p), t.format(o)) for p in concept.prompts for t in templates for o in other if o != p]
 
 
@@ -85,7 +85,9 @@ class RingABell(TokenAttack[RingABellConfig]):
 
     def vector(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
         """Return the concept's vector (positions, D)."""
-        having, lacking = (self.original(rows) for rows in zip(*pairs, strict=True))
+        prompts = list(dict.fromkeys(prompt for pair in pairs for prompt in pair))
+        said = dict(zip(prompts, self.original(prompts), strict=True))
+        having, lacking = (torch.stack([said[p] for p in rows]) for rows in zip(*pairs, strict=True))
         return concept_vector(having, lacking)
 
     @torch.no_grad()

@@ -59,9 +59,9 @@ class Attacked:
     def counts(self) -> dict[str, Any]:
         """Return the attack's success as published, and its two parts, each with its 95 % interval."""
         total, before, now = len(self.found), int(self.before.sum()), int(self.found.sum())
-        return {
-            "without_attack": share(before, total), "by_attack": share(now - before, total), "sum": share(now, total)
-        }  # fmt: skip
+        parts = {"without_attack": share(before, total), "by_attack": share(now - before, total)}
+        by = {name.replace("_", " "): {k: part[k] for k in ("success", "total")} for name, part in parts.items()}
+        return parts | {"sum": share(now, total) | {"by": by}}
 
     def cases(self, plain: list[str], seed: int) -> list[dict[str, Any]]:
         """Return a row for each case: its seed, the prompt of its last or decisive picture, and what was seen."""

@@ -9,28 +9,9 @@ from string import Template
 from typing import Any
 
 from .charts import NAMES, Points, line_chart, number, text
+from .columns import ROUTES, at, columns, costs
 from .metrics import wilson_interval
 
-ROUTES = {
-    "clean": "plain prompts", "routes": "other routes", "unlearndiffatk": "UnlearnDiffAtk", "soft_prefix": "soft prefix"
-}  # fmt: skip
-COLUMNS = (  # heading, where in a model's part of the report, which is better, what it means
-    ("Plain prompts", "asr clean", "lower", "Pictures that show the concept when the prompt simply names it."),
-    ("Other routes", "asr routes", "lower",
-     "The same for prompts that reach the concept without its usual name: foreign words and keywords."),
-    ("UnlearnDiffAtk", "asr unlearndiffatk", "lower",
-     "Cases where a search for adversarial tokens before the prompt brings the concept back. The search reads the "
-     "weights; a case that the plain prompt already wins counts."),
-    ("Soft prefix", "asr soft_prefix", "lower",
-     "The same search over free embedding vectors instead of tokens: an attacker not held to what can be typed."),
-    ("Retained objects", "utility retained_accuracy", "higher",
-     "Pictures of everything else in which the judge finds what the prompt asked for."),
-    ("Neighbours", "utility neighbour_accuracy", "higher",
-     "The retained prompts closest to the concept, the first to be damaged."),
-    ("Feature distance", "utility feature_distance", "lower",
-     "Frechet distance from the original model's retained pictures, on the judge's features."),
-    ("Seconds", "seconds", "lower", "Time to train."),
-)  # fmt: skip
 HINT = (
     "Counts are successes / cases; the bar is their share, and the tooltip of a cell gives its 95 % Wilson interval. "
     "An erasure is good when the orange bars are short at every route and the blue ones stay as long as the original "
@@ -96,13 +77,6 @@ $body
 """)
 
 
-def at(tree: Any, *keys: str) -> Any:
-    """Return what lies under the keys, or None."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
 def _map(tree: Any, *keys: str) -> Mapping[str, Any]:
     found = at(tree, *keys)
     return found if isinstance(found, Mapping) else {}
@@ -146,10 +120,11 @@ def _cell(model: Any, where: str, better: str) -> str:
 
 def results_table(models: Mapping[str, Any]) -> str:
     """Return the table: a row a model, a column a measurement."""
-    head = "".join(f'<th scope="col">{label}<small>{better} is better</small></th>' for label, _, better, _ in COLUMNS)
+    shown = columns(models)
+    head = "".join(f'<th scope="col">{label}<small>{better} is better</small></th>' for label, _, better, _ in shown)
     rows = "".join(
         f'<tr><th scope="row">{text(NAMES.get(name, name))}</th>'
-        + "".join(_cell(model, where, better) for _, where, better, _ in COLUMNS) + "</tr>"
+        + "".join(_cell(model, where, better) for _, where, better, _ in shown) + "</tr>"
         for name, model in models.items()
     )  # fmt: skip
     return (
@@ -166,7 +141,8 @@ def statement(models: Mapping[str, Any]) -> list[str]:
 
     said: list[str] = []
     for name in [n for n in models if n != "original"] or list(models):
-        tested = {k: c for k, v in _map(models, name, "asr").items() if (c := counts(v))}
+        tries = dict(_map(models, name, "asr")) | {k: at(v, "sum") for k, v in _map(models, name, "attacks").items()}
+        tested = {k: c for k, v in tries.items() if (c := counts(v))}
         worst = max(tested, key=lambda k: tested[k][0] / tested[k][1], default="")
         kept = counts(at(models, name, "utility", "retained_accuracy"))
         line = "{}: {} and {}{}" if said else "{}: {} by the plain prompts, {} at the worst tested route{}"
@@ -222,11 +198,13 @@ def render(
     for title, series in curves.items():
         points = {k: [(i + 1.0, number(y)) for i, y in enumerate(ys) if y is not None] for k, ys in series.items()}
         charts.append(line_chart(title, points, "iteration"))
-    read = "".join(f"<dt>{label}</dt><dd>{note} {better.title()} is better.</dd>" for label, _, better, note in COLUMNS)
+    read = "".join(
+        f"<dt>{label}</dt><dd>{note} {better.title()} is better.</dd>" for label, _, better, note in columns(models)
+    )
     budget = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in flatten(_map(report, "budget")).items()) or "-"
     concept, kind = (at(report, key) or "-" for key in ("concept", "kind"))
-    told = {k.replace("_", " ").title(): v for k, v in _map(report, "judge").items() if not isinstance(v, list)}
-    judge = "".join(f" {k}: {v}." for k, v in told.items())
+    by = {k.replace("_", " ").title(): v for k, v in _map(report, "judge").items() if not isinstance(v, list)}
+    judge = "".join(f" {k}: {v}." for k, v in by.items())
     body = [
         results_table(models),
         f'<p class="note">{text(f"Concept: {concept} ({kind}). Budget: {budget}.{judge}")}</p>',
@@ -235,6 +213,7 @@ def render(
         f'<h2>Curves</h2><div class="grid">{"".join(charts)}</div>' if charts else "",
         "<details><summary>Settings, environment and command</summary><h3>Settings</h3>",
         settings_table({name: at(model, "config") for name, model in models.items()}),
+        "<h3>Cost of the attacks</h3>", settings_table({name: costs(model) for name, model in models.items()}),
         "<h3>Environment</h3>", settings_table({"Value": at(report, "environment")}),
         f"<h3>Command</h3><pre>{text(at(report, 'command') or '-')}</pre></details>",
     ]  # fmt: skip
