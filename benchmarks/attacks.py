@@ -58,7 +58,8 @@ def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, args: argp
     if not path.exists():
         recipe = RECIPES[name]
         recipe = replace(recipe, train=replace(recipe.train, iterations=args.iterations))
-        trained = train_all(model, concept, {name: recipe}, BankConfig(), args.train_seed)
+        bank = BankConfig(trajectories=args.trajectories, retain_trajectories=2 * args.trajectories)
+        trained = train_all(model, concept, {name: recipe}, bank, args.train_seed)
         save_encoder(path, trained[name][0].encoder, {})
     return load_encoder(str(path), model.text_encoder)[0]
 
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())
     config = EvaluateConfig(
         cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_every,
-        attack_tokens=args.attack_tokens, restarts=args.restarts, seed=args.eval_seed, repeats=0,
+        attack_tokens=args.attack_tokens, sampling_steps=args.sampling_steps, restarts=args.restarts,
+        seed=args.eval_seed, repeats=0,
     )  # fmt: skip
     given = {
         "ring_a_bell": {"population": args.population, "positions": args.positions},
@@ -134,12 +136,14 @@ def main() -> None:
     parser.add_argument("--attack-steps", type=int, default=40)
     parser.add_argument("--attack-every", type=int, default=10)
     parser.add_argument("--attack-tokens", type=int, default=5)
+    parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--restarts", type=int, default=1)
     parser.add_argument("--population", type=int, default=40, help="of Ring-A-Bell")
     parser.add_argument("--positions", type=int, default=12, help="that Ring-A-Bell compares")
     parser.add_argument("--candidates", type=int, default=32, help="of MMA")
     parser.add_argument("--batch", type=int, default=16, help="of concept inversion")
     parser.add_argument("--iterations", type=int, default=200, help="of training")
+    parser.add_argument("--trajectories", type=int, default=BankConfig().trajectories, help="of the training bank")
     parser.add_argument("--train-seed", type=int, default=0)
     parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
     parser.add_argument("--threads", type=int, default=1)
