@@ -403,6 +403,7 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
     assert measured.attacks["random_prefix"]["forwards"]["looks"] == 4 * 6 * 2  # rows, sampling steps, guidance
     # A church by its German name is a church still.
     assert measured.attacks["routes"]["by_attack"]["success"] == 2
+    assert measured.asr_by_budget["routes"] == [[0, 0], [1, 2], [2, 2]]
     assert measured.prompts["routes"][0]["prompt"] == "a kirche" and "routes" not in measured.asr
     assert measured.embeddings["cce"].shape == (1, 192)
 

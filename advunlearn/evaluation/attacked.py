@@ -64,7 +64,7 @@ class Attacked:
         return parts | {"sum": share(now, total) | {"by": by}}
 
     def cases(self, plain: list[str], seed: int) -> list[dict[str, Any]]:
-        """Return a row for each case: its seed, the prompt of its last or decisive picture, and what was seen."""
+        """Return a row for each case: its seed, the prompt that brought it back or the plain one, and the outcome."""
         return [
             {"case": case, "seed": seed, "prompt": prompt, "success": bool(self.found[case]),
              "without_attack": bool(self.before[case])} | self.won.get(case, {})

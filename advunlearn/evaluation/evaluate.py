@@ -136,13 +136,14 @@ class Evaluator:
 
         As published, success = (found without attack + found by attack) / cases; `before_attack` is the first part.
         """
-        settings = attack_settings(name, self.config, self.given.get(name))
+        every_route = {"steps": len(self.routes)} if name == "routes" else {}
+        settings = attack_settings(name, self.config, {**every_route, **self.given.get(name, {})})
         run, looks = Attacked(self.hits(clean), clean.clone(), self.config.restarts), 0
-        denoisers = [counting(d) for d in (subject.denoiser, self.original.denoiser, subject.denoiser)]
-        drawn = replace(subject, denoiser=denoisers[2])
+        searched, asked, looked = (counting(d) for d in (subject.denoiser, self.original.denoiser, subject.denoiser))
+        drawn = replace(subject, denoiser=looked)
         if len(run.rows) and settings.steps:
-            scene = self.scene(replace(subject, denoiser=denoisers[0]), run.rows)
-            scene = replace(scene, original=replace(scene.original, denoiser=denoisers[1]))
+            scene = self.scene(replace(subject, denoiser=searched), run.rows)
+            scene = replace(scene, original=replace(scene.original, denoiser=asked))
             run.began = time.perf_counter()
             attack = make_attack(name, scene, settings, self.config.seed)
             every = 1 if attack.looks_at_every_step else self.config.attack_every
@@ -161,7 +162,7 @@ class Evaluator:
         self.note(name, run, out)
         out.attacks[name] = run.counts() | {
             "steps": run.curve[-1][0], "looks": looks, "settings": settings.to_dict(),
-            "forwards": {"attack": denoisers[0].forwards + denoisers[1].forwards, "looks": denoisers[2].forwards},
+            "forwards": {"attack": searched.forwards + asked.forwards, "looks": looked.forwards},
         }  # fmt: skip
 
     def look_at(self, subject: Subject, attack: Attack[Any], run: Attacked, step: int) -> None:
