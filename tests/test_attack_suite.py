@@ -222,6 +222,17 @@ def test_places_are_encoded_as_typed_tokens(scene: Scene) -> None:
     assert torch.allclose(short, conditioning[:, :4], atol=1e-5)  # the encoder is causal
 
 
+def test_every_seed_and_every_prefix_is_another(scene: Scene) -> None:
+    seeds = make_attack("seed_search", scene, attack_settings("seed_search", EvaluateConfig()), 1)
+    prefixes = make_attack("random_prefix", scene, attack_settings("random_prefix", EvaluateConfig()), 1)
+    noise, texts = [], []
+    for _ in range(3):
+        noise.append(str(seeds.found().noise))
+        texts.append(prefixes.texts()[0]["prompt"])
+        seeds.step(), prefixes.step()
+    assert len(set(noise)) == len(set(texts)) == 3
+
+
 def test_p4d_k_puts_a_token_in_front_of_every_third(scene: Scene) -> None:
     attack, _ = attacked("p4d_k", scene, steps=1)
     places = attack.slots.at.tolist()  # type: ignore[attr-defined]
