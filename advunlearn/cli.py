@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from . import __version__, configfile
+from .attack_config import ATTACK_NAMES, DEFAULT_ATTACKS, FLAGS
 from .config import (
     CONVERSIONS,
     DEMO_BUDGET,
@@ -211,7 +212,11 @@ def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     attack = command("attack", "search prompts that bring the concept back", "attack")
     attack.add_argument("--encoder", metavar="FILE", help="the encoder to attack (default: the model's own)")
     attack.add_argument("--unet", metavar="PATH", help=UNET)
-    attack.add_argument("--method", choices=("unlearndiffatk", "soft_prefix"), default="unlearndiffatk")
+    attack.add_argument("--method", choices=ATTACK_NAMES, default=DEFAULT_ATTACKS[0], help="(default: %(default)s)")
+    evaluate.add_argument(
+        "--attacks", nargs="+", choices=(*ATTACK_NAMES, "all"), default=DEFAULT_ATTACKS, metavar="NAME",
+        help=f"all, or some of {', '.join(ATTACK_NAMES)} (default: {' '.join(DEFAULT_ATTACKS)})",
+    )  # fmt: skip
     for sub in (evaluate, attack):
         sub.add_argument(
             "--judge",
@@ -224,8 +229,15 @@ def _add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
             metavar="FILE",
             help="prompts that ask for the concept, one a line, in place of those made from its name",
         )
+        sub.add_argument(
+            "--routes",
+            metavar="FILE",
+            help="the concept's other names, one a line, for the attack of that name (default: those that are shipped)",
+        )
         add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
         add_flags(sub, EvaluateConfig)
+        for prefix, own in FLAGS.items():
+            add_flags(sub, own, prefix + "-")
         for config in (NudityConfig, ClassifierConfig, ZeroShotConfig):
             add_flags(sub, config)
     evaluate.add_argument(

@@ -130,7 +130,7 @@ def study(
         if on_measure is not None:
             evaluator.on_progress = on_measure(name)
         measured = evaluator.measure(subject)
-        row = measured.to_dict() | {"seconds": 0.0, "config": {}}
+        row = measured.row() | {"seconds": 0.0, "config": {}}
         if name in trained:
             result, seconds = trained[name]
             recipe = recipes[name]

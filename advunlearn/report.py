@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from .attack_config import DEFAULT_ATTACKS
 from .evaluation import html, pictures
+from .evaluation.columns import at, more_attacks
 from .evaluation.evaluate import Measurement
 from .files import write_atomic
 
@@ -22,10 +24,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def table(report: Mapping[str, Any]) -> str:
     """Return a report's counts as columns of text."""
-    heads = ("clean", "routes", "unlearndiffatk", "soft_prefix")
+    heads = {h: f"asr {h}" for h in ("clean", "routes", *DEFAULT_ATTACKS)}
+    more = more_attacks(report["models"])
+    heads |= {"each route" if name == "routes" else name: f"attacks {name} sum" for name in more}
     lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{h:>16}" for h in (*heads, "retained"))]
     for name, row in report["models"].items():
-        cells = [f"{c['success']}/{c['total']}" if (c := row["asr"].get(h)) else "-" for h in heads]
+        found = (at(row, *where.split()) for where in heads.values())
+        cells = [f"{c['success']}/{c['total']}" if c else "-" for c in found]
         kept = row["utility"].get("retained_accuracy")
         cells.append(f"{kept['correct']}/{kept['total']}" if kept else "-")
         lines.append(f"{name:<24}" + "".join(f"{c:>16}" for c in cells))

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from advunlearn.attacks.base import Scene, Target
 from advunlearn.attacks.pgd import pgd, starting_point
 from advunlearn.attacks.projections import project_linf, project_simplex
 from advunlearn.attacks.prompt import attack_prompt
-from advunlearn.attacks.unlearndiffatk import (
-    SoftSearch,
-    Target,
-    TokenSearch,
-    conditioning,
-    search_vocabulary,
-    unlearndiffatk,
-)
+from advunlearn.attacks.registry import attack_settings, make_attack
+from advunlearn.attacks.searches import SoftSearch
+from advunlearn.attacks.unlearndiffatk import SoftPrefix, UnlearnDiffAtk
+from advunlearn.attacks.vocabulary import search_vocabulary
 from advunlearn.config import AttackConfig, EvaluateConfig
 from advunlearn.models import TextToImage
 from advunlearn.sampling import ddim_sample
@@ -119,18 +118,18 @@ def test_gradient_to_the_prefix_agrees_with_finite_differences(model: TextToImag
     assert (analytic - numeric).abs() / numeric.abs() < 1e-4
 
 
-def target_of(model: TextToImage, count: int) -> Target:
+def scene_of(model: TextToImage, count: int) -> Scene:
     g = torch.Generator().manual_seed(0)
     ids = tokenize(model.tokenizer, ["a dog"] * count)
-    return Target(ids, torch.randn(count, *model.denoiser.latent_shape, generator=g), model.tokenizer.eos_token_id)
+    x_0 = torch.randn(count, *model.denoiser.latent_shape, generator=g)
+    target = Target(ids, x_0, model.tokenizer.eos_token_id)
+    return Scene(model.denoiser, model.text_encoder, model.tokenizer, ["a dog"] * count, target)
 
 
-def make_search(model: TextToImage, kind: str, count: int = 3) -> TokenSearch | SoftSearch:
-    table, vocabulary = embedding_table(model.text_encoder), search_vocabulary(model.tokenizer)
-    g = torch.Generator().manual_seed(1)
-    if kind == "tokens":
-        return TokenSearch(table, vocabulary, count, 2, g)
-    return SoftSearch(table, vocabulary, count, 2, g, radius=0.5 * table.std().item())
+def attack_on(scene: Scene, name: str, **given: float) -> UnlearnDiffAtk | SoftPrefix:
+    attack = make_attack(name, scene, attack_settings(name, EvaluateConfig(), given), 1)
+    assert isinstance(attack, UnlearnDiffAtk | SoftPrefix)
+    return attack
 
 
 def test_the_vocabulary_leaves_out_special_tokens_and_bytes(model: TextToImage) -> None:
@@ -138,57 +137,46 @@ def test_the_vocabulary_leaves_out_special_tokens_and_bytes(model: TextToImage) 
     assert "church</w>" in words and "<|endoftext|>" not in words and min(map(len, words)) > 1
 
 
-@pytest.mark.parametrize("kind", ["tokens", "soft"])
-def test_searches_stay_in_their_sets(model: TextToImage, kind: str) -> None:
-    search, target = make_search(model, kind), target_of(model, 3)
-    before = search.found().clone()
-    lr = 0.3 if kind == "tokens" else 0.3 * embedding_table(model.text_encoder).std().item()
+@pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix"])
+def test_searches_stay_in_their_sets(model: TextToImage, name: str) -> None:
+    table = embedding_table(model.text_encoder)
     with frozen(model.text_encoder, model.denoiser.unet):
-        losses = unlearndiffatk(
-            model.denoiser,
-            model.text_encoder,
-            target,
-            search,
-            steps=4,
-            lr=lr,
-            generator=torch.Generator().manual_seed(2),
-        )
-    assert len(losses) == 4
-    assert not torch.equal(search.found(), before)
-    if isinstance(search, TokenSearch):
-        w = search.parameter.detach()
+        more = {"radius": 0.5} if name == "soft_prefix" else {}
+        attack = attack_on(scene_of(model, 3), name, steps=4, tokens=2, lr=0.3, **more)
+        before = attack.search.found().clone()
+        assert len(attack.run()) == 4
+    assert not torch.equal(attack.search.found(), before)
+    if isinstance(attack, UnlearnDiffAtk):
+        w = attack.search.parameter.detach()
         assert (w >= 0).all() and torch.allclose(w.sum(-1), torch.ones(3, 2), atol=1e-5)
-        assert torch.equal(search.found(), embedding_table(model.text_encoder)[search.token_ids()])
+        assert torch.equal(attack.search.found(), table[attack.search.token_ids()])
     else:
-        assert (search.found() - search.centre).abs().max() <= search.radius + 1e-6
+        assert isinstance(attack.search, SoftSearch)
+        assert attack.search.radius == pytest.approx(0.5 * table.std().item())
+        assert (attack.search.found() - attack.search.centre).abs().max() <= attack.search.radius + 1e-6
 
 
-@pytest.mark.parametrize("kind", ["tokens", "soft"])
-def test_attacking_in_parts_is_attacking_at_once(model: TextToImage, kind: str) -> None:
+@pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix"])
+def test_attacking_in_parts_is_attacking_at_once(model: TextToImage, name: str) -> None:
     found = []
     for chunk in (64, 2):
-        search = make_search(model, kind)
         with frozen(model.text_encoder, model.denoiser.unet):
-            unlearndiffatk(
-                model.denoiser, model.text_encoder, target_of(model, 3), search,
-                steps=2, lr=0.01, generator=torch.Generator().manual_seed(2), chunk=chunk,
-            )  # fmt: skip
-        found.append(search.parameter.detach())
+            attack = attack_on(scene_of(model, 3), name, steps=2, tokens=2, lr=0.01)
+            attack.chunk = chunk
+            attack.run()
+        found.append(attack.search.parameter.detach())
     assert torch.allclose(*found, atol=1e-5)
 
 
 def test_attack_brings_the_target_nearer(model: TextToImage) -> None:
     """A dog's prompt, attacked towards pictures of a church, must lose more than a random prefix does."""
     g, count = torch.Generator().manual_seed(3), 6
-    table = embedding_table(model.text_encoder)
-    from advunlearn.sampling import ddim_sample
-
     noise = torch.randn(count, *model.denoiser.latent_shape, generator=g)
     church = ddim_sample(model.denoiser, model.encode(["a church"] * count), model.encode([""]), noise, 10, 3.0)
     target = Target(tokenize(model.tokenizer, ["a dog"] * count), church, model.tokenizer.eos_token_id)
-    search = SoftSearch(table, search_vocabulary(model.tokenizer), count, 3, g, radius=3 * table.std().item())
+    attack = attack_on(replace(scene_of(model, count), target=target), "soft_prefix", steps=25, tokens=3, radius=3.0)
 
-    def mean_loss(prefix: Tensor) -> float:
+    def mean_loss() -> float:
         h, total = torch.Generator().manual_seed(9), 0.0
         with torch.no_grad():
             for t in range(100, 900, 100):
@@ -196,17 +184,15 @@ def test_attack_brings_the_target_nearer(model: TextToImage) -> None:
                 a = model.denoiser.alphas_cumprod[t]
                 eps = model.denoiser.noise_pred(
                     a.sqrt() * church + (1 - a).sqrt() * z, torch.full((count,), t),
-                    conditioning(model.text_encoder, target, prefix),
+                    attack.found().conditioning,
                 )  # fmt: skip
                 total += (eps - z).square().mean().item() / 8
         return total
 
-    before = mean_loss(search.found())
+    before = mean_loss()
     with frozen(model.text_encoder, model.denoiser.unet):
-        unlearndiffatk(
-            model.denoiser, model.text_encoder, target, search, steps=25, lr=0.3 * table.std().item(), generator=g
-        )
-    assert mean_loss(search.found()) < 0.97 * before
+        attack.run()
+    assert mean_loss() < 0.97 * before
 
 
 @pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix"])

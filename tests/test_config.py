@@ -4,11 +4,15 @@ import dataclasses
 
 import pytest
 
+from advunlearn.attacks.registry import ATTACKS
 from advunlearn.cli import build_parser, settings
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig, choices
 from advunlearn.errors import AdvUnlearnError
 
-CONFIGS = (ConceptConfig, AttackConfig, BankConfig, TrainConfig, RunConfig, EvaluateConfig)
+CONFIGS = (
+    ConceptConfig, AttackConfig, BankConfig, TrainConfig, RunConfig, EvaluateConfig,
+    *(kind.config_class for kind in ATTACKS.values()),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -1,1 +1,1 @@
-"""Attacks: the adversary inside training (`pgd`) and the test attack (`unlearndiffatk`)."""
+"""Attacks: the adversary inside training (`pgd`), and the test attacks (`registry` has them by name)."""

@@ -1,41 +1,38 @@
-"""Attack one prompt and say what was found: text for the discrete attack, embeddings for the soft one."""
+"""Attack one prompt and say what was found: text for a discrete attack, embeddings for a continuous one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import EvaluateConfig
+from ..config import ConceptConfig, EvaluateConfig
 from ..denoisers.base import Denoiser, add_noise
+from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
-from ..text_encoder import embedding_table, frozen, tokenize
-from .unlearndiffatk import Target, TokenSearch, conditioning, make_search, search_vocabulary, unlearndiffatk
+from ..text_encoder import frozen, tokenize
+from .base import Original, Scene, Target
+from .registry import attack_settings, make_attack
+from .vocabulary import as_text
 
+__all__ = ["Found", "as_text", "attack_prompt", "compare"]
 DRAWS = 16  # noise levels at which the restarts are compared
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best prefix of an attack."""
+    """The best of an attack's restarts."""
 
     embeddings: Tensor  # (k, D)
-    conditioning: Tensor  # (1, L, D) of prefix and prompt
-    text: str  # the adversarial prompt; of a soft prefix: the prompt alone
-    exact: bool  # whether the text splits into the very tokens found; False for a soft prefix
+    conditioning: Tensor  # (1, L, D) of the whole prompt
+    text: str  # the adversarial prompt; of a continuous attack: the prompt alone
+    exact: bool  # whether the text splits into the very tokens found; False for a continuous attack
     losses: list[float]  # mean over the restarts before each step
-    loss: float  # of the prefix found, at `DRAWS` noise levels
-    loss_before: float  # of the prompt without a prefix, at the same
-
-
-def as_text(tokenizer: Any, ids: Tensor, prompt: str) -> dict[str, Any]:
-    """Return prefix tokens (k,) and a prompt as text; `exact` says whether it splits into those tokens again."""
-    text = f"{tokenizer.decode(ids)} {prompt}"
-    exact = tokenizer(text).input_ids[1:-1] == ids.tolist() + tokenizer(prompt).input_ids[1:-1]
-    return {"prompt": text, "tokens": tokenizer.convert_ids_to_tokens(ids.tolist()), "exact": exact}
+    loss: float  # of what was found, at `DRAWS` noise levels
+    loss_before: float  # of the prompt as it was, at the same
 
 
 @torch.no_grad()
@@ -62,38 +59,48 @@ def attack_prompt(
     restarts: int = 4,
     config: EvaluateConfig | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    original: Original | None = None,
+    concept: ConceptConfig | None = None,
+    routes: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> Found:
-    """Search prefixes that make a prompt draw a picture's content, from several starts side by side; keep the best.
+    """Search a prompt that draws a picture's content, from several starts side by side; keep the best.
 
     Args:
         denoiser, encoder, tokenizer: the attacked model; it is unchanged afterwards.
-        prompt: the prompt that the prefix is put in front of.
+        prompt: the prompt that names the concept.
         x_0: (1, C, h, w) latents of a picture that shows the concept.
-        name: "unlearndiffatk" (discrete) or "soft_prefix".
+        name: one of `ATTACK_NAMES`, but for "seed_search" and "routes", which need a judge.
         restarts: number of starts. Of a discrete attack one whose text splits into its tokens again is preferred.
         config: steps, tokens, learning rates, ball and seed.
         on_step: called after each step with its number and the mean loss; may raise to cancel.
+        original: the model before erasing, for attacks that need it.
+        concept: for attacks that need it.
+        routes: for attacks that need them.
+        given: settings of the attack that go over those of `config`.
+
+    Raises AdvUnlearnError when the attack lacks something that it needs.
     """
     config = config or EvaluateConfig()
+    if name in ("seed_search", "routes"):
+        raise AdvUnlearnError(f"{name} tries what only a judge can tell apart; use it in an evaluation")
     ids = tokenize(tokenizer, [prompt] * restarts).to(denoiser.device)
     target = Target(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
-    search, lr = make_search(name, embedding_table(encoder), search_vocabulary(tokenizer), restarts, config)
+    scene = Scene(
+        denoiser, encoder, tokenizer, [prompt] * restarts, target, original or Original(), concept, list(routes)
+    )  # fmt: skip
     with frozen(encoder, *denoiser.modules()):
-        losses = unlearndiffatk(
-            denoiser, encoder, target, search, steps=config.attack_steps, lr=lr,
-            generator=torch.Generator().manual_seed(config.seed + 1), on_step=on_step,
-        )  # fmt: skip
-        with torch.no_grad():
-            plain = conditioning(encoder, Target(ids[:1], x_0, target.eos), search.found()[:1, :0])
-            contexts = conditioning(encoder, target, search.found())
-        scores = compare(denoiser, torch.cat([plain, contexts]), x_0, torch.Generator().manual_seed(config.seed + 3))
-    texts = [as_text(tokenizer, row, prompt) for row in search.token_ids()] if isinstance(search, TokenSearch) else []
+        attack = make_attack(name, scene, attack_settings(name, config, given), config.seed)
+        losses = attack.run(on_step)
+        found, texts = attack.found(), attack.texts()
+        contexts = torch.cat([scene.encode([prompt]), found.conditioning])
+        scores = compare(denoiser, contexts, x_0, torch.Generator().manual_seed(config.seed + 3))
     ranked = scores[1:].clone()
     if any(t["exact"] for t in texts):
         ranked[[i for i, t in enumerate(texts) if not t["exact"]]] = torch.inf
     best = int(ranked.argmin())
     text, exact = (texts[best]["prompt"], texts[best]["exact"]) if texts else (prompt, False)
     return Found(
-        search.found()[best].detach().clone(), contexts[best : best + 1], text, exact, losses,
+        found.embeddings[best].detach().clone(), found.conditioning[best : best + 1], text, exact, losses,
         float(scores[1 + best]), float(scores[0]),
     )  # fmt: skip

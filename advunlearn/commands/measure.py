@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import pathlib
 from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from .. import report as report_files
+from ..attack_config import ATTACK_NAMES, AttackSettings
+from ..attacks.registry import ATTACKS
 from ..cli import settings
 from ..config import ConceptConfig, EvaluateConfig
 from ..errors import AdvUnlearnError
 from ..evaluation import pictures
 from ..evaluation.evaluate import Evaluator, Subject
+from ..files import write_atomic
 from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, unet_of
 from ..models import TextToImage
 from ..recipes import empty_report
@@ -24,8 +30,26 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
     prompts = lines_of(args.prompts, "prompt")
     retained = lines_of(getattr(args, "retained", None), '"prompt | label"')
+    routes = lines_of(args.routes, "name of the concept")
     model, judge = load_model(args), load_judge(args)
-    return model, Evaluator(model, judge, concept, config, prompts=prompts, retained=retained)
+    return model, Evaluator(
+        model, judge, concept, config,
+        prompts=prompts, retained=retained, routes=routes,
+        given={name: given_settings(kind.config_class, args) for name, kind in ATTACKS.items()},
+    )  # fmt: skip
+
+
+def given_settings(config: type[AttackSettings], args: Namespace) -> dict[str, Any]:
+    """Return the settings of one attack that were given as flags."""
+    start = config.__name__ + "."
+    return {k.removeprefix(start): v for k, v in vars(args).items() if k.startswith(start)}
+
+
+def chosen_attacks(named: Sequence[str], evaluator: Evaluator) -> tuple[str, ...]:
+    """Return the attacks named; of all of them, routes only where the concept has any."""
+    if "all" not in named:
+        return tuple(dict.fromkeys(named))
+    return tuple(name for name in ATTACK_NAMES if name != "routes" or evaluator.routes)
 
 
 def evaluate(args: Namespace) -> None:
@@ -42,9 +66,9 @@ def evaluate(args: Namespace) -> None:
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
     for name, subject in subjects.items():
         bar, evaluator.on_progress = measuring(name)
-        measured[name] = evaluator.measure(subject)
+        measured[name] = evaluator.measure(subject, chosen_attacks(args.attacks, evaluator))
         bar.close()
-        report["models"][name] = measured[name].to_dict() | {"seconds": 0.0, "config": {}}
+        report["models"][name] = measured[name].row() | {"seconds": 0.0, "config": {}}
     report_files.write(folder, report, measured, {})
     finish(args, report, f"{report_files.table(report)}\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
 
@@ -57,13 +81,17 @@ def attack(args: Namespace) -> None:
     measured = evaluator.measure(subject, (args.method,), utility=False)
     bar.close()
     about = {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()} | evaluator.described()
-    result = measured.to_dict() | about
+    result = measured.row() | about
     report_files.write_json(folder / "attack.json", result)
     for what, images in measured.pictures.items():
         (folder / f"{what}.png").write_bytes(pictures.png(pictures.grid(images, 4), 2))
-    hit, before = measured.asr[args.method], measured.asr["clean"]
+    embedding = measured.embeddings.get(args.method)
+    if embedding is not None and not ATTACKS[args.method].discrete:
+        write_atomic(folder / f"{args.method}.safetensors", save({"clip_l": embedding.contiguous()}))
+    hit = measured.attacks[args.method]
     prompts = "".join(f"\n  {p['prompt']}" for p in measured.prompts.get(args.method, [])[:10])
-    finish(args, result, f"{args.method}: {hit['success']} of {hit['total']} (without attack {before['success']}); "
+    finish(args, result, f"{args.method}: {hit['sum']['success']} of {hit['sum']['total']} "
+                         f"(without attack {hit['without_attack']['success']}); "
                          f"wrote {folder / 'attack.json'}{prompts}")  # fmt: skip
 
 

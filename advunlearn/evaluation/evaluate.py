@@ -2,58 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attacks.prompt import as_text
-from ..attacks.unlearndiffatk import Target, TokenSearch, make_search, search_vocabulary, unlearndiffatk
-from ..attacks.unlearndiffatk import conditioning as attacked_conditioning
+from .. import routes as names
+from ..attack_config import DEFAULT_ATTACKS
+from ..attacks.base import Attack, Original, Scene, Target
+from ..attacks.registry import attack_class, attack_settings, make_attack
 from ..config import ConceptConfig, EvaluateConfig
-from ..denoisers.base import Denoiser
+from ..denoisers.counting import counting
+from ..errors import AdvUnlearnError
 from ..judges.base import Judge, Seen
+from ..judges.convnet import ConvJudge
 from ..models import TextToImage
 from ..sampling import batch_of, ddim_sample
-from ..text_encoder import embedding_table, frozen, tokenize
+from ..text_encoder import frozen, tokenize
+from .attacked import Attacked, first_embeddings, pick
 from .cases import Cases, make_cases
+from .measurement import Measurement, Subject
 from .metrics import count, frechet_distance
 
-ATTACKS = ("unlearndiffatk", "soft_prefix")
+ATTACKS = DEFAULT_ATTACKS
 OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: an encoder and a denoiser; the original model's own where they were not trained."""
-
-    encoder: Any
-    denoiser: Denoiser
-
-
-@dataclass
-class Measurement:
-    """The numbers of one subject, as they go into report.json, and the pictures behind them."""
-
-    asr: dict[str, dict[str, Any]] = field(default_factory=dict)
-    asr_by_budget: dict[str, list[list[int]]] = field(default_factory=dict)
-    utility: dict[str, Any] = field(default_factory=dict)
-    pictures: dict[str, Tensor] = field(default_factory=dict)  # "clean", "unlearndiffatk", ...: (n, 3, H, W)
-    prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # adversarial prompts found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON part."""
-        return {
-            "asr": self.asr, "asr_by_budget": self.asr_by_budget, "utility": self.utility, "prompts": self.prompts
-        }  # fmt: skip
+__all__ = ["ATTACKS", "Evaluator", "Measurement", "OnProgress", "Subject"]
 
 
 class Evaluator:
     """The cases, seeds and targets of one concept, drawn once so that every subject meets the same ones.
 
-    `prompts` and `retained` are the user's own lines, see `make_cases`, which also says what is refused.
+    `prompts` and `retained` are the user's own lines, see `make_cases`, which also says what is refused; `routes` are
+    the concept's other names, by default those that the miniature or the library knows; `given` has for an attack's
+    name the settings that go over the shared budget.
     """
 
     shown = 8  # pictures kept for a report
@@ -68,10 +52,14 @@ class Evaluator:
         *,
         prompts: Sequence[str] = (),
         retained: Sequence[str] = (),
+        routes: Sequence[str] = (),
+        given: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.model, self.judge, self.concept, self.config = model, judge, concept, config
         self.on_progress = on_progress or (lambda what, done, total: None)
-        self.own = {"prompts": list(prompts), "retained": list(retained)}
+        self.own = {"prompts": list(prompts), "retained": list(retained), "routes": list(routes)}
+        known = names.of_miniature if isinstance(judge, ConvJudge) else names.shipped
+        self.routes, self.given = list(routes) or known(concept), dict(given or {})
         self.cases: Cases = make_cases(concept, judge, config.cases, config.repeats, prompts, retained)
         self.label = judge.concept_label(concept)
         generator = torch.Generator().manual_seed(config.seed)
@@ -79,7 +67,6 @@ class Evaluator:
         self.noise = torch.randn(config.cases, *shape, generator=generator).to(model.denoiser.device)
         self.retained_noise = torch.randn(len(self.cases.retained), *shape, generator=generator).to(self.noise.device)
         self.original = Subject(model.text_encoder, model.denoiser)
-        self.vocabulary = search_vocabulary(model.tokenizer)
         self._targets: Target | None = None
         self._reference: Tensor | None = None
 
@@ -135,49 +122,73 @@ class Evaluator:
         out.pictures["clean"] = images[: self.shown]
         return images
 
+    def scene(self, subject: Subject, cases: Tensor) -> Scene:
+        """Return what an attack on some cases (n,) is given."""
+        target, rows = self.targets(), cases.tolist()
+        return Scene(
+            subject.denoiser, subject.encoder, self.model.tokenizer, [self.cases.plain[i] for i in rows],
+            target.rows(cases.to(self.noise.device)), Original(self.original.encoder, self.original.denoiser),
+            self.concept, self.routes, target,
+        )  # fmt: skip
+
     def attack(self, subject: Subject, name: str, clean: Tensor, out: Measurement) -> None:
         """Attack the cases that the clean prompt leaves; a case counts once any picture looked at shows the concept.
 
         As published, success = (found without attack + found by attack) / cases; `before_attack` is the first part.
         """
-        config, target = self.config, self.targets()
-        found, best = self.hits(clean), clean.clone()
-        left = (~found).nonzero().flatten()
-        won: dict[int, Tensor] = {}  # case -> the tokens that brought the concept back
-        out.asr[name], curve = count(found) | {"before_attack": int(found.sum())}, [[0, int(found.sum())]]
-        out.asr_by_budget[name], out.pictures[name] = curve, best[: self.shown]
-        if not len(left) or not config.attack_steps:
-            curve.append([config.attack_steps, int(found.sum())])
-            return
-        search, lr = make_search(name, embedding_table(subject.encoder), self.vocabulary, len(left), config)
-        target, noise = Target(target.ids[left], target.x_0[left], target.eos), self.noise[left]
+        every_route = {"steps": len(self.routes)} if name == "routes" else {}
+        settings = attack_settings(name, self.config, {**every_route, **self.given.get(name, {})})
+        run, looks = Attacked(self.hits(clean), clean.clone(), self.config.restarts), 0
+        searched, asked, looked = (counting(d) for d in (subject.denoiser, self.original.denoiser, subject.denoiser))
+        drawn = replace(subject, denoiser=looked)
+        if len(run.rows) and settings.steps:
+            scene = self.scene(replace(subject, denoiser=searched), run.rows)
+            scene = replace(scene, original=replace(scene.original, denoiser=asked))
+            run.began = time.perf_counter()
+            attack = make_attack(name, scene, settings, self.config.seed)
+            every = 1 if attack.looks_at_every_step else self.config.attack_every
 
-        def on_step(step: int, loss: float) -> None:
-            self.on_progress(name, step, config.attack_steps)
-            if step % config.attack_every and step != config.attack_steps:
-                return
-            with torch.no_grad():
-                context = attacked_conditioning(subject.encoder, target, search.found())
-            images = self.pictures(subject, context, noise)
-            new = self.hits(images) & ~found[left]
-            best[left[~found[left]]] = images[~found[left]]
-            if isinstance(search, TokenSearch):
-                ids = search.token_ids()
-                won.update({int(left[i]): ids[i] for i in new.nonzero().flatten().tolist()})
-            found[left[new]] = True
-            curve.append([step, int(found.sum())])
+            def on_step(step: int, loss: float) -> None:
+                nonlocal looks
+                self.on_progress(name, step, attack.steps)
+                if step % every == 0 or step == attack.steps:
+                    looks += 1
+                    self.look_at(drawn, attack, run, step)
 
-        generator = torch.Generator().manual_seed(config.seed + 1)
-        unlearndiffatk(
-            subject.denoiser, subject.encoder, target, search,
-            steps=config.attack_steps, lr=lr, generator=generator, on_step=on_step,
-        )  # fmt: skip
-        out.asr[name] |= count(found)
-        out.pictures[name] = best[: self.shown]
-        if won:
-            out.prompts[name] = [
-                as_text(self.model.tokenizer, ids, self.cases.plain[case]) for case, ids in won.items()
-            ]
+            attack.run(on_step)
+            out.embeddings[name] = first_embeddings(run, attack.found().embeddings)
+        else:
+            run.curve.append([settings.steps, int(run.found.sum())])
+        self.note(name, run, out)
+        out.attacks[name] = run.counts() | {
+            "steps": run.curve[-1][0], "looks": looks, "settings": settings.to_dict(),
+            "forwards": {"attack": searched.forwards + asked.forwards, "looks": looked.forwards},
+        }  # fmt: skip
+
+    def look_at(self, subject: Subject, attack: Attack[Any], run: Attacked, step: int) -> None:
+        """Draw what an attack stands for now and judge it."""
+        began, found = time.perf_counter(), attack.found()
+        at = run.open_rows() if attack.looks_at_every_step else torch.arange(len(run.rows))
+        if len(at):
+            noise = self.noise[run.rows.to(self.noise.device)] if found.noise is None else found.noise
+            images = self.pictures(subject, *pick(at, found.conditioning, noise))
+            new = run.saw(step, images, self.hits(images), at)
+            texts = attack.texts() if new else []
+            for row in new:
+                run.note(row, step, texts[row] if texts else {}, found.embeddings[row])
+        else:
+            run.curve.append([step, int(run.found.sum())])
+        run.looking += time.perf_counter() - began
+
+    def note(self, name: str, run: Attacked, out: Measurement) -> None:
+        """Write down what an attack did. The routes' own key in `asr` is of one route a case, without an attack."""
+        if name != "routes":
+            out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())}
+        out.asr_by_budget[name], out.pictures[name] = run.curve, run.best[: self.shown]
+        out.cases[name], out.seconds[name] = run.cases(self.cases.plain, self.config.seed), run.seconds()
+        texts = [text | {"case": case} for case, text in run.won.items() if "prompt" in text]
+        if texts:
+            out.prompts[name] = texts
 
     def utility(self, subject: Subject, out: Measurement) -> None:
         """Measure what is left of everything else, as far as rows, labels and features allow."""
@@ -210,8 +221,17 @@ class Evaluator:
             out.utility["feature_distance"] = round(frechet_distance(seen.features, self._reference), 4)
 
     def measure(self, subject: Subject, attacks: Sequence[str] = ATTACKS, utility: bool = True) -> Measurement:
-        """Measure a subject: plain prompts, routes, the named test attacks, utility."""
+        """Measure a subject: plain prompts, routes, the named test attacks, utility.
+
+        Raises AdvUnlearnError for an attack that is not known, or for routes where the concept has none.
+        """
         out = Measurement()
+        for name in attacks:
+            attack_class(name)
+        if "routes" in attacks and not self.routes:
+            raise AdvUnlearnError(
+                f"no other name of {self.concept.concept!r} is known; give a file of them, one a line (--routes)"
+            )
         with frozen(subject.encoder, *subject.denoiser.modules()):
             clean = self.plain(subject, out)
             if utility:

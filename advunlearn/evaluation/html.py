@@ -10,27 +10,9 @@ from typing import Any
 
 from .charts import CSS as CHART_CSS
 from .charts import NAMES, Points, line_chart, number, text
+from .columns import ROUTES, at, columns, costs
+from .metrics import wilson_interval
 
-ROUTES = {
-    "clean": "plain prompts", "routes": "other routes", "unlearndiffatk": "UnlearnDiffAtk", "soft_prefix": "soft prefix"
-}  # fmt: skip
-COLUMNS = (  # heading, where in a model's part of the report, which is better, what it means
-    ("Plain prompts", "asr clean", "lower", "Pictures that show the concept when the prompt simply names it."),
-    ("Other routes", "asr routes", "lower",
-     "The same for prompts that reach the concept without its usual name: foreign words and keywords."),
-    ("UnlearnDiffAtk", "asr unlearndiffatk", "lower",
-     "Cases where a search for adversarial tokens before the prompt brings the concept back. The search reads the "
-     "weights; a case that the plain prompt already wins counts."),
-    ("Soft prefix", "asr soft_prefix", "lower",
-     "The same search over free embedding vectors instead of tokens: an attacker not held to what can be typed."),
-    ("Retained objects", "utility retained_accuracy", "higher",
-     "Pictures of everything else in which the judge finds what the prompt asked for."),
-    ("Neighbours", "utility neighbour_accuracy", "higher",
-     "The retained prompts closest to the concept, the first to be damaged."),
-    ("Feature distance", "utility feature_distance", "lower",
-     "Frechet distance from the original model's retained pictures, on the judge's features."),
-    ("Seconds", "seconds", "lower", "Time to train."),
-)  # fmt: skip
 HINT = (
     "Counts are successes / cases; the bar is their share, and the tooltip of a cell gives its 95 % Wilson interval. "
     "An erasure is good when the orange bars are short at every route and the blue ones stay as long as the original "
@@ -92,31 +74,16 @@ $body
 """)
 
 
-def _at(tree: Any, *keys: str) -> Any:
-    """Return what lies under the keys, or None."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
 def _map(tree: Any, *keys: str) -> Mapping[str, Any]:
-    found = _at(tree, *keys)
+    found = at(tree, *keys)
     return found if isinstance(found, Mapping) else {}
 
 
 def counts(cell: Any) -> tuple[int, int] | None:
     """Return (hits, total) of {"success" or "correct": n, "total": N}, or None when there is nothing to show."""
-    hits, total = number(_at(cell, "success")), number(_at(cell, "total"))
-    hits = number(_at(cell, "correct")) if math.isnan(hits) else hits
+    hits, total = number(at(cell, "success")), number(at(cell, "total"))
+    hits = number(at(cell, "correct")) if math.isnan(hits) else hits
     return (int(hits), int(total)) if 0 <= hits <= total and total >= 1 else None
-
-
-def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the score interval of a proportion (Wilson 1927), 95 % by default."""
-    share, scale = hits / total, 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def budget_charts(models: Mapping[str, Any]) -> list[str]:
@@ -126,7 +93,7 @@ def budget_charts(models: Mapping[str, Any]) -> list[str]:
         for attack, rows in _map(model, "asr_by_budget").items():
             pairs = [(number(row[0]), number(row[1])) for row in rows or () if len(row) == 2]
             attacks.setdefault(attack, {})[name] = [p for p in pairs if not math.isnan(p[0])]
-    totals = {a: [number(_at(m, "asr", a, "total")) for m in models.values()] for a in attacks}
+    totals = {a: [number(at(m, "asr", a, "total")) for m in models.values()] for a in attacks}
     return [
         line_chart(f"Concept brought back by {ROUTES.get(a, a)}, cases", series, "attack steps",
                    [0.0, *(t for t in totals[a] if not math.isnan(t))])
@@ -136,7 +103,7 @@ def budget_charts(models: Mapping[str, Any]) -> list[str]:
 
 def _cell(model: Any, where: str, better: str) -> str:
     """Return a table cell: "n / N" over a bar with the interval as its tooltip, or a number, or "-"."""
-    found = _at(model, *where.split())
+    found = at(model, *where.split())
     pair, single = counts(found), number(found)
     if pair is None:
         return "<td>-</td>" if math.isnan(single) else f"<td>{single:.{3 if abs(single) < 1000 else 6}g}</td>"
@@ -150,10 +117,11 @@ def _cell(model: Any, where: str, better: str) -> str:
 
 def results_table(models: Mapping[str, Any]) -> str:
     """Return the table: a row a model, a column a measurement."""
-    head = "".join(f'<th scope="col">{label}<small>{better} is better</small></th>' for label, _, better, _ in COLUMNS)
+    shown = columns(models)
+    head = "".join(f'<th scope="col">{label}<small>{better} is better</small></th>' for label, _, better, _ in shown)
     rows = "".join(
         f'<tr><th scope="row">{text(NAMES.get(name, name))}</th>'
-        + "".join(_cell(model, where, better) for _, where, better, _ in COLUMNS) + "</tr>"
+        + "".join(_cell(model, where, better) for _, where, better, _ in shown) + "</tr>"
         for name, model in models.items()
     )  # fmt: skip
     return (
@@ -170,9 +138,10 @@ def statement(models: Mapping[str, Any]) -> list[str]:
 
     said: list[str] = []
     for name in [n for n in models if n != "original"] or list(models):
-        tested = {k: c for k, v in _map(models, name, "asr").items() if (c := counts(v))}
+        tries = dict(_map(models, name, "asr")) | {k: at(v, "sum") for k, v in _map(models, name, "attacks").items()}
+        tested = {k: c for k, v in tries.items() if (c := counts(v))}
         worst = max(tested, key=lambda k: tested[k][0] / tested[k][1], default="")
-        kept = counts(_at(models, name, "utility", "retained_accuracy"))
+        kept = counts(at(models, name, "utility", "retained_accuracy"))
         line = "{}: {} and {}{}" if said else "{}: {} by the plain prompts, {} at the worst tested route{}"
         line += ("; {}." if said else "; {} retained objects right.") if kept else "."
         route = f" ({ROUTES.get(worst, worst)})" if worst else ""
@@ -226,11 +195,13 @@ def render(
     for title, series in curves.items():
         points = {k: [(i + 1.0, number(y)) for i, y in enumerate(ys) if y is not None] for k, ys in series.items()}
         charts.append(line_chart(title, points, "iteration"))
-    read = "".join(f"<dt>{label}</dt><dd>{note} {better.title()} is better.</dd>" for label, _, better, note in COLUMNS)
+    read = "".join(
+        f"<dt>{label}</dt><dd>{note} {better.title()} is better.</dd>" for label, _, better, note in columns(models)
+    )
     budget = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in flatten(_map(report, "budget")).items()) or "-"
-    concept, kind = (_at(report, key) or "-" for key in ("concept", "kind"))
-    told = {k.replace("_", " ").title(): v for k, v in _map(report, "judge").items() if not isinstance(v, list)}
-    judge = "".join(f" {k}: {v}." for k, v in told.items())
+    concept, kind = (at(report, key) or "-" for key in ("concept", "kind"))
+    by = {k.replace("_", " ").title(): v for k, v in _map(report, "judge").items() if not isinstance(v, list)}
+    judge = "".join(f" {k}: {v}." for k, v in by.items())
     body = [
         results_table(models),
         f'<p class="note">{text(f"Concept: {concept} ({kind}). Budget: {budget}.{judge}")}</p>',
@@ -238,9 +209,10 @@ def render(
         f'<h2>Pictures</h2><div class="grid">{picture_grid(pictures)}</div>' if pictures else "",
         f'<h2>Curves</h2><div class="grid">{"".join(charts)}</div>' if charts else "",
         "<details><summary>Settings, environment and command</summary><h3>Settings</h3>",
-        settings_table({name: _at(model, "config") for name, model in models.items()}),
-        "<h3>Environment</h3>", settings_table({"Value": _at(report, "environment")}),
-        f"<h3>Command</h3><pre>{text(_at(report, 'command') or '-')}</pre></details>",
+        settings_table({name: at(model, "config") for name, model in models.items()}),
+        "<h3>Cost of the attacks</h3>", settings_table({name: costs(model) for name, model in models.items()}),
+        "<h3>Environment</h3>", settings_table({"Value": at(report, "environment")}),
+        f"<h3>Command</h3><pre>{text(at(report, 'command') or '-')}</pre></details>",
     ]  # fmt: skip
     title, said = f"Concept erasure report: {text(concept)}", "<br>".join(map(text, statement(models)))
     return PAGE.substitute(title=title, css=CHART_CSS + CSS, statement=said, body="\n".join(body))

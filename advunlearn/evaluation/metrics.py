@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,3 +30,16 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def count(hits: Tensor, key: str = "success") -> dict[str, int]:
     """Return {"success": n, "total": N} of a boolean tensor: counts, never bare percentages."""
     return {key: int(hits.sum()), "total": len(hits)}
+
+
+def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the score interval of a proportion (Wilson 1927), 95 % by default."""
+    share, scale = hits / total, 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share(hits: int, total: int) -> dict[str, Any]:
+    """Return a count of successes with its 95 % interval (Wilson)."""
+    return {"success": hits, "total": total, "interval": [round(end, 4) for end in wilson_interval(hits, total)]}

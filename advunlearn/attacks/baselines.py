@@ -1,0 +1,135 @@
+"""Attacks without a search: what any other must beat, and what anybody can type.
+
+Random prefixes and other seeds are the baselines of arXiv 2310.11868. Routes are the concept's other names.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attack_config import RandomPrefixConfig, RoutesConfig, SeedSearchConfig
+from ..text_encoder import tokenize
+from .base import Attack, Candidates
+from .prompted import TokenAttack, prefix_texts
+from .slots import bodies, in_front
+from .vocabulary import whole_text
+
+
+class RandomPrefix(TokenAttack[RandomPrefixConfig]):
+    """Other random tokens in front of the prompt in each step, all of which can be typed."""
+
+    name, config_class = "random_prefix", RandomPrefixConfig
+
+    def start(self) -> None:
+        """Draw the first prefixes."""
+        scene = self.scene
+        self.slots = in_front(scene.target.ids, self.config.tokens, scene.tokenizer)
+        self.words = self.vocabulary("typed")
+        self.tokens = self.drawn(self.starts)
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """Draw prefixes (N, k)."""
+        return self.words[torch.randint(len(self.words), self.slots.at.shape, generator=generator)]
+
+    def step(self) -> Tensor:
+        """Draw other prefixes."""
+        self.tokens = self.drawn(self.generator)
+        return torch.full((len(self.tokens),), torch.nan)
+
+    def ids(self) -> Tensor:
+        """Return the current prefixes."""
+        return self.tokens
+
+    def texts(self) -> list[dict[str, Any]]:
+        """Return prefix and prompt."""
+        return prefix_texts(self)
+
+
+class PlainAttack(Attack[Any]):
+    """An attack that asks in whole prompts."""
+
+    def asked(self) -> list[str]:
+        """Return the prompts now."""
+        return list(self.scene.prompts)
+
+    def start(self) -> None:
+        """Count the steps taken."""
+        self.taken, self.context = 0, self.scene.encode(self.asked())
+
+    def step(self) -> Tensor:
+        """Go on to the next try."""
+        self.taken += 1
+        return torch.full((len(self.scene.prompts),), torch.nan)
+
+    def found(self) -> Candidates:
+        """Return the prompts as they are."""
+        return Candidates(self.context, self.context.new_zeros(len(self.context), 0, self.context.shape[-1]))
+
+    def texts(self) -> list[dict[str, Any]]:
+        """Return the prompts and their tokens: typed as they are, they are what was found."""
+        rows = bodies(tokenize(self.scene.tokenizer, self.asked()), self.scene.target.eos)
+        texts = (whole_text(self.scene.tokenizer, row, row) for row in rows)
+        return [text | {"prompt": p, "exact": True} for text, p in zip(texts, self.asked(), strict=True)]
+
+
+class SeedSearch(PlainAttack):
+    """The plain prompt, with other starting noise in each step."""
+
+    name, config_class, shared = "seed_search", SeedSearchConfig, {"steps": "attack_steps"}
+
+    def start(self) -> None:
+        """Draw the first noise."""
+        super().start()
+        self.noise = torch.randn(self.scene.target.x_0.shape, generator=self.starts)
+
+    def step(self) -> Tensor:
+        """Draw other noise."""
+        self.noise = torch.randn(self.noise.shape, generator=self.generator)
+        return super().step()
+
+    def found(self) -> Candidates:
+        """Return the prompts, with the noise to start from."""
+        plain = super().found()
+        return Candidates(plain.conditioning, plain.embeddings, self.noise.to(self.scene.device))
+
+
+def rerouted(prompt: str, names: tuple[str, ...], route: str) -> str:
+    """Return a prompt with the concept's name replaced; the route alone where the prompt does not name it.
+
+    "a church" by "Kirche" is "a Kirche"; a route that begins with an article takes the prompt's own away.
+    """
+    for name in sorted(names, key=len, reverse=True):
+        article = r"(?:\b(?:an?|the) )?" if re.match(r"(an?|the) ", route) else ""
+        pattern = rf"{article}\b{re.escape(name)}\b"
+        if re.search(pattern, prompt, re.IGNORECASE):
+            return re.sub(pattern, lambda _: route, prompt, flags=re.IGNORECASE)
+    return route
+
+
+class Routes(PlainAttack):
+    """The concept's other names, the next one in each step."""
+
+    name, config_class = "routes", RoutesConfig
+    needs, shared, looks_at_every_step = ("routes", "concept"), {}, True
+
+    def asked(self) -> list[str]:
+        """Return the prompts by the last route tried."""
+        concept, routes = self.scene.concept, self.scene.routes
+        assert concept is not None  # `needs`
+        route = routes[max(0, getattr(self, "taken", 0) - 1) % len(routes)]
+        return [rerouted(prompt, concept.names, route) for prompt in self.scene.prompts]
+
+    @property
+    def steps(self) -> int:
+        """Each route once."""
+        return min(self.config.steps, len(self.scene.routes))
+
+    def step(self) -> Tensor:
+        """Go on to the next route."""
+        losses = super().step()
+        self.context = self.scene.encode(self.asked())
+        return losses

@@ -1,0 +1,92 @@
+"""Concept inversion, CCE (Pham et al., arXiv 2308.01508): textual inversion (arXiv 2208.01618) on the erased model.
+
+A new word is learned from pictures of the concept by the denoising loss, and stands where the concept's name stood.
+One word serves all cases, so it can be given away as an embedding file; nothing bounds it.
+Published learns in ImageNet's templates ("a photo of a {}", "a painting in the style of {}"); here each picture has its
+own prompt with the concept's name replaced, and the first of those templates where the name does not occur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..attack_config import CCEConfig
+from ..denoisers.base import add_noise
+from ..errors import AdvUnlearnError
+from ..spans import find_span
+from ..text_encoder import embedding_table
+from .base import Candidates, Target
+from .prompted import DenoisingAttack
+from .searches import SharedSearch
+from .slots import Slots, bodies, make_slots
+
+
+def renamed(body: Sequence[int], names: Sequence[Sequence[int]], template: Sequence[int]) -> tuple[list[int], int]:
+    """Return a prompt's tokens without the first of the names that occurs, and where it stood.
+
+    Without any of them it is the template, with the name at its end.
+    """
+    for name in names:
+        try:
+            span = find_span(body, name)
+        except AdvUnlearnError:
+            continue
+        return [*body[: span.start], *body[span.stop :]], span.start
+    return list(template), len(template)
+
+
+class CCE(DenoisingAttack[CCEConfig]):
+    """A new word for the concept."""
+
+    name, config_class, discrete = "cce", CCEConfig, False
+    needs = ("pictures", "concept")
+    shared = {"steps": "attack_steps"}
+    search: SharedSearch
+
+    def start(self) -> None:
+        """Start from a word; put places where the concept's name stands."""
+        scene, config = self.scene, self.config
+        assert scene.concept is not None  # `needs`
+        style = scene.concept.kind == "style"
+        self.examples = scene.examples or scene.target
+        self.case_slots, self.slots = (self.places(t) for t in (scene.target, self.examples))
+        word = config.start.strip() or ("art" if style else "object")
+        rows = embedding_table(scene.encoder).detach()[scene.tokenizer(word).input_ids[1:-1]]
+        self.search = SharedSearch(rows.mean(0).expand(1, config.tokens, -1), config.batch)
+        self.optimizer = torch.optim.AdamW([self.search.parameter], lr=config.lr, weight_decay=config.weight_decay)
+
+    def places(self, target: Target) -> Slots:
+        """Return prompts with places where the concept's name stands."""
+        concept, tokenizer = self.scene.concept, self.scene.tokenizer
+        assert concept is not None  # `needs`
+        names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
+        template = "a painting in the style of" if concept.kind == "style" else "a photo of a"
+        found = [
+            renamed(body, names, tokenizer(template).input_ids[1:-1]) for body in bodies(target.ids, target.eos)
+        ]  # fmt: skip
+        slots = make_slots([b for b, _ in found], [[at] * self.config.tokens for _, at in found], tokenizer)
+        return Slots(slots.ids.to(target.ids.device), slots.at.to(target.ids.device))
+
+    def draw(self) -> tuple[Tensor, ...]:
+        """Draw a batch of pictures, and noise them: which pictures, x_t, t, noise."""
+        x_0, denoiser = self.examples.x_0, self.scene.denoiser
+        which = torch.randint(len(x_0), (self.config.batch,), generator=self.generator)
+        t = torch.randint(len(denoiser.alphas_cumprod), (len(which),), generator=self.generator)
+        noise = torch.randn(len(which), *x_0.shape[1:], generator=self.generator).to(x_0.device)
+        x_t = add_noise(x_0[which.to(x_0.device)], noise, t.to(x_0.device), denoiser.alphas_cumprod)
+        return which.to(x_0.device), x_t, t.to(x_0.device), noise
+
+    def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
+        """Return the denoising loss of the pictures drawn."""
+        which, *noised = drawn
+        return super().loss(embeddings, which, *noised)
+
+    def found(self) -> Candidates:
+        """Return the cases' prompts with the new word in place of the name."""
+        slots = self.case_slots
+        word = self.search.found().expand(len(slots), -1, -1)
+        with torch.no_grad():
+            return Candidates(slots.conditioning(self.scene.encoder, word), word)

@@ -1,0 +1,61 @@
+"""PEZ (Wen et al., arXiv 2302.03668), "Hard Prompts Made Easy", from a text: prompt distillation.
+
+A hard prompt whose feature, the encoder's output at the end of text, points where the original encoder's feature of the
+concept's prompt points. It reads encoders alone, no denoiser and no picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attack_config import PEZConfig
+from ..spans import end_position
+from ..text_encoder import encode
+from .base import Scene
+from .prompted import HardPrompt
+from .slots import Slots, alone
+
+
+def pooled(encoder: Any, slots: Slots, embeddings: Tensor, eos: int) -> Tensor:
+    """Return the outputs (N, D) at the end of text of prompts with embeddings (N, k, D) in their places."""
+    ends = end_position(slots.ids, eos)
+    hidden = slots.upto(int(ends.max()) + 1).conditioning(encoder, embeddings)
+    return hidden[torch.arange(len(ends), device=hidden.device), ends]
+
+
+def wanted(scene: Scene) -> Tensor:
+    """Return what the original encoder says of the scene's prompts at the end of text (N, D)."""
+    ids = scene.target.ids
+    ends = end_position(ids, scene.target.eos)
+    with torch.no_grad():
+        hidden = encode(scene.original.encoder, ids[:, : int(ends.max()) + 1])
+    return hidden[torch.arange(len(ends), device=hidden.device), ends]
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 - cos(a, b) over the last dimension."""
+    return 1 - nn.functional.cosine_similarity(a, b, dim=-1)
+
+
+class PEZ(HardPrompt[PEZConfig]):
+    """A prompt of hard tokens that means, to the attacked encoder, what the concept's prompt meant to the original."""
+
+    name, config_class = "pez", PEZConfig
+    needs, keeps_best = ("original encoder",), True
+
+    def searched_encoder(self) -> Any:
+        """Return the attacked encoder, or the original one."""
+        return self.scene.encoder if self.config.through == "attacked" else self.scene.original.encoder
+
+    def places(self) -> Slots:
+        """Return prompts of places alone; keep what they are to mean."""
+        self.target = wanted(self.scene)
+        return alone(self.scene.target.ids, self.config.tokens, self.scene.tokenizer)
+
+    def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
+        """Return 1 - cos(f(c'), f_o(c))."""
+        feature = pooled(self.searched_encoder(), self.slots.rows(rows), embeddings, self.scene.target.eos)
+        return distance(feature, self.target[rows])

@@ -1,0 +1,94 @@
+"""Prompts with places for the tokens that an attack searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..spans import end_position
+from ..text_encoder import embedding_table, encode
+
+
+@dataclass(frozen=True)
+class Slots:
+    """N prompts with k places each."""
+
+    ids: Tensor  # (N, L) token ids; 0 in the places
+    at: Tensor  # (N, k) where the places are; L for one that the prompt has no room for
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, rows: Tensor) -> Slots:
+        """Return some of the prompts, by their numbers (n,)."""
+        return Slots(self.ids[rows], self.at[rows])
+
+    def upto(self, length: int) -> Slots:
+        """Return the first positions only: a causal encoder says there what it says with all of them."""
+        return Slots(self.ids[:, :length], self.at.clamp(max=length))
+
+    def fill(self, tokens: Tensor) -> Tensor:
+        """Return the prompts' ids (N, L) with tokens (N, k) in the places."""
+        wide = torch.cat([self.ids, self.ids[:, :1]], 1)
+        return wide.scatter(1, self.at, tokens.to(wide.device))[:, :-1]
+
+    def conditioning(self, encoder: Any, embeddings: Tensor) -> Tensor:
+        """Return the conditioning (N, L, D) with embeddings (N, k, D) in the places."""
+        table, length = embedding_table(encoder).detach(), self.ids.shape[1]
+        rows = table[torch.cat([self.ids, self.ids[:, :1]], 1)]
+        at = self.at[..., None].expand(*self.at.shape, rows.shape[-1])
+        return encode(encoder, self.ids, rows.scatter(1, at, embeddings.to(rows.dtype))[:, :-1], slice(0, length))
+
+
+def bodies(ids: Tensor, eos: int) -> list[list[int]]:
+    """Return the tokens of prompts (N, L) between start and end."""
+    ends = end_position(ids, eos).tolist()
+    return [row[1:end] for row, end in zip(ids.tolist(), ends, strict=True)]
+
+
+def make_slots(prompts: Sequence[Sequence[int]], before: Sequence[Sequence[int]], tokenizer: Any) -> Slots:
+    """Return prompts with a place in front of each of the given tokens.
+
+    Args:
+        prompts: for each of N prompts its token ids without start and end.
+        before: for each, in ascending order, the numbers of the tokens that get a place in front; the prompt's length
+            is the place at its end, and a number that occurs twice gives two places.
+        tokenizer: gives start, end, padding and the full length L; what overflows is cut, the end token never.
+    """
+    length, pad = tokenizer.model_max_length, tokenizer.pad_token_id
+    most = max(map(len, before), default=0)
+    ids = torch.full((len(prompts), length), tokenizer.eos_token_id if pad is None else pad)
+    at = torch.full((len(prompts), most), length)
+    for n, (tokens, points) in enumerate(zip(prompts, before, strict=True)):
+        row: list[int | None] = []
+        for i in range(len(tokens) + 1):
+            row += [None] * list(points).count(i) + list(tokens[i : i + 1])
+        row = row[: length - 2]
+        places = [1 + i for i, token in enumerate(row) if token is None]
+        at[n, : len(places)] = torch.tensor(places, dtype=torch.long)
+        ids[n, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *(t or 0 for t in row), tokenizer.eos_token_id])
+    return Slots(ids, at)
+
+
+def in_front(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:
+    """Return prompts (N, L) with `tokens` places in front."""
+    return _on(ids, make_slots(bodies(ids, tokenizer.eos_token_id), [[0] * tokens] * len(ids), tokenizer))
+
+
+def alone(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:
+    """Return N prompts of `tokens` places and nothing else."""
+    return _on(ids, make_slots([[]] * len(ids), [[0] * tokens] * len(ids), tokenizer))
+
+
+def between(ids: Tensor, every: int, tokenizer: Any) -> Slots:
+    """Return prompts (N, L) with a place in front of every `every`-th token, the first included."""
+    rows = bodies(ids, tokenizer.eos_token_id)
+    return _on(ids, make_slots(rows, [range(0, len(row) + 1, every) for row in rows], tokenizer))
+
+
+def _on(ids: Tensor, slots: Slots) -> Slots:
+    return Slots(slots.ids.to(ids.device), slots.at.to(ids.device))

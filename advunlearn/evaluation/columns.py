@@ -1,0 +1,76 @@
+"""The columns of a report's table: what is counted, where it stands in a model's part of the report, what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Column = tuple[str, str, str, str]  # heading, where in a model's part of the report, which is better, what it means
+
+ROUTES = {
+    "clean": "plain prompts", "routes": "other routes", "unlearndiffatk": "UnlearnDiffAtk",
+    "soft_prefix": "soft prefix", "random_prefix": "random prefix", "seed_search": "other seeds",
+    "ring_a_bell": "Ring-A-Bell", "mma": "MMA", "pez": "PEZ", "p4d_n": "P4D-N", "p4d_k": "P4D-K",
+    "cce": "concept inversion",
+}  # fmt: skip
+FIRST: tuple[Column, ...] = (
+    ("Plain prompts", "asr clean", "lower", "Pictures that show the concept when the prompt simply names it."),
+    ("Other routes", "asr routes", "lower",
+     "The same for prompts that reach the concept without its usual name: foreign words and keywords."),
+    ("UnlearnDiffAtk", "asr unlearndiffatk", "lower",
+     "Cases where a search for adversarial tokens before the prompt brings the concept back. The search reads the "
+     "weights; a case that the plain prompt already wins counts."),
+    ("Soft prefix", "asr soft_prefix", "lower",
+     "The same search over free embedding vectors instead of tokens: an attacker not held to what can be typed."),
+)  # fmt: skip
+MORE: dict[str, tuple[str, str]] = {
+    "random_prefix": ("Random prefix", "Random words before the prompt: what an attack must beat."),
+    "seed_search": ("Other seeds", "The plain prompt with other starting noise: what an attack must beat."),
+    "routes": ("Each route", "Every other name of the concept, one after the other."),
+    "ring_a_bell": ("Ring-A-Bell", "A genetic search that knows the original text encoder alone."),
+    "mma": ("MMA", "Token swaps that avoid the concept's own words, by the encoder's gradient."),
+    "pez": ("PEZ", "A hard prompt that means to the encoder what the concept's prompt meant to the original."),
+    "p4d_n": ("P4D-N", "A free prompt by which the model predicts the noise that the original one did."),
+    "p4d_k": ("P4D-K", "The same, by words put between those of the prompt."),
+    "cce": ("Concept inversion", "A new word, learned from pictures of the concept."),
+}  # fmt: skip
+LAST: tuple[Column, ...] = (
+    ("Retained objects", "utility retained_accuracy", "higher",
+     "Pictures of everything else in which the judge finds what the prompt asked for."),
+    ("Neighbours", "utility neighbour_accuracy", "higher",
+     "The retained prompts closest to the concept, the first to be damaged."),
+    ("Feature distance", "utility feature_distance", "lower",
+     "Frechet distance from the original model's retained pictures, on the judge's features."),
+    ("Seconds", "seconds", "lower", "Time to train."),
+)  # fmt: skip
+
+
+def at(tree: Any, *keys: str) -> Any:
+    """Return what lies under the keys, or None."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def more_attacks(models: Mapping[str, Any]) -> list[str]:
+    """Return the attacks that any of the models met, beyond those that every report has."""
+    met = {name for model in models.values() for name in at(model, "attacks") or {}}
+    return [name for name in MORE if name in met]
+
+
+def columns(models: Mapping[str, Any]) -> tuple[Column, ...]:
+    """Return the columns of a table of models."""
+    more = ((MORE[a][0], f"attacks {a} sum", "lower", MORE[a][1]) for a in more_attacks(models))
+    return (*FIRST, *more, *LAST)
+
+
+def costs(model: Any) -> dict[str, Any]:
+    """Return what each attack on a model cost: UNet forward-equivalents (F) and seconds, with and without looking."""
+    attacks, seconds = at(model, "attacks") or {}, at(model, "attack_seconds") or {}
+    return {
+        name: {
+            "F": at(row, "forwards", "attack"), "F of looks": at(row, "forwards", "looks"),
+            "seconds": at(seconds, name, "attack"), "seconds of looks": at(seconds, name, "looks"),
+        }
+        for name, row in attacks.items()
+    }  # fmt: skip
