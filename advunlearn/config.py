@@ -94,8 +94,8 @@ class AttackConfig(Validated):
     update: Literal["sign", "adam"] = setting("sign", "signed gradient steps, or Adam")
     tokens: int = setting(5, "number of adversarial tokens; position add has as many as the concept", 1, 20)
     position: Position = setting(
-        "prefix", "where they stand: before, behind, amid or spread among the concept's tokens, one before every per_k "
-        "of them, in their place, or added to their embeddings"
+        "prefix", "where the adversarial tokens stand: before, behind, amid or spread among the concept's tokens, one "
+        "before every per_k of them, in their place, or added to their embeddings"
     )  # fmt: skip
     per_k: int = setting(3, "position per_k: the concept's tokens between two adversarial ones", 1, 75)
     space: Literal["embedding", "conditioning"] = setting(
