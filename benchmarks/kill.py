@@ -2,10 +2,11 @@
 
     python benchmarks/kill.py [--trials 20] [--seed 0]
 
-Half of the moments are drawn over the run's whole time; the others are the next moment, after such a one, at which a
-file is being written. Compared are the encoder and its metadata, the log, the losses, the pictures, and the last state:
-optimiser, generator, banks. Controls go on from a state that lacks one part, and must end otherwise. Processes come out
-of a server that has imported the libraries and done nothing else. Writes benchmarks/results/kill.json.
+Half of the moments are drawn over the run's whole time; the others are the next moment, after such a one, at which the
+state, its bank, or any file is being written. Compared are the encoder and its metadata, the log, the losses, the
+pictures, and the last state: optimiser, generator, banks. Controls go on from a state that lacks one part, and must end
+otherwise. Processes come out of a server that has imported the libraries and done nothing else. Writes
+benchmarks/results/kill.json.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ PRELOAD = [
     "diffusers.models.autoencoders.autoencoder_kl", "diffusers.schedulers.scheduling_ddim",
     "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
 ]  # fmt: skip
+AIMS = (None, "", None, "state", None, "bank")  # moments of a kill: any, or a write of a file with such a name
 State = dict[str, Any]
 
 
@@ -84,17 +86,20 @@ def watch(process: Any, until: Callable[[], bool]) -> bool:
     return False
 
 
-def writing(folder: pathlib.Path) -> bool:
-    """Return whether a file is being written."""
-    return any(name.endswith(PARTIAL) for _, _, names in os.walk(folder) for name in names)
+def writing(folder: pathlib.Path, start: str) -> bool:
+    """Return whether a file whose name begins so is being written."""
+    return any(n.startswith(start) and n.endswith(PARTIAL) for _, _, names in os.walk(folder) for n in names)
 
 
-def kill_at(folder: pathlib.Path, delay: float, while_writing: bool) -> bool:
-    """Start a run and kill it so long after its first sign; return False when it was over before."""
+def kill_at(folder: pathlib.Path, delay: float, aim: str | None) -> bool:
+    """Start a run and kill it so long after its first sign, or at a write then; return False when it was over before.
+
+    `aim` is how the name of the file begins; None for no write in particular.
+    """
     process = start(folder)
     watch(process, (folder / CONFIG).exists)
     end = time.perf_counter() + delay
-    alive = watch(process, lambda: time.perf_counter() >= end and (not while_writing or writing(folder)))
+    alive = watch(process, lambda: time.perf_counter() >= end and (aim is None or writing(folder, aim)))
     process.kill()
     process.join()
     return alive and process.exitcode == -9
@@ -152,13 +157,13 @@ def differing(folder: pathlib.Path, whole: dict[str, str]) -> list[str]:
     return [name for name, value in outcome(folder).items() if value != whole[name]]
 
 
-def trial(folder: pathlib.Path, delay: float, while_writing: bool, whole: dict[str, str]) -> dict[str, Any] | None:
+def trial(folder: pathlib.Path, delay: float, aim: str | None, whole: dict[str, str]) -> dict[str, Any] | None:
     """Kill a run once, go on with it, and compare; None when it was over before it was killed."""
-    if not kill_at(folder, delay, while_writing):
+    if not kill_at(folder, delay, aim):
         return None
     state, log = load_state(folder), folder / LOG
     row = {
-        "seconds": round(delay, 3), "aimed_at": "a write" if while_writing else "any moment",
+        "seconds": round(delay, 3), "aimed_at": "any moment" if aim is None else f"a write of {aim or 'anything'}",
         "half_written": sorted(str(p.relative_to(folder)) for p in folder.rglob("*" + PARTIAL)),
         "logged": len(log.read_text().splitlines()) if log.exists() else 0,
         "kept": len(state["history"]) if state else None,
@@ -233,7 +238,7 @@ def main() -> None:
         shutil.rmtree(folder / "again")
         while len(rows) < args.trials:
             place = folder / "killed"
-            row = trial(place, draw.uniform(0, length), len(rows) % 2 == 1, whole)
+            row = trial(place, draw.uniform(0, length), AIMS[len(rows) % len(AIMS)], whole)
             if row:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
