@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .errors import AdvUnlearnError
 from .events import Progress
-from .live import LiveMemory, fake_copy
+from .live import Deadline, LiveMemory, fake_copy
 from .models import TextToImage
 from .plan import Estimate, Forwards, Plan
 from .quirks import bank_kind, quirks_of
@@ -89,7 +89,7 @@ def estimate(
     except ImportError as error:
         raise AdvUnlearnError(f"an estimate needs torch's FakeTensorMode ({error}); install a newer torch") from error
     retained = list(retain_prompts) if plan.train.retains else []
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory(seconds) as live:
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as live, Deadline(seconds):
         fake = fake_model(model, plan.resolution // 8, 4 if plan.train.checkpointing else 3)
         weights = live.live
         banks = make_banks(

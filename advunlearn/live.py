@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import weakref
 from collections import Counter
@@ -10,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -21,23 +24,40 @@ class TooLong(AdvUnlearnError):
     """Counting took longer than it was given."""
 
 
+# What any network's forward pass does again and again, and nobody's cleaning up.
+PRODUCTS = {F.linear, F.conv2d, torch.bmm, torch.baddbmm, torch.matmul, torch.einsum}
+
+
+class Deadline(TorchFunctionMode):
+    """A mode in which, after so many seconds, the next product of tensors raises TooLong; None for no limit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__()
+        self.end = math.inf if seconds is None else time.monotonic() + seconds
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Look at the clock, then make the call."""
+        if func in PRODUCTS and time.monotonic() > self.end:
+            raise TooLong("the memory could not be counted in time")
+        return func(*args, **(kwargs or {}))
+
+
 class LiveMemory(TorchDispatchMode):
     """A mode that sees every operation and follows each storage it makes until that is freed.
 
     `live` is what is held now, `peaks` the most that was held in each `phase`, both in bytes. Scratch memory inside a
     kernel is not seen. Under FakeTensorMode nothing is computed and nothing allocated; a value that the program reads
-    back is then 1.0, or 0 where it is a whole number.
-
-    Args:
-        seconds: after so long the next operation raises TooLong; None for no limit.
+    back is then 1.0, or 0 where it is a whole number. Nothing may be raised in here: under a convolution torch ends the
+    whole process then.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.live, self.phase = 0, ""
         self.peaks: Counter[str] = Counter()
         self.held: dict[int, weakref.ref[Any]] = {}
-        self.deadline = None if seconds is None else time.monotonic() + seconds
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -67,8 +87,6 @@ class LiveMemory(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation and follow what it returns."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise TooLong("the memory could not be counted in time")
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
             return 1.0 if args[0].is_floating_point() else 0
         output = func(*args, **(kwargs or {}))

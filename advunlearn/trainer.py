@@ -106,7 +106,7 @@ class Trainer:
         draw = self.banks.concept.draw(self.config.batch)
         x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)
         bank = self._retained("loss")
-        kept = bank.draw(self.config.retain_batch) if bank else None
+        kept = None if bank is None else bank.draw(self.config.retain_batch)
         if kept is not None:
             x_t, t = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t])
             context = torch.cat([context, encode(self.encoder, self.retain_ids[kept.prompt])])
@@ -161,7 +161,8 @@ class Trainer:
     def _steps_apart(self, good: list[Tensor]) -> dict[str, float]:
         """For `retain_by` step: take the erasing step and the retain term's, all but the last, whose gradients stay."""
         row: dict[str, float] = {}
-        if bank := self._retained("step"):
+        bank = self._retained("step")
+        if bank is not None:
             for _ in range(self.config.retain_steps):
                 self.state.stepping = True  # a run that is interrupted between two steps repeats the iteration
                 self.state.adam.step()

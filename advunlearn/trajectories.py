@@ -203,7 +203,7 @@ class Banks:
 
     def all(self) -> dict[str, TrajectoryBank]:
         """Return the banks by name."""
-        return {"concept": self.concept} | ({"retain": self.retain} if self.retain else {})
+        return {"concept": self.concept} | ({} if self.retain is None else {"retain": self.retain})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return what was sampled, bank by bank."""

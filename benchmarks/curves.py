@@ -2,8 +2,8 @@
 
     python benchmarks/curves.py [--concept church] [--lengths 25 50 100 200 400] [--cases 50]
 
-Each recipe is trained once and stopped at every length, and attacked for 40 steps there; at its own length (200) it is
-attacked once more, to --budget steps with a look every 10.
+Each recipe is trained once and stopped at every length, and attacked for 40 steps there; at its own length (200) the
+attacks go on to --budget steps, with a look every 10 steps where the others have one at the end.
 Writes benchmarks/results/curves-<concept>.json, a row at a time, and docs/curves-<what>.svg. A run that was interrupted
 goes on, with the trainings that it keeps in --work.
 """
@@ -36,6 +36,7 @@ from advunlearn.models import load
 from advunlearn.recipes import RECIPES
 from advunlearn.trainer import train
 
+STEPS = 40  # of an attack where training iterations are compared
 KEYS = ("esd", "esd_text", "advunlearn")
 WHAT = {
     "clean": "plain prompts",
@@ -60,7 +61,7 @@ def run(
 ) -> None:
     """Train and measure; add a row for each recipe and length that `rows` lacks, and save it."""
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
-    short = EvaluateConfig(cases=cases, attack_steps=40, attack_every=40, repeats=1, seed=seed)
+    short = EvaluateConfig(cases=cases, attack_steps=STEPS, attack_every=STEPS, repeats=1, seed=seed)
     long = replace(short, attack_steps=budget, attack_every=10)
     prompts, done = retain_prompts(concept), {(r["recipe"], r["iterations"]) for r in rows}
     for key in KEYS:
@@ -72,15 +73,18 @@ def run(
             result = train(
                 model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep, resume=keep.exists()
             )
-            subject = Subject(result.encoder, result.denoiser)
-            measured = Evaluator(model, judge, concept, short).measure(subject)
+            at_its_own = length == recipe.train.iterations
+            evaluator = Evaluator(model, judge, concept, long if at_its_own else short)
+            measured = evaluator.measure(Subject(result.encoder, result.denoiser))
             rows.append({"recipe": key, "iterations": length, **measured.to_dict()})
-            if length == recipe.train.iterations:
-                more = Evaluator(model, judge, concept, long).measure(subject, utility=False)
-                rows[-1]["asr_by_budget"] = more.asr_by_budget
-            rows.sort(key=lambda row: (KEYS.index(row["recipe"]), row["iterations"]))
             save()
             print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)
+
+
+def successes(row: dict[str, Any], attack: str) -> int:
+    """Return how often the concept came, of a search after `STEPS`."""
+    curve = dict(map(tuple, row["asr_by_budget"].get(attack, [])))
+    return curve[STEPS] if curve else row["asr"][attack]["success"]
 
 
 def picture(title: str, series: dict[str, list[tuple[float, float]]], label: str) -> str:
@@ -109,9 +113,7 @@ def main() -> None:
     concept = ConceptConfig(concept=args.concept)
     run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, rows, save)
     for attack, title in WHAT.items():
-        series = {
-            key: [(r["iterations"], r["asr"][attack]["success"]) for r in rows if r["recipe"] == key] for key in KEYS
-        }
+        series = {key: [(r["iterations"], successes(r, attack)) for r in rows if r["recipe"] == key] for key in KEYS}
         text = picture(f"{title}: successes of {args.cases}", series, "training iterations")
         (ROOT / "docs" / f"curves-iterations-{attack}.svg").write_text(text)
     for attack in ("unlearndiffatk", "soft_prefix"):

@@ -71,6 +71,7 @@ def test_losses_by_mode_and_warmup(model: TextToImage, concept: ConceptConfig, s
     assert all(r["loss"] == pytest.approx(r["erase"] + r["retain"], rel=1e-5) for r in rows)
     weighted = run(model, concept, small_bank, retain_weight=0.5).losses[1]
     assert weighted["loss"] == pytest.approx(weighted["erase"] + 0.5 * weighted["retain"], rel=1e-5)
+    assert "retain" in run(model, concept, small_bank, mode="official").losses[2]  # its banks are empty, and draw
     assert set(run(model, concept, small_bank, mode="esd").losses[2]) == {"loss", "erase"}
     assert set(run(model, concept, small_bank, retain_weight=0.0).losses[0]) == {"loss", "erase"}
 
