@@ -136,7 +136,6 @@ def test_activations_grow_with_the_batch_and_weights_do_not(shape: TextToImage, 
         ("object", {"mode": "esd_unet", "checkpointing": True}),
         ("object", {"train_method": "full"}),
         ("style", {"train_method": "full", "checkpointing": True}),
-        ("object", {"train_method": "selfattn", "mode": "fast"}),
     ],
     ids=str,
 )
