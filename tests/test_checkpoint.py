@@ -105,7 +105,11 @@ def test_a_run_that_was_interrupted_and_killed_goes_on_and_ends_with_the_same_fi
     def stopped(how: signal.Signals, kept: int, *argv: str) -> str:
         """Train in a process until so many iterations are logged, then send a signal; return the last line it says."""
         command = [sys.executable, "-m", "advunlearn", "train", "--out", str(cut), *argv]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env=environment)
+        # A shell's background job ignores ctrl-C, and so would what it starts.
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         log = cut / LOG
         while not (log.exists() and log.read_bytes().count(b"\n") >= kept) and process.poll() is None:
             time.sleep(0.01)
