@@ -2,7 +2,8 @@
 //
 //     node tools/workflows/make.mjs http://127.0.0.1:8188 API_FOLDER OUT_FOLDER [NAME ...]
 //
-// The names say which, and in which order: `train` makes the encoder that others load. `sdxl` is not run.
+// The names say which, and in which order: `train` makes the encoder that others load. `sdxl` is not run; with NO_RUN=1
+// in the environment none is.
 //
 // Needs playwright-core and a chromium (CHROMIUM, default /usr/bin/chromium).
 import fs from "node:fs";
@@ -71,7 +72,7 @@ for (const file of files) {
   fs.writeFileSync(path.join(to, `${name}.json`), JSON.stringify(made, null, 1) + "\n");
   await page.evaluate(async ([made]) => window.app.loadGraphData(made), [made]);
   await page.waitForTimeout(500);
-  if (name !== "sdxl") {
+  if (name !== "sdxl" && !process.env.NO_RUN) {
     await page.evaluate(() => window.app.queuePrompt(0, 1));
     await page.waitForTimeout(2000);
     const start = Date.now();
