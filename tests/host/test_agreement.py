@@ -32,7 +32,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def command(name: str, *words: str, **flags: Any) -> dict[str, Any]:
     """Run a command of the library in a process of its own; return its JSON."""
-    options = [word for k, v in flags.items() for word in ("--" + k.replace("_", "-"), str(v))]
+    named = {k.replace("_", "-"): v for k, v in flags.items()}
+    options = [word for k, v in named.items() if not isinstance(v, bool) for word in (f"--{k}", str(v))]
+    options += [f"--{k}" if v else f"--no-{k}" for k, v in named.items() if isinstance(v, bool)]
     line = [sys.executable, "-m", "advunlearn", name, *words, *options, "--device", "cpu", "--json"]
     done = subprocess.run(line, cwd=PACK, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -66,7 +68,7 @@ def test_a_run_and_its_measurement_agree_with_the_command_line(
     prompts = tmp_path / "retained.txt"
     prompts.write_text("\n".join(RETAINED))
     given = graph["train"]["inputs"]
-    skip = {"preset", "retain_set", "resolution", "save_name", "resume", "retain_prompts", "sample_every"}
+    skip = {"preset", "retain_set", "resolution", "save_name", "resume", "retain_prompts", "sample_every", "dtype"}
     flags = {k: v for k, v in given.items() if not isinstance(v, list) and k not in skip}
     command("train", model=wide, out=tmp_path / "run", retain=prompts, **flags)
     start, trained, own = (

@@ -16,7 +16,8 @@ const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox"],
 });
-const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } });
+const VIEW = { width: 1600, height: 1000 };
+const page = await browser.newPage({ viewport: VIEW });
 const errors = [];
 page.on("pageerror", (error) => errors.push(String(error)));
 await page.goto(url);
@@ -25,8 +26,9 @@ await page.waitForTimeout(3000);
 await page.keyboard.press("Escape"); // the template browser of a first visit
 fs.mkdirSync(path.join(to, "nodes"), { recursive: true });
 
-// Take a picture of each of the pack's nodes that has none yet, with what it shows.
+// Take a picture of each of the pack's nodes that has none yet, with what it shows; a page drawn small has no texts.
 async function pictureNodes() {
+  await page.setViewportSize({ width: 1600, height: 2400 });
   const nodes = await page.evaluate(() =>
     window.app.graph.nodes.filter((n) => n.type.startsWith("AdvUnlearn")).map((n) => [n.id, n.type]),
   );
@@ -48,6 +50,7 @@ async function pictureNodes() {
     await page.waitForTimeout(1000);
     await page.screenshot({ path: file, clip });
   }
+  await page.setViewportSize(VIEW);
 }
 
 for (const file of files) {
