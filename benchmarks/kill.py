@@ -6,7 +6,7 @@ Half of the moments are drawn over the run's whole time; the others are the next
 state, its bank, or any file is being written. Compared are the encoder and its metadata, the log, the losses, the
 pictures, and the last state: optimiser, generator, banks. Controls go on from a state that lacks one part, and must end
 otherwise. Processes come out of a server that has imported the libraries and done nothing else. Writes
-benchmarks/results/kill.json.
+benchmarks/results/kill.json, a row at a time, and goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -217,14 +217,24 @@ def controls(folder: pathlib.Path, whole: dict[str, str]) -> list[dict[str, Any]
     return rows
 
 
+def report(rows: list[dict[str, Any]], checked: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is written."""
+    return {
+        "command": " ".join(["benchmarks/kill.py", *sys.argv[1:]]), "flags": FLAGS,
+        "identical": sum(row["identical"] for row in rows), "trials": len(rows),
+        "while_writing": sum(bool(row["half_written"]) for row in rows), "rows": rows, "controls": checked,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     CONTEXT.set_forkserver_preload(PRELOAD)
-    draw = random.Random(args.seed)
-    rows: list[dict[str, Any]] = []
+    out = ROOT / "benchmarks" / "results" / "kill.json"
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"] if out.is_file() else []
+    draw = random.Random(f"{args.seed} {len(rows)}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         process = start(folder / "whole")
@@ -241,20 +251,16 @@ def main() -> None:
             row = trial(place, draw.uniform(0, length), AIMS[len(rows) % len(AIMS)], whole)
             if row:
                 rows.append(row)
+                out.write_text(json.dumps(report(rows, []), indent=1) + "\n")
                 print(json.dumps(row), flush=True)
             else:
                 length *= 0.95  # the machine has become quicker
             shutil.rmtree(place)
         checked = controls(folder, whole)
-    report = {
-        "command": " ".join(["benchmarks/kill.py", *sys.argv[1:]]), "flags": FLAGS,
-        "identical": sum(row["identical"] for row in rows), "trials": len(rows),
-        "while_writing": sum(bool(row["half_written"]) for row in rows), "rows": rows, "controls": checked,
-    }  # fmt: skip
-    out = ROOT / "benchmarks" / "results" / "kill.json"
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in report.items() if k not in ("rows", "controls", "flags")}))
-    if report["identical"] < len(rows) or checked[0]["different"] or not all(row["different"] for row in checked[1:]):
+    done = report(rows, checked)
+    out.write_text(json.dumps(done, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in done.items() if k not in ("rows", "controls", "flags")}))
+    if done["identical"] < len(rows) or checked[0]["different"] or not all(row["different"] for row in checked[1:]):
         sys.exit("a run that went on ended otherwise, or a control did not")
 
 
