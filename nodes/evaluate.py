@@ -84,7 +84,7 @@ class EvaluateRobustness(io.ComfyNode):
         report: dict[str, Any] = {"concept": concept.concept, "models": {}}
         rows = {}
         with host.gradients():
-            before = host.text_to_image(model, clip_before, vae, resolution, "before")
+            before = host.text_to_image(model, clip_before, vae, resolution)
             evaluator = Evaluator(
                 before, judge, concept, config,
                 prompts=retain.lines(prompts), retained=retain.lines(retained_prompts),
