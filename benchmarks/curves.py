@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from advunlearn import miniature
 from advunlearn.checkpoint import Checkpoints
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
-from advunlearn.evaluation.charts import line_chart
+from advunlearn.evaluation.charts import svg_file
 from advunlearn.evaluation.evaluate import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models import load
@@ -44,9 +43,6 @@ WHAT = {
     "unlearndiffatk": "UnlearnDiffAtk",
     "soft_prefix": "soft prefix",
 }
-STYLE = """<style>svg{background:#fff;font:11px sans-serif;--s0:#c2410c;--s1:#2563eb;--s2:#15803d;--ink:#333}
-path{fill:none;stroke:var(--c);stroke-width:2;stroke-linecap:round;stroke-dasharray:var(--d,none)}circle{fill:var(--c)}
-line{stroke:#ddd}</style>"""
 
 
 def run(
@@ -87,13 +83,6 @@ def successes(row: dict[str, Any], attack: str) -> int:
     return curve[STEPS] if curve else row["asr"][attack]["success"]
 
 
-def picture(title: str, series: dict[str, list[tuple[float, float]]], label: str) -> str:
-    """Return a chart as an SVG file of its own, its legend in the title."""
-    svg = re.search(r"<svg.*</svg>", line_chart(title, series, label, (0,)), re.S)
-    assert svg
-    return svg[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concept", default="church")
@@ -114,11 +103,11 @@ def main() -> None:
     run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, rows, save)
     for attack, title in WHAT.items():
         series = {key: [(r["iterations"], successes(r, attack)) for r in rows if r["recipe"] == key] for key in KEYS}
-        text = picture(f"{title}: successes of {args.cases}", series, "training iterations")
+        text = svg_file(f"{title}: successes of {args.cases}", series, "training iterations")
         (ROOT / "docs" / f"curves-iterations-{attack}.svg").write_text(text)
     for attack in ("unlearndiffatk", "soft_prefix"):
         series = {r["recipe"]: r["asr_by_budget"][attack] for r in rows if len(r["asr_by_budget"][attack]) > 2}
-        text = picture(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
+        text = svg_file(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
         (ROOT / "docs" / f"curves-budget-{attack}.svg").write_text(text)
 
 

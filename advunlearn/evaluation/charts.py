@@ -162,15 +162,18 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, include: 
 def svg_file(title: str, series: Mapping[str, Points], x_label: str) -> str:
     """Return a line chart as a whole SVG file, with its title and legend above it; there is a finite value."""
     look, top = styles(list(series)), 52
-    step = (RIGHT - LEFT) / len(series)
+    names = [NAMES.get(name, name) for name in series]
+    rooms = [len(name) + 5 for name in names]  # in letters, with the line and the gap
+    starts = [LEFT + (RIGHT - LEFT) * sum(rooms[:i]) / max(sum(rooms), 60) for i in range(len(names))]
     key = "".join(
-        f'<g style="{look[name]}"><path d="M{LEFT + i * step:.1f} -14h14"/>'
-        f'<text x="{LEFT + i * step + 19:.1f}" y="-10">{text(NAMES.get(name, name))}</text></g>'
-        for i, name in enumerate(series)
+        f'<g style="{look[name]}"><path d="M{x:.1f} -14h14"/>'
+        f'<text class="key" x="{x + 18:.1f}" y="-10">{text(shown)}</text></g>'
+        for name, shown, x in zip(series, names, starts, strict=True)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-top} {WIDTH} {HEIGHT + top}" width="{2 * WIDTH}">'
         f"<style>{CSS}text{{font:13px system-ui,sans-serif;fill:var(--muted)}}.title{{font-weight:600;fill:var(--ink)}}"
+        ".key{font-size:10px}"
         f'</style><rect y="{-top}" width="{WIDTH}" height="{HEIGHT + top}" fill="var(--card)"/>'
         f'<text class="title" x="{LEFT}" y="-32">{text(title)}</text>{key}{_plot(series, look, x_label, ())}</svg>\n'
     )
