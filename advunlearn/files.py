@@ -30,10 +30,12 @@ def whole(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], object]) -> pathlib.Path:
     """Write a file beside its name and move it there: a reader, or a kill, never meets half of it. Makes the folder."""
     with whole(path) as partial, partial.open("wb") as file:
-        if isinstance(write, bytes):
-            file.write(write)
-        else:
-            write(file)
+        try:
+            file.write(write) if isinstance(write, bytes) else write(file)
+        except RuntimeError as error:  # torch.save, interrupted, complains of the file that it could not end
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
     return pathlib.Path(path)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from advunlearn.cli import main
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.events import Progress
+from advunlearn.files import write_atomic
 from advunlearn.models import TextToImage
 from advunlearn.runfolder import LOG, SAMPLES
 from advunlearn.trainer import TrainResult, train
@@ -167,3 +169,24 @@ def test_resume_without_a_place_to_go_on_from_is_refused(model: TextToImage, tmp
     run(model, tmp_path, config=dataclasses.replace(CONFIG, iterations=3))
     with pytest.raises(AdvUnlearnError, match="has come to iteration 3 already"):
         run(model, tmp_path, resume=True, config=dataclasses.replace(CONFIG, iterations=2))
+
+
+def test_an_interrupt_in_the_middle_of_a_write_is_an_interrupt(tmp_path: pathlib.Path) -> None:
+    class Interrupted:
+        """A file whose third write is met by ctrl-C."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.writes = file, 0
+
+        def write(self, data: bytes) -> int:
+            self.writes += 1
+            if self.writes == 3:
+                raise KeyboardInterrupt
+            return self.file.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    with pytest.raises(KeyboardInterrupt):  # torch's writer would say that a position is unexpected
+        write_atomic(tmp_path / "state.pt", lambda file: torch.save({"a": torch.zeros(10_000)}, Interrupted(file)))
+    assert not (tmp_path / "state.pt").exists()

@@ -137,7 +137,8 @@ def test_a_hub_that_goes_away_keeps_what_came(hub: Hub, tmp_path: pathlib.Path) 
 
 def command(tmp_path: pathlib.Path, endpoint: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run `advunlearn fetch church` in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_ENDPOINT": endpoint} | more
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_ENDPOINT": endpoint, **more}
     argv = [sys.executable, "-m", "advunlearn", "fetch", "church", "--to", str(tmp_path), "--json"]
     return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
