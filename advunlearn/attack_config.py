@@ -7,10 +7,12 @@ miniature and goes over the fields of the same meaning here; what a user gives f
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .config import Validated, setting
+from .errors import AdvUnlearnError
 
 # In the order of a table: no search, then by what an attacker must have.
 ATTACK_NAMES = (
@@ -30,8 +32,9 @@ THROUGH = "the encoder that the search reads; what it is to come near is always 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSettings(Validated):
-    """What every attack has."""
+    """What every attack has; `shared` names the fields of `EvaluateConfig` that go over its own."""
 
+    shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps", "tokens": "attack_tokens"}
     steps: int = setting(40, "steps of the attack", 0, 100000)
 
 
@@ -39,6 +42,7 @@ class AttackSettings(Validated):
 class UnlearnDiffAtkConfig(AttackSettings):
     """UnlearnDiffAtk (arXiv 2310.11868): 40 iterations at each of 50 timesteps, 3 tokens for objects, 5 for nudity."""
 
+    shared: ClassVar[Mapping[str, str]] = {**AttackSettings.shared, "lr": "attack_lr"}
     steps: int = setting(2000, "gradient steps", 0, 100000)
     tokens: int = setting(3, "tokens in front of the prompt", 1, 75)
     lr: float = setting(0.01, "Adam's step on the simplex", 0, 100)
@@ -48,6 +52,7 @@ class UnlearnDiffAtkConfig(AttackSettings):
 class SoftPrefixConfig(AttackSettings):
     """The same loss over embeddings in a ball around real tokens; ours, so there is nothing published."""
 
+    shared: ClassVar[Mapping[str, str]] = {**AttackSettings.shared, "lr": "prefix_lr", "radius": "prefix_radius"}
     steps: int = setting(60, "gradient steps", 0, 100000)
     tokens: int = setting(5, "embeddings in front of the prompt", 1, 75)
     lr: float = setting(0.3, "Adam's step, in standard deviations of the table", 0, 100)
@@ -55,26 +60,27 @@ class SoftPrefixConfig(AttackSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class P4DConfig(AttackSettings):
-    """Prompting4Debugging (arXiv 2309.06135), as a free prompt (N) and between the prompt's own tokens (K)."""
+class HardPromptSettings(AttackSettings):
+    """Of PEZ's search for hard tokens."""
 
     steps: int = setting(3000, "gradient steps", 0, 100000)
-    tokens: int = setting(16, "tokens of the free prompt (p4d_n)", 1, 75)
-    every: int = setting(3, "one token in front of every so many of the prompt's own (p4d_k)", 1, 75)
+    tokens: int = setting(16, "tokens of the prompt (of p4d_k: as many as `every` gives)", 1, 75)
     lr: float = setting(0.1, "AdamW's step", 0, 100)
     weight_decay: float = setting(0.1, "AdamW's weight decay", 0, 10)
     vocabulary: Vocabulary = setting("typed", VOCABULARY)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PEZConfig(AttackSettings):
+class P4DConfig(HardPromptSettings):
+    """Prompting4Debugging (arXiv 2309.06135), as a free prompt (N) and between the prompt's own tokens (K)."""
+
+    every: int = setting(3, "one token in front of every so many of the prompt's own (p4d_k)", 1, 75)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEZConfig(HardPromptSettings):
     """PEZ (arXiv 2302.03668)."""
 
-    steps: int = setting(3000, "gradient steps", 0, 100000)
-    tokens: int = setting(16, "tokens of the prompt", 1, 75)
-    lr: float = setting(0.1, "AdamW's step", 0, 100)
-    weight_decay: float = setting(0.1, "AdamW's weight decay", 0, 10)
-    vocabulary: Vocabulary = setting("typed", VOCABULARY)
     through: Through = setting("attacked", THROUGH)
 
 
@@ -90,6 +96,14 @@ class RingABellConfig(AttackSettings):
     strength: float = setting(3.0, "eta: how much of the concept's vector is added to the prompt's meaning", 0, 100)
     positions: int = setting(77, "first positions of the conditioning that are compared; fewer are faster", 2, 77)
     vocabulary: Vocabulary = setting("typed", VOCABULARY)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positions <= self.tokens:
+            raise AdvUnlearnError(
+                f"positions is {self.positions}, which leaves the last of {self.tokens} tokens out of the comparison; "
+                f"give at least {self.tokens + 1}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +130,7 @@ class MMAConfig(AttackSettings):
 class CCEConfig(AttackSettings):
     """Concept inversion (arXiv 2308.01508), which is textual inversion (arXiv 2208.01618) on an erased model."""
 
+    shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps"}
     steps: int = setting(5000, "gradient steps", 0, 100000)
     tokens: int = setting(1, "embeddings of the new word", 1, 75)
     batch: int = setting(16, "pictures in a step: 4 in 4 parts as published", 1, 100000)
@@ -135,11 +150,14 @@ class RandomPrefixConfig(AttackSettings):
 class SeedSearchConfig(AttackSettings):
     """The plain prompt with other starting noise, 40 times as in UnlearnDiffAtk's comparison."""
 
+    shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoutesConfig(AttackSettings):
     """The concept's other names, one a step."""
 
+    shared: ClassVar[Mapping[str, str]] = {}
     steps: int = setting(100000, "names tried, at most; there are no more steps than names", 0, 100000)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from . import retain
-from .cli import settings
 from .config import RunConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
+from .flags import settings
 from .formats import load_encoder
 from .judges import load as judges
 from .judges.base import Judge
@@ -24,34 +24,34 @@ from .models import TextToImage, best_device, load
 from .unet_files import load_unet
 
 
-def load_model(args: Namespace | RunConfig) -> TextToImage:
+def load_model(run: RunConfig) -> TextToImage:
     """Load the model a command was given."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    name = args.device or best_device()
+    name = run.device or best_device()
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise AdvUnlearnError(f"device {name!r} cannot be used here ({error}); give cuda, mps or cpu") from error
-    return load(args.model, device, getattr(torch, args.dtype), args.prediction_type)
+    return load(run.model, device, getattr(torch, run.dtype), run.prediction_type)
 
 
-def estimated_device(args: Namespace | RunConfig) -> torch.device:
+def estimated_device(run: RunConfig) -> torch.device:
     """Return the device an estimate is for; it need not be there."""
     try:
-        return torch.device(args.device or best_device())
+        return torch.device(run.device or best_device())
     except RuntimeError as error:
-        raise AdvUnlearnError(f"device {args.device!r} is not known ({error}); give cuda, mps or cpu") from error
+        raise AdvUnlearnError(f"device {run.device!r} is not known ({error}); give cuda, mps or cpu") from error
 
 
 def load_judge(args: Namespace) -> Judge:
     """Load the judge a command was given. Raises AdvUnlearnError for a setting that another judge has."""
-    name = getattr(args, "judge", None)
-    if name is None and args.model != "miniature":
+    name, run = getattr(args, "judge", None), settings(RunConfig, args)
+    if name is None and run.model != "miniature":
         raise AdvUnlearnError(
-            f"there is no judge for model {args.model!r}; give --judge nudity, --judge clip:FOLDER or --judge FOLDER"
+            f"there is no judge for model {run.model!r}; give --judge nudity, --judge clip:FOLDER or --judge FOLDER"
         )
     name = name or "miniature"
     kind, _ = judges.resolve(name)
@@ -60,7 +60,7 @@ def load_judge(args: Namespace) -> Judge:
         if given and other is not judges.CONFIGS[kind]:
             flag = "--" + given[0].split(".")[1].replace("_", "-")
             raise AdvUnlearnError(f"{flag} is no setting of the judge {name!r}; leave it out, or give another --judge")
-    return judges.load(name, lambda config: settings(config, args), args.device or best_device())
+    return judges.load(name, lambda config: settings(config, args), run.device or best_device())
 
 
 def lines_of(file: str | None, what: str) -> list[str]:

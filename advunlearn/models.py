@@ -16,7 +16,7 @@ from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .formats import encoder_hash, opened, single_file
 from .sampling import batch_of
-from .text_encoder import encode, tokenize
+from .text_encoder import encode_prompts
 
 # CLIP's own vocabulary, for checkpoints that bring no tokenizer.
 CLIP_TOKENIZER = pathlib.Path(__file__).parent / "clip_tokenizer"
@@ -35,9 +35,7 @@ class TextToImage:
 
     def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:
         """Return the conditioning (B, L, D) of prompts, under this model's encoder or another one."""
-        ids = tokenize(self.tokenizer, prompts).to(self.denoiser.device)
-        with torch.no_grad():
-            return torch.cat([encode(encoder or self.text_encoder, part) for part in ids.split(128)])
+        return encode_prompts(encoder or self.text_encoder, self.tokenizer, prompts, self.denoiser.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

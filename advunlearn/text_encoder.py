@@ -74,6 +74,13 @@ def encode(
         handle.remove()
 
 
+@torch.no_grad()
+def encode_prompts(encoder: nn.Module, tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
+    """Return the conditioning (B, L, D) of prompts."""
+    ids = tokenize(tokenizer, prompts).to(device)
+    return torch.cat([encode(encoder, part) for part in ids.split(128)])
+
+
 PARTS = {"layers": r"\blayers\.", "attention": r"\bself_attn\.", "mlp": r"\bmlp\.", "all": r""}
 
 

@@ -46,14 +46,19 @@ def rows() -> list[dict[str, Any]]:
 
 def key(row: dict[str, Any]) -> str:
     """Return what a row is of."""
-    return json.dumps([row[k] for k in ("concept", "model", "attack", "settings", "iterations")], sort_keys=True)
+    return json.dumps([row[k] for k in ("concept", "model", "attack", "settings", "training")], sort_keys=True)
 
 
 def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, args: argparse.Namespace) -> Any:
     """Return the encoder of a recipe, trained once for each concept and kept."""
     if name == "original":
         return model.text_encoder
-    folder = ROOT / "runs" / "attacks" / f"{concept.concept.replace(' ', '_')}-{args.iterations}-{args.train_seed}"
+    folder = (
+        ROOT
+        / "runs"
+        / "attacks"
+        / f"{concept.concept.replace(' ', '_')}-{args.iterations}-{args.trajectories}-{args.train_seed}"
+    )
     path = folder / f"{name}.safetensors"
     if not path.exists():
         recipe = RECIPES[name]
@@ -76,20 +81,25 @@ def run(args: argparse.Namespace) -> None:
         "ring_a_bell": {"population": args.population, "positions": args.positions},
         "mma": {"candidates": args.candidates}, "cce": {"batch": args.batch},
     }  # fmt: skip
+    training = {name: getattr(args, name) for name in ("iterations", "trajectories", "train_seed")}
     for concept_name in args.concepts:
         kind = "style" if concept_name in captions.styles() else "object"
         concept = ConceptConfig(concept=concept_name, kind=kind)
         evaluator = Evaluator(model, judge, concept, config, given=given)
         for name in args.models:
+            wanted = [
+                {"concept": concept_name, "model": name, "attack": attack, "training": training,
+                 "settings": config.to_dict() | {"given": given.get(attack, {})}}
+                for attack in args.attacks
+            ]  # fmt: skip
+            done = {key(row) for row in rows()}
+            missing = [about for about in wanted if key(about) not in done]
+            if not missing:
+                continue
             encoder, clean, out = encoder_of(model, concept, name, args), None, Measurement()
             subject = Subject(encoder, model.denoiser)
-            for attack in args.attacks:
-                about = {
-                    "concept": concept_name, "model": name, "attack": attack, "iterations": args.iterations,
-                    "settings": config.to_dict() | {"given": given.get(attack, {})},
-                }  # fmt: skip
-                if key(about) in {key(row) for row in rows()}:
-                    continue
+            for about in missing:
+                attack = about["attack"]
                 with frozen(encoder, *model.denoiser.modules()):
                     if clean is None:
                         clean = evaluator.plain(subject, out)

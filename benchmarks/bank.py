@@ -35,12 +35,17 @@ from advunlearn.trainer import train
 from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what rows of one file have in common."""
+    return {name: getattr(args, name) for name in ("concept", "iterations", "cases", "attack_steps")}
+
+
 def summary(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what is written: the rows, and the median over the seeds of fresh sampling's time over the bank's."""
     seconds = {(r["sampling"], r["seed"]): r["seconds"] for r in rows}
     ratios = [v / seconds["bank", seed] for (name, seed), v in seconds.items() if name == "fresh"]
     return {
-        "concept": args.concept, "command": " ".join(["benchmarks/bank.py", *sys.argv[1:]]),
+        "settings": settings_of(args), "command": " ".join(["benchmarks/bank.py", *sys.argv[1:]]),
         "fresh_over_bank": statistics.median(ratios) if ratios else None, "ratios": ratios, "rows": rows,
     }  # fmt: skip
 
@@ -58,7 +63,10 @@ def main() -> None:
     prompts = retain_prompts(concept)
     evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
     out = ROOT / "benchmarks" / "results" / "bank.json"
-    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    kept = json.loads(out.read_text()) if out.is_file() else {"settings": settings_of(args), "rows": []}
+    if kept["settings"] != settings_of(args):
+        parser.error(f"{out} has rows of {kept['settings']}; give these settings, or move the file away")
+    rows = kept["rows"]
     done = {(r["sampling"], r["seed"]) for r in rows}
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):

@@ -94,10 +94,15 @@ def main() -> None:
     args = parser.parse_args()
     out = ROOT / "benchmarks" / "results" / f"curves-{args.concept}.json"
     command = " ".join(["benchmarks/curves.py", *sys.argv[1:]])
-    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    settings = {"cases": args.cases, "budget": args.budget, "eval_seed": args.eval_seed}
+    kept = json.loads(out.read_text()) if out.is_file() else {"settings": settings, "rows": []}
+    if kept["settings"] != settings:
+        parser.error(f"{out} has rows of {kept['settings']}; give these settings, or move the file away")
+    rows = kept["rows"]
 
     def save() -> None:
-        out.write_text(json.dumps({"concept": args.concept, "command": command, "rows": rows}, indent=1) + "\n")
+        found = {"concept": args.concept, "command": command, "settings": settings, "rows": rows}
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
     concept = ConceptConfig(concept=args.concept)
     run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, rows, save)
@@ -107,6 +112,8 @@ def main() -> None:
         (ROOT / "docs" / f"curves-iterations-{attack}.svg").write_text(text)
     for attack in ("unlearndiffatk", "soft_prefix"):
         series = {r["recipe"]: r["asr_by_budget"][attack] for r in rows if len(r["asr_by_budget"][attack]) > 2}
+        if not series:  # none of the lengths is a recipe's own
+            continue
         text = svg_file(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
         (ROOT / "docs" / f"curves-budget-{attack}.svg").write_text(text)
 

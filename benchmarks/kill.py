@@ -12,7 +12,6 @@ benchmarks/results/kill.json, a row at a time, and goes on where it was interrup
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -29,13 +28,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from safetensors import safe_open
+from outcome import State, differing, load_state, outcome
 
 from advunlearn.checkpoint import STATE
 from advunlearn.cli import main as advunlearn
 from advunlearn.configfile import NAME as CONFIG
 from advunlearn.files import PARTIAL
-from advunlearn.runfolder import DONE, LOG, LOSS, SAMPLES
+from advunlearn.runfolder import LOG
 
 FLAGS = (
     "--iterations 12 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --bank-trajectories 4 "
@@ -48,7 +47,6 @@ PRELOAD = [
     "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
 ]  # fmt: skip
 AIMS = (None, "", None, "state", None, "bank")  # moments of a kill: any, or a write of a file with such a name
-State = dict[str, Any]
 
 
 def quietly(argv: list[str]) -> None:
@@ -103,58 +101,6 @@ def kill_at(folder: pathlib.Path, delay: float, aim: str | None) -> bool:
     process.kill()
     process.join()
     return alive and process.exitcode == -9
-
-
-def load_state(folder: pathlib.Path) -> State | None:
-    """Return the state in a folder, if there is one."""
-    path = folder / STATE
-    return torch.load(path, weights_only=True) if path.exists() else None
-
-
-def digest(value: Any) -> str:
-    """Return the SHA-256 of nested tensors and plain values."""
-    total = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, torch.Tensor):
-            total.update(f"{item.dtype}{tuple(item.shape)}".encode() + item.contiguous().numpy().tobytes())
-        elif isinstance(item, dict):
-            for key in sorted(item, key=str):
-                total.update(str(key).encode())
-                add(item[key])
-        elif isinstance(item, list | tuple):
-            for inner in item:
-                add(inner)
-        else:
-            total.update(repr(item).encode())
-
-    add(value)
-    return total.hexdigest()
-
-
-def outcome(folder: pathlib.Path) -> dict[str, str]:
-    """Return a digest of each thing that a run leaves, without what tells when and where it ran."""
-    state = load_state(folder)
-    assert state is not None
-    with safe_open(folder / "encoder.safetensors", "pt") as file:
-        weights, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
-    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    done = json.loads((folder / DONE).read_text())
-    parts = {
-        "weights": weights, "metadata": metadata, "losses": [done["losses"], done["config"], state["history"]],
-        "log": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
-        "loss picture": (folder / LOSS).read_text(),
-        "samples": {p.name: p.read_bytes() for p in (folder / SAMPLES).iterdir()},
-        "optimiser": state["adam"], "parameters": state["parameters"], "generators": state["generators"],
-        "counters": state["counters"], "bank": torch.load(folder / state["bank"], weights_only=True),
-        "files": sorted(p.name for p in folder.iterdir() if not p.name.startswith("bank-")),
-    }  # fmt: skip
-    return {name: digest(part) for name, part in parts.items()}
-
-
-def differing(folder: pathlib.Path, whole: dict[str, str]) -> list[str]:
-    """Return what came out otherwise than in the run that was left alone."""
-    return [name for name, value in outcome(folder).items() if value != whole[name]]
 
 
 def trial(folder: pathlib.Path, delay: float, aim: str | None, whole: dict[str, str]) -> dict[str, Any] | None:
@@ -248,12 +194,13 @@ def main() -> None:
         shutil.rmtree(folder / "again")
         while len(rows) < args.trials:
             place = folder / "killed"
-            row = trial(place, draw.uniform(0, length), AIMS[len(rows) % len(AIMS)], whole)
+            aim = AIMS[len(rows) % len(AIMS)]
+            row = trial(place, draw.uniform(0, length), aim, whole)
             if row:
                 rows.append(row)
                 out.write_text(json.dumps(report(rows, []), indent=1) + "\n")
                 print(json.dumps(row), flush=True)
-            else:
+            elif aim is None:
                 length *= 0.95  # the machine has become quicker
             shutil.rmtree(place)
         checked = controls(folder, whole)

@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from advunlearn import configfile
-from advunlearn.cli import build_parser, main, settings
+from advunlearn.cli import build_parser, main
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, RunConfig, TrainConfig, choices
+from advunlearn.flags import settings
 from advunlearn.presets import PRESETS
 
 YAML = """

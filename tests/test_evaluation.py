@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from advunlearn import retain
-from advunlearn.attacks.prompt import as_text
+from advunlearn.attacks.vocabulary import as_text
 from advunlearn.config import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.evaluate import Evaluator
 from advunlearn.evaluation.metrics import count, frechet_distance
 from advunlearn.evaluation.pictures import grid, overview
 from advunlearn.judges.convnet import ConvJudge
+from advunlearn.miniature import captions
 from advunlearn.models import TextToImage
 
 
@@ -44,8 +45,11 @@ def test_retain_set_leaves_the_concepts_words_out(tmp_path: pathlib.Path) -> Non
 def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(
     model: TextToImage, judge: ConvJudge
 ) -> None:
-    config = EvaluateConfig(cases=8, attack_steps=2, attack_every=1, repeats=1)
-    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config)
+    config = EvaluateConfig(cases=8, attack_steps=2, attack_every=1, repeats=1, sampling_steps=8)
+    evaluator, again = (
+        Evaluator(model, judge, ConceptConfig(concept="church"), config, retained=["a dog | dog", "a cat | cat"])
+        for _ in range(2)
+    )
     measured = evaluator.measure(evaluator.original)
     assert measured.asr["clean"]["success"] >= 6 and measured.asr["routes"]["success"] >= 5
     assert set(measured.asr["routes"]["by"]) == {"foreign", "keywords"}
@@ -54,7 +58,7 @@ def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(
         assert curve[0][0] == 0 and curve[-1][0] == 2
         assert successes == sorted(successes) and successes[0] == measured.asr["clean"]["success"]
         assert successes[-1] == measured.asr[name]["success"] >= measured.asr[name]["before_attack"] == successes[0]
-    again = Evaluator(model, judge, ConceptConfig(concept="church"), config)
+    assert "feature_distance" in measured.utility
     assert again.measure(again.original).to_dict() == measured.to_dict()
 
 
@@ -66,12 +70,14 @@ def test_an_encoder_that_says_nothing_counts_as_erased_and_as_useless(model: Tex
     mute = copy.deepcopy(model.text_encoder)
     norm = next(m for n, m in mute.named_modules() if n.endswith("final_layer_norm"))
     norm.weight.zero_()
-    config = EvaluateConfig(cases=8, attack_steps=2, attack_every=1, repeats=1)
-    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config)
-    measured, original = evaluator.measure(Subject(mute, model.denoiser)), evaluator.measure(evaluator.original)
+    config = EvaluateConfig(cases=8, attack_steps=2, attack_every=1, repeats=1, sampling_steps=8)
+    rows = [f"{captions.caption(o)} | {o}" for o in judge.objects if o != "church"][:24]
+    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config, retained=rows)
+    measured = evaluator.measure(Subject(mute, model.denoiser))
+    original = evaluator.measure(evaluator.original, attacks=())
     assert measured.asr["clean"]["success"] <= 1
     kept, before = (m.utility["retained_accuracy"]["correct"] for m in (measured, original))
-    assert kept < 10 < 45 < before
+    assert kept < 4 < 17 < before
     assert measured.utility["feature_distance"] > 2 * original.utility["feature_distance"]
     # Every case that the plain prompt leaves is attacked, and looked at when it should be.
     assert all([steps for steps, _ in curve] == [0, 1, 2] for curve in measured.asr_by_budget.values())

@@ -7,11 +7,12 @@ import pathlib
 import pytest
 
 from advunlearn import presets, retain
-from advunlearn.cli import build_parser, main, settings
+from advunlearn.cli import build_parser, main
 from advunlearn.commands.runs import retained, run_settings
 from advunlearn.config import ConceptConfig, RunConfig
 from advunlearn.configfile import resolved
 from advunlearn.errors import AdvUnlearnError
+from advunlearn.flags import settings
 from advunlearn.miniature import captions
 
 

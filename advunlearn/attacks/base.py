@@ -1,14 +1,14 @@
 """What the test attacks share: the scene that they are given, the loop that they run, and what they find.
 
 An attack is a short loop: take a step, say how it went. `Attack` is that loop; `GradientAttack` is the kind whose step
-is gradient, optimiser, projection, and a new one overrides only `loss` or the set it searches. All attack N cases in
-one batch, draw from a `torch.Generator`, and change nothing of the scene.
+is gradient, optimiser, projection: a new one says what it searches (`start`), its `loss`, and what that stands for
+(`found`). All attack N cases in one batch, draw from a `torch.Generator`, and change nothing of the scene.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from ..config import ConceptConfig
 from ..denoisers.base import Denoiser
 from ..errors import AdvUnlearnError
 from ..sampling import batch_of
-from ..text_encoder import encode, tokenize
+from ..text_encoder import encode_prompts
 
 OnStep = Callable[[int, float], None]
 Settings = TypeVar("Settings", bound=AttackSettings)
@@ -84,9 +84,7 @@ class Scene:
 
     def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:
         """Return the conditioning (B, L, D) of prompts, under the attacked encoder or another one."""
-        with torch.no_grad():
-            ids = tokenize(self.tokenizer, prompts).to(self.device)
-            return torch.cat([encode(encoder or self.encoder, part) for part in ids.split(128)])
+        return encode_prompts(encoder or self.encoder, self.tokenizer, prompts, self.device)
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,9 @@ class Attack(abc.ABC, Generic[Settings]):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     config_class: ClassVar[type[AttackSettings]]
-    shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps", "tokens": "attack_tokens"}  # of EvaluateConfig
     discrete: ClassVar[bool] = True  # whether it finds text
     looks_at_every_step: ClassVar[bool] = False  # a step is a whole try of its own
+    restarts: ClassVar[bool] = True  # whether starts on the same case differ
 
     def __init__(
         self, scene: Scene, config: Settings, generator: torch.Generator, starts: torch.Generator | None = None

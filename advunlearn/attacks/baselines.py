@@ -16,13 +16,12 @@ from ..text_encoder import tokenize
 from .base import Attack, Candidates
 from .prompted import TokenAttack, prefix_texts
 from .slots import bodies, in_front
-from .vocabulary import whole_text
 
 
 class RandomPrefix(TokenAttack[RandomPrefixConfig]):
     """Other random tokens in front of the prompt in each step, all of which can be typed."""
 
-    name, config_class = "random_prefix", RandomPrefixConfig
+    name, config_class, looks_at_every_step = "random_prefix", RandomPrefixConfig, True
 
     def start(self) -> None:
         """Draw the first prefixes."""
@@ -58,7 +57,8 @@ class PlainAttack(Attack[Any]):
 
     def start(self) -> None:
         """Count the steps taken."""
-        self.taken, self.context = 0, self.scene.encode(self.asked())
+        self.taken = 0
+        self.context = self.scene.encode(self.asked())
 
     def step(self) -> Tensor:
         """Go on to the next try."""
@@ -71,15 +71,18 @@ class PlainAttack(Attack[Any]):
 
     def texts(self) -> list[dict[str, Any]]:
         """Return the prompts and their tokens: typed as they are, they are what was found."""
-        rows = bodies(tokenize(self.scene.tokenizer, self.asked()), self.scene.target.eos)
-        texts = (whole_text(self.scene.tokenizer, row, row) for row in rows)
-        return [text | {"prompt": p, "exact": True} for text, p in zip(texts, self.asked(), strict=True)]
+        tokenizer, asked = self.scene.tokenizer, self.asked()
+        rows = bodies(tokenize(tokenizer, asked), self.scene.target.eos)
+        return [
+            {"prompt": prompt, "tokens": tokenizer.convert_ids_to_tokens(row), "exact": True}
+            for prompt, row in zip(asked, rows, strict=True)
+        ]
 
 
 class SeedSearch(PlainAttack):
     """The plain prompt, with other starting noise in each step."""
 
-    name, config_class, shared = "seed_search", SeedSearchConfig, {"steps": "attack_steps"}
+    name, config_class, looks_at_every_step = "seed_search", SeedSearchConfig, True
 
     def start(self) -> None:
         """Draw the first noise."""
@@ -114,13 +117,13 @@ class Routes(PlainAttack):
     """The concept's other names, the next one in each step."""
 
     name, config_class = "routes", RoutesConfig
-    needs, shared, looks_at_every_step = ("routes", "concept"), {}, True
+    needs, looks_at_every_step, restarts = ("routes", "concept"), True, False
 
     def asked(self) -> list[str]:
         """Return the prompts by the last route tried."""
         concept, routes = self.scene.concept, self.scene.routes
         assert concept is not None  # `needs`
-        route = routes[max(0, getattr(self, "taken", 0) - 1) % len(routes)]
+        route = routes[max(0, self.taken - 1) % len(routes)]
         return [rerouted(prompt, concept.names, route) for prompt in self.scene.prompts]
 
     @property

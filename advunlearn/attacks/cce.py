@@ -42,8 +42,7 @@ class CCE(DenoisingAttack[CCEConfig]):
     """A new word for the concept."""
 
     name, config_class, discrete = "cce", CCEConfig, False
-    needs = ("pictures", "concept")
-    shared = {"steps": "attack_steps"}
+    needs, restarts = ("pictures", "concept"), False
     search: SharedSearch
 
     def start(self) -> None:
@@ -67,8 +66,8 @@ class CCE(DenoisingAttack[CCEConfig]):
         found = [
             renamed(body, names, tokenizer(template).input_ids[1:-1]) for body in bodies(target.ids, target.eos)
         ]  # fmt: skip
-        slots = make_slots([b for b, _ in found], [[at] * self.config.tokens for _, at in found], tokenizer)
-        return Slots(slots.ids.to(target.ids.device), slots.at.to(target.ids.device))
+        before = [[at] * self.config.tokens for _, at in found]
+        return make_slots([b for b, _ in found], before, tokenizer, target.ids.device)
 
     def draw(self) -> tuple[Tensor, ...]:
         """Draw a batch of pictures, and noise them: which pictures, x_t, t, noise."""

@@ -6,15 +6,13 @@ in every place's one-hot token, draws swaps of one token among those that it fav
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..attack_config import MMAConfig
 from ..errors import AdvUnlearnError
 from ..text_encoder import embedding_table
-from .pez import distance, pooled, wanted
+from .pez import distance, followed, pooled, wanted
 from .prompted import TokenAttack
 from .slots import Slots, alone
 from .vocabulary import without
@@ -54,22 +52,24 @@ class MMA(TokenAttack[MMAConfig]):
         assert scene.concept is not None  # `needs`
         words = config.words(scene.concept.concept)
         self.allowed = without(self.vocabulary(config.vocabulary), words, scene.tokenizer)
-        if not len(self.allowed):
+        self.stand_ins = without(super().typed(), words, scene.tokenizer)
+        if not len(self.allowed) or not len(self.stand_ins):
             raise AdvUnlearnError(f"forbidden is {', '.join(words)}: no token is left to search; forbid fewer words")
         self.slots = alone(scene.target.ids, config.tokens, scene.tokenizer)
-        self.table = embedding_table(self.searched_encoder()).detach()[self.allowed.to(scene.device)].float()
+        self.encoder = followed(scene, config.through)
+        self.table = embedding_table(self.encoder).detach()[self.allowed.to(scene.device)].float()
         shape = (len(self.slots), config.tokens)
         self.tokens = torch.randint(len(self.allowed), shape, generator=self.starts).to(scene.device)
         self.best, self.least = self.tokens.clone(), torch.full((len(self.tokens),), torch.inf, device=scene.device)
         self.target = wanted(scene)
 
-    def searched_encoder(self) -> Any:
-        """Return the attacked encoder, or the original one."""
-        return self.scene.encoder if self.config.through == "attacked" else self.scene.original.encoder
+    def typed(self) -> Tensor:
+        """Return those that are not forbidden."""
+        return self.stand_ins
 
     def losses(self, slots: Slots, embeddings: Tensor, target: Tensor) -> Tensor:
         """Return 1 - cos(f(c'), f_o(c)), (n,)."""
-        return distance(pooled(self.searched_encoder(), slots, embeddings, self.scene.target.eos), target)
+        return distance(pooled(self.encoder, slots, embeddings, self.scene.target.eos), target)
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """Return the gradient (N, k, V) in the one-hot tokens, through their embeddings, and the losses (N,)."""

@@ -52,7 +52,7 @@ class P4DN(HardPrompt[P4DConfig]):
 class P4DK(P4DN):
     """P4D-K: the concept's prompt, with a token of the search in front of every K of its own."""
 
-    name, shared = "p4d_k", {"steps": "attack_steps"}
+    name = "p4d_k"
 
     def places(self) -> Slots:
         """Return the prompts with places between their tokens."""

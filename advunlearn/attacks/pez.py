@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attack_config import PEZConfig
+from ..attack_config import PEZConfig, Through
 from ..spans import end_position
 from ..text_encoder import encode
 from .base import Scene
@@ -35,6 +35,11 @@ def wanted(scene: Scene) -> Tensor:
     return hidden[torch.arange(len(ends), device=hidden.device), ends]
 
 
+def followed(scene: Scene, through: Through) -> Any:
+    """Return the encoder whose gradient a search follows: the attacked one, or the original one."""
+    return scene.encoder if through == "attacked" else scene.original.encoder
+
+
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - cos(a, b) over the last dimension."""
     return 1 - nn.functional.cosine_similarity(a, b, dim=-1)
@@ -48,7 +53,7 @@ class PEZ(HardPrompt[PEZConfig]):
 
     def searched_encoder(self) -> Any:
         """Return the attacked encoder, or the original one."""
-        return self.scene.encoder if self.config.through == "attacked" else self.scene.original.encoder
+        return followed(self.scene, self.config.through)
 
     def places(self) -> Slots:
         """Return prompts of places alone; keep what they are to mean."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,7 @@ from ..losses import denoising_loss
 from ..text_encoder import frozen, tokenize
 from .base import Original, Scene, Target
 from .registry import attack_settings, make_attack
-from .vocabulary import as_text
 
-__all__ = ["Found", "as_text", "attack_prompt", "compare"]
 DRAWS = 16  # noise levels at which the restarts are compared
 
 
@@ -61,7 +59,6 @@ def attack_prompt(
     on_step: Callable[[int, float], None] | None = None,
     original: Original | None = None,
     concept: ConceptConfig | None = None,
-    routes: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
 ) -> Found:
     """Search a prompt that draws a picture's content, from several starts side by side; keep the best.
@@ -76,7 +73,6 @@ def attack_prompt(
         on_step: called after each step with its number and the mean loss; may raise to cancel.
         original: the model before erasing, for attacks that need it.
         concept: for attacks that need it.
-        routes: for attacks that need them.
         given: settings of the attack that go over those of `config`.
 
     Raises AdvUnlearnError when the attack lacks something that it needs.
@@ -86,9 +82,7 @@ def attack_prompt(
         raise AdvUnlearnError(f"{name} tries what only a judge can tell apart; use it in an evaluation")
     ids = tokenize(tokenizer, [prompt] * restarts).to(denoiser.device)
     target = Target(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
-    scene = Scene(
-        denoiser, encoder, tokenizer, [prompt] * restarts, target, original or Original(), concept, list(routes)
-    )  # fmt: skip
+    scene = Scene(denoiser, encoder, tokenizer, [prompt] * restarts, target, original or Original(), concept)
     with frozen(encoder, *denoiser.modules()):
         attack = make_attack(name, scene, attack_settings(name, config, given), config.seed)
         losses = attack.run(on_step)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..attack_config import P4DConfig, PEZConfig
+from ..attack_config import HardPromptSettings
 from ..denoisers.base import add_noise
 from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
@@ -18,7 +18,7 @@ from .searches import HardSearch
 from .slots import Slots, bodies
 from .vocabulary import as_text, repaired, search_vocabulary, typed_vocabulary, whole_text
 
-HardSettings = TypeVar("HardSettings", P4DConfig, PEZConfig)
+HardSettings = TypeVar("HardSettings", bound=HardPromptSettings)
 
 
 class TokenAttack(Attack[Settings]):
@@ -44,10 +44,13 @@ class TokenAttack(Attack[Settings]):
         kept = [row[at < length].tolist() for row, at in zip(ids, self.slots.at.cpu(), strict=True)]
         return [whole_text(scene.tokenizer, p, k) for p, k in zip(prompts, kept, strict=True)]
 
+    def typed(self) -> Tensor:
+        """Return the tokens that may stand for one that cannot be typed, on the CPU."""
+        return typed_vocabulary(self.scene.tokenizer)
+
     def typable(self, ids: Tensor) -> Tensor:
         """Return tokens (N, k) so that all of them can be typed: the nearest that can, where one cannot."""
-        table = embedding_table(self.scene.encoder).detach().cpu()
-        return repaired(ids.cpu(), table, typed_vocabulary(self.scene.tokenizer))
+        return repaired(ids.cpu(), embedding_table(self.scene.encoder).detach(), self.typed())
 
     def vocabulary(self, which: str) -> Tensor:
         """Return the ids that are searched, on the CPU."""
@@ -113,6 +116,8 @@ class HardPrompt(TokenAttack[HardSettings], GradientAttack[HardSettings]):
 
     def step(self) -> Tensor:
         """Take one step; remember the best tokens."""
+        if not self.keeps_best:
+            return super().step()
         ids = self.search.token_ids()
         losses = super().step()
         better = losses < self.least

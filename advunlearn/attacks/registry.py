@@ -34,9 +34,9 @@ def attack_class(name: str) -> type[Attack[Any]]:
 
 def attack_settings(name: str, config: EvaluateConfig, given: Mapping[str, Any] | None = None) -> AttackSettings:
     """Return an attack's settings: the published ones, over them the shared budget, over that what was given."""
-    kind = attack_class(name)
+    kind = attack_class(name).config_class
     budget = {own: getattr(config, shared) for own, shared in kind.shared.items()}
-    return kind.config_class(**{**budget, **(given or {})})
+    return kind(**{**budget, **(given or {})})
 
 
 def make_attack(name: str, scene: Scene, config: AttackSettings, seed: int) -> Attack[Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .projections import project_linf, project_simplex
-from .vocabulary import nearest
+from .vocabulary import nearest, unit
 
 
 class TokenSearch:
@@ -46,6 +46,7 @@ class HardSearch:
 
     def __init__(self, table: Tensor, vocabulary: Tensor, count: int, tokens: int, generator: torch.Generator) -> None:
         self.rows, self.vocabulary = table[vocabulary.to(table.device)].detach().float(), vocabulary
+        self.unit = unit(self.rows)
         drawn = torch.randint(len(vocabulary), (count, tokens), generator=generator)
         self.parameter = self.rows[drawn.to(table.device)].clone().requires_grad_(True)
 
@@ -58,11 +59,11 @@ class HardSearch:
 
     def token_ids(self) -> Tensor:
         """Return the nearest tokens (N, k), as ids of the full vocabulary, on the CPU."""
-        return self.vocabulary[nearest(self.parameter.detach(), self.rows).cpu()]
+        return self.vocabulary[nearest(self.parameter.detach(), self.unit).cpu()]
 
     def found(self) -> Tensor:
         """Return the embeddings of the nearest tokens."""
-        return self.rows[nearest(self.parameter.detach(), self.rows)]
+        return self.rows[nearest(self.parameter.detach(), self.unit)]
 
 
 class SoftSearch:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spans import end_position
+from ..spans import end_position, insert, replace_content
 from ..text_encoder import embedding_table, encode
 
 
@@ -50,7 +50,9 @@ def bodies(ids: Tensor, eos: int) -> list[list[int]]:
     return [row[1:end] for row, end in zip(ids.tolist(), ends, strict=True)]
 
 
-def make_slots(prompts: Sequence[Sequence[int]], before: Sequence[Sequence[int]], tokenizer: Any) -> Slots:
+def make_slots(
+    prompts: Sequence[Sequence[int]], before: Sequence[Sequence[int]], tokenizer: Any, device: torch.device
+) -> Slots:
     """Return prompts with a place in front of each of the given tokens.
 
     Args:
@@ -58,6 +60,7 @@ def make_slots(prompts: Sequence[Sequence[int]], before: Sequence[Sequence[int]]
         before: for each, in ascending order, the numbers of the tokens that get a place in front; the prompt's length
             is the place at its end, and a number that occurs twice gives two places.
         tokenizer: gives start, end, padding and the full length L; what overflows is cut, the end token never.
+        device: where the prompts are to be.
     """
     length, pad = tokenizer.model_max_length, tokenizer.pad_token_id
     most = max(map(len, before), default=0)
@@ -71,24 +74,20 @@ def make_slots(prompts: Sequence[Sequence[int]], before: Sequence[Sequence[int]]
         places = [1 + i for i, token in enumerate(row) if token is None]
         at[n, : len(places)] = torch.tensor(places, dtype=torch.long)
         ids[n, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *(t or 0 for t in row), tokenizer.eos_token_id])
-    return Slots(ids, at)
+    return Slots(ids.to(device), at.to(device))
 
 
 def in_front(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:
     """Return prompts (N, L) with `tokens` places in front."""
-    return _on(ids, make_slots(bodies(ids, tokenizer.eos_token_id), [[0] * tokens] * len(ids), tokenizer))
+    return Slots(*insert(ids, ids.new_zeros(len(ids), tokens), tokenizer.eos_token_id))
 
 
 def alone(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:
     """Return N prompts of `tokens` places and nothing else."""
-    return _on(ids, make_slots([[]] * len(ids), [[0] * tokens] * len(ids), tokenizer))
+    return Slots(*replace_content(ids, tokens, tokenizer.eos_token_id))
 
 
 def between(ids: Tensor, every: int, tokenizer: Any) -> Slots:
     """Return prompts (N, L) with a place in front of every `every`-th token, the first included."""
     rows = bodies(ids, tokenizer.eos_token_id)
-    return _on(ids, make_slots(rows, [range(0, len(row) + 1, every) for row in rows], tokenizer))
-
-
-def _on(ids: Tensor, slots: Slots) -> Slots:
-    return Slots(slots.ids.to(ids.device), slots.at.to(ids.device))
+    return make_slots(rows, [range(0, len(row) + 1, every) for row in rows], tokenizer, ids.device)

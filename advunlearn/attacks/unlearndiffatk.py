@@ -25,7 +25,6 @@ class UnlearnDiffAtk(TokenAttack[UnlearnDiffAtkConfig], DenoisingAttack[UnlearnD
     """Tokens in front of the prompt, on the simplex over the vocabulary, by projected Adam."""
 
     name, config_class = "unlearndiffatk", UnlearnDiffAtkConfig
-    shared = {"steps": "attack_steps", "tokens": "attack_tokens", "lr": "attack_lr"}
     search: TokenSearch
 
     def start(self) -> None:
@@ -49,7 +48,6 @@ class SoftPrefix(DenoisingAttack[SoftPrefixConfig]):
     """Embeddings in front of the prompt, in a ball around real tokens."""
 
     name, config_class, discrete = "soft_prefix", SoftPrefixConfig, False
-    shared = {"steps": "attack_steps", "tokens": "attack_tokens", "lr": "prefix_lr", "radius": "prefix_radius"}
 
     def start(self) -> None:
         """Start from random tokens."""

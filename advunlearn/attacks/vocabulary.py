@@ -25,16 +25,22 @@ def typed_vocabulary(tokenizer: Any) -> Tensor:
     return torch.tensor([i for i, row in zip(ids.tolist(), split, strict=True) if row[1:-1] == [i]])
 
 
-def nearest(points: Tensor, rows: Tensor) -> Tensor:
-    """Return the row of (V, D) that is nearest in angle to each of the points (..., D), as row numbers (...)."""
-    unit = torch.nn.functional.normalize(rows.float(), dim=-1)
-    return (points.float() @ unit.T).argmax(-1)
+def unit(rows: Tensor) -> Tensor:
+    """Return rows (..., D) of length 1, in fp32."""
+    return torch.nn.functional.normalize(rows.float(), dim=-1)
+
+
+def nearest(points: Tensor, directions: Tensor) -> Tensor:
+    """Return the number (...) of the direction, a row of length 1 of (V, D), that is nearest to each point (..., D)."""
+    return (points.float() @ directions.T).argmax(-1)
 
 
 def repaired(ids: Tensor, table: Tensor, typed: Tensor) -> Tensor:
     """Return token ids with each one that is not in `typed` (V',) replaced by the nearest that is; table (V, D)."""
-    typed = typed.to(ids.device)
-    near = typed[nearest(table[ids], table[typed])]
+    if torch.isin(ids, typed.to(ids.device)).all():
+        return ids
+    table, typed = table.to(ids.device), typed.to(ids.device)
+    near = typed[nearest(table[ids], unit(table[typed]))]
     return torch.where(torch.isin(ids, typed), ids, near)
 
 

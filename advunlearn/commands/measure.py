@@ -5,20 +5,19 @@ from __future__ import annotations
 import pathlib
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from .. import report as report_files
-from ..attack_config import ATTACK_NAMES, AttackSettings
+from ..attack_config import ATTACK_NAMES
 from ..attacks.registry import ATTACKS
-from ..cli import settings
-from ..config import ConceptConfig, EvaluateConfig
+from ..config import ConceptConfig, EvaluateConfig, RunConfig
 from ..errors import AdvUnlearnError
 from ..evaluation import pictures
 from ..evaluation.evaluate import Evaluator, Subject
 from ..files import write_atomic
+from ..flags import given, settings
 from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, unet_of
 from ..models import TextToImage
 from ..recipes import empty_report
@@ -31,18 +30,12 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     prompts = lines_of(args.prompts, "prompt")
     retained = lines_of(getattr(args, "retained", None), '"prompt | label"')
     routes = lines_of(args.routes, "name of the concept")
-    model, judge = load_model(args), load_judge(args)
+    model, judge = load_model(settings(RunConfig, args)), load_judge(args)
     return model, Evaluator(
         model, judge, concept, config,
         prompts=prompts, retained=retained, routes=routes,
-        given={name: given_settings(kind.config_class, args) for name, kind in ATTACKS.items()},
+        given={name: given(kind.config_class, args) for name, kind in ATTACKS.items()},
     )  # fmt: skip
-
-
-def given_settings(config: type[AttackSettings], args: Namespace) -> dict[str, Any]:
-    """Return the settings of one attack that were given as flags."""
-    start = config.__name__ + "."
-    return {k.removeprefix(start): v for k, v in vars(args).items() if k.startswith(start)}
 
 
 def chosen_attacks(named: Sequence[str], evaluator: Evaluator) -> tuple[str, ...]:
@@ -103,7 +96,7 @@ def sample(args: Namespace) -> None:
     if path.is_dir():
         raise AdvUnlearnError(f"--out {args.out!r} is a folder; give the name of a PNG file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    config, model = settings(EvaluateConfig, args), load_model(args)
+    config, model = settings(EvaluateConfig, args), load_model(settings(RunConfig, args))
     encoder, denoiser = encoder_of(args.encoder, model), unet_of(args.unet, model)
     generator, count = torch.Generator().manual_seed(config.seed), args.count
     noise = torch.randn(count * len(args.prompts), *model.denoiser.latent_shape, generator=generator)

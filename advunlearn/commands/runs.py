@@ -13,7 +13,6 @@ import torch
 from .. import report as report_files
 from .. import retain
 from ..advice import fitting, sentence
-from ..cli import settings
 from ..config import (
     DEMO_BANK,
     DEMO_BUDGET,
@@ -31,6 +30,7 @@ from ..estimate import estimate
 from ..evaluation.cases import retain_prompts
 from ..evaluation.samples import Samples
 from ..events import Progress
+from ..flags import settings
 from ..formats import save_encoder
 from ..inputs import command_line, estimated_device, load_judge, load_model, out_folder
 from ..models import TextToImage
@@ -124,11 +124,11 @@ def estimate_command(args: Namespace) -> None:
 
 def demo(args: Namespace) -> None:
     """Train the baselines and AdvUnlearn, attack all of them, write the report and the robust encoder."""
-    if args.model != "miniature":
+    own, concept = settings(RunConfig, args), settings(ConceptConfig, args)
+    if own.model != "miniature":
         raise AdvUnlearnError("demo runs on the miniature; use train and evaluate for other models")
-    concept = settings(ConceptConfig, args)
     config = settings(EvaluateConfig, args, **DEMO_BUDGET)
-    model, judge, folder = load_model(args), load_judge(args), out_folder(args)
+    model, judge, folder = load_model(own), load_judge(args), out_folder(args)
     bars: dict[str, Bar] = {}
 
     def on_train(name: str, progress: Progress) -> None:

@@ -7,12 +7,6 @@ from typing import Any
 
 Column = tuple[str, str, str, str]  # heading, where in a model's part of the report, which is better, what it means
 
-ROUTES = {
-    "clean": "plain prompts", "routes": "other routes", "unlearndiffatk": "UnlearnDiffAtk",
-    "soft_prefix": "soft prefix", "random_prefix": "random prefix", "seed_search": "other seeds",
-    "ring_a_bell": "Ring-A-Bell", "mma": "MMA", "pez": "PEZ", "p4d_n": "P4D-N", "p4d_k": "P4D-K",
-    "cce": "concept inversion",
-}  # fmt: skip
 FIRST: tuple[Column, ...] = (
     ("Plain prompts", "asr clean", "lower", "Pictures that show the concept when the prompt simply names it."),
     ("Other routes", "asr routes", "lower",

@@ -138,7 +138,8 @@ class Evaluator:
         """
         every_route = {"steps": len(self.routes)} if name == "routes" else {}
         settings = attack_settings(name, self.config, {**every_route, **self.given.get(name, {})})
-        run, looks = Attacked(self.hits(clean), clean.clone(), self.config.restarts), 0
+        restarts = self.config.restarts if attack_class(name).restarts else 1
+        run, looks = Attacked(self.hits(clean), clean.clone(), restarts), 0
         searched, asked, looked = (counting(d) for d in (subject.denoiser, self.original.denoiser, subject.denoiser))
         drawn = replace(subject, denoiser=looked)
         if len(run.rows) and settings.steps:
@@ -168,7 +169,7 @@ class Evaluator:
     def look_at(self, subject: Subject, attack: Attack[Any], run: Attacked, step: int) -> None:
         """Draw what an attack stands for now and judge it."""
         began, found = time.perf_counter(), attack.found()
-        at = run.open_rows() if attack.looks_at_every_step else torch.arange(len(run.rows))
+        at = run.open_rows()
         if len(at):
             noise = self.noise[run.rows.to(self.noise.device)] if found.noise is None else found.noise
             images = self.pictures(subject, *pick(at, found.conditioning, noise))
@@ -223,11 +224,12 @@ class Evaluator:
     def measure(self, subject: Subject, attacks: Sequence[str] = ATTACKS, utility: bool = True) -> Measurement:
         """Measure a subject: plain prompts, routes, the named test attacks, utility.
 
-        Raises AdvUnlearnError for an attack that is not known, or for routes where the concept has none.
+        Raises AdvUnlearnError, before any work, for an attack that is not known or has a setting that it cannot have,
+        and for routes where the concept has none.
         """
         out = Measurement()
         for name in attacks:
-            attack_class(name)
+            attack_settings(name, self.config, self.given.get(name))  # a bad one is refused before any work
         if "routes" in attacks and not self.routes:
             raise AdvUnlearnError(
                 f"no other name of {self.concept.concept!r} is known; give a file of them, one a line (--routes)"

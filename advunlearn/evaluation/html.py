@@ -10,7 +10,7 @@ from typing import Any
 
 from .charts import CSS as CHART_CSS
 from .charts import NAMES, Points, line_chart, number, text
-from .columns import ROUTES, at, columns, costs
+from .columns import at, columns, costs
 from .metrics import wilson_interval
 
 HINT = (
@@ -93,9 +93,10 @@ def budget_charts(models: Mapping[str, Any]) -> list[str]:
         for attack, rows in _map(model, "asr_by_budget").items():
             pairs = [(number(row[0]), number(row[1])) for row in rows or () if len(row) == 2]
             attacks.setdefault(attack, {})[name] = [p for p in pairs if not math.isnan(p[0])]
+    labels = {where.split()[1]: label for label, where, *_ in columns(models) if " " in where}
     totals = {a: [number(at(m, "asr", a, "total")) for m in models.values()] for a in attacks}
     return [
-        line_chart(f"Concept brought back by {ROUTES.get(a, a)}, cases", series, "attack steps",
+        line_chart(f"Concept brought back by {labels.get(a, a)}, cases", series, "attack steps",
                    [0.0, *(t for t in totals[a] if not math.isnan(t))])
         for a, series in attacks.items()
     ]  # fmt: skip
@@ -138,14 +139,16 @@ def statement(models: Mapping[str, Any]) -> list[str]:
 
     said: list[str] = []
     for name in [n for n in models if n != "original"] or list(models):
-        tries = dict(_map(models, name, "asr")) | {k: at(v, "sum") for k, v in _map(models, name, "attacks").items()}
-        tested = {k: c for k, v in tries.items() if (c := counts(v))}
+        attempts = [(label, where) for label, where, *_ in columns(models) if where.startswith(("asr ", "attacks "))]
+        tested = {label: c for label, where in attempts if (c := counts(at(models, name, *where.split())))}
         worst = max(tested, key=lambda k: tested[k][0] / tested[k][1], default="")
         kept = counts(at(models, name, "utility", "retained_accuracy"))
         line = "{}: {} and {}{}" if said else "{}: {} by the plain prompts, {} at the worst tested route{}"
         line += ("; {}." if said else "; {} retained objects right.") if kept else "."
-        route = f" ({ROUTES.get(worst, worst)})" if worst else ""
-        said.append(line.format(NAMES.get(name, name), of(tested.get("clean")), of(tested.get(worst)), route, of(kept)))
+        route = f" ({worst})" if worst else ""
+        said.append(
+            line.format(NAMES.get(name, name), of(tested.get("Plain prompts")), of(tested.get(worst)), route, of(kept))
+        )
     return said or ["No model was measured."]
 
 
