@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .config import Validated, setting
 from .errors import AdvUnlearnError
+from .settings import Validated, setting
 
 # In the order of a table: no search, then by what an attacker must have.
 ATTACK_NAMES = (

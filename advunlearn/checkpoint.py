@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .errors import AdvUnlearnError, TrainingDiverged
 from .files import PARTIAL, write_atomic
@@ -65,7 +66,7 @@ class Checkpoints:
                 f"the state in {self.folder} is of a run with other settings: {difference}; give the same ones, or "
                 "start the run anew in another folder"
             )
-        return state, bank
+        return state, {name: {**tensors, **state["counters"][name]} for name, tensors in bank.items()}
 
     def remove(self) -> None:
         """Delete the state and its bank."""
@@ -93,6 +94,9 @@ class RunState:
         self.settings: dict[str, Any] = {}
         self.mark: dict[str, Any] = {}
         self.stepping = False
+        self.good: list[Tensor] = []  # the last weights whose gradient was finite, and the iterations that led there
+        self.good_iterations = 0
+        self.undo: dict[str, Any] | None = None  # the optimiser at the start of an iteration of several steps
         self.run = uuid.uuid4().hex[:12]  # one folder may see several runs: a bank belongs to one of them
 
     def begin(self) -> None:
@@ -110,6 +114,23 @@ class RunState:
         self.adam.step()
         self.history.append(row)
         self.note()
+        self.stepping, self.undo = False, None
+
+    def keep_good(self) -> None:
+        """Keep the weights to return to when a loss is not finite."""
+        self.good = self.good or [torch.empty_like(p) for p in self.parameters]
+        torch._foreach_copy_(self.good, [p.detach() for p in self.parameters])
+        self.good_iterations = len(self.history)
+
+    def go_back(self) -> None:
+        """Return to the weights that were kept."""
+        torch._foreach_copy_([p.data for p in self.parameters], self.good)
+
+    def step_apart(self) -> None:
+        """Take a step that is not an iteration's last; what interrupts the iteration then goes back to its start."""
+        self.undo = self.undo or tree_map_only(Tensor, torch.clone, self.adam.state_dict())
+        self.stepping = True
+        self.adam.step()
         self.stepping = False
 
     def note(self) -> None:
@@ -128,6 +149,9 @@ class RunState:
             raise
         except BaseException:
             if checkpoints and self.mark and not self.stepping:
+                if self.undo is not None:
+                    self.go_back()
+                    self.adam.load_state_dict(self.undo)
                 self.save(checkpoints)
             raise
         if checkpoints:
@@ -149,6 +173,7 @@ class RunState:
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
         self.history, self.latest, self.run = list(state["history"]), state["latest"], state["run"]
+        self.note()  # a run that has no iteration left is saved as it was
 
 
 def _first_difference(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__, configfile
-from .config import DEMO_BUDGET, ConceptConfig, EvaluateConfig
+from .config import ConceptConfig, EvaluateConfig
 from .errors import AdvUnlearnError, TrainingDiverged
+from .evaluation_config import DEMO_BUDGET
 from .flags import UNET, add_files, add_flags, add_measuring, add_model, add_run_settings, add_train
 from .released import NAMES, REPO
 
@@ -103,8 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"advunlearn {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        kept = args.command == "train" and os.path.isfile(os.path.join(args.out, "state.pt"))
-        again = f"advunlearn train --resume --out {shlex.quote(args.out)}"
+        separately = getattr(args, "separately", False)
+        states = (
+            pathlib.Path(args.out).glob("*/state.pt" if separately else "state.pt") if args.command == "train" else ()
+        )
+        kept = any(states)
+        again = f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
         more = f"; {args.out} keeps the run; to go on: {again}" if kept else ""
         sys.stderr.write(f"\nadvunlearn {args.command}: interrupted{more}\n")
         return 130

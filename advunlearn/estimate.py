@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .denoisers.counting import BACKWARD
 from .errors import AdvUnlearnError
 from .events import Progress
 from .live import Deadline, LiveMemory, fake_copy
@@ -31,6 +32,10 @@ class ProbedBank(TrajectoryBank):
     then: str  # the phase that follows
     forwards: float  # F of one step of one trajectory
 
+    def _rows(self) -> Tensor:
+        """Return all rows: whose turn it is changes nothing here, and fake tensors cannot tell."""
+        return torch.arange(len(self))
+
     def refresh(self) -> None:
         """Sample as a run does between two iterations."""
         self.live.enter("bank")
@@ -41,10 +46,10 @@ class ProbedBank(TrajectoryBank):
         self.live.enter(self.then)
 
 
-def fake_model(model: TextToImage, latent_size: int, with_gradient: int) -> TextToImage:
+def fake_model(model: TextToImage, latent_size: int, cost: int) -> TextToImage:
     """Return a model on fake tensors, for latents of that size, whose denoiser counts its F in `forwards`.
 
-    `with_gradient` is the F of a prediction that has a backward pass.
+    `cost` is the F of a prediction that has a backward pass.
     """
     denoiser: Any = model.denoiser.with_modules(fake_copy)
     kind: Any = type(denoiser)
@@ -54,7 +59,7 @@ def fake_model(model: TextToImage, latent_size: int, with_gradient: int) -> Text
 
         def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
             output = super().noise_pred(x_t, t, conditioning)
-            self.forwards += len(x_t) * (with_gradient if output.requires_grad else 1)
+            self.forwards += len(x_t) * (cost if output.requires_grad else 1)
             return output
 
         def trainable_copy(self) -> Any:
@@ -90,7 +95,7 @@ def estimate(
         raise AdvUnlearnError(f"an estimate needs torch's FakeTensorMode ({error}); install a newer torch") from error
     retained = list(retain_prompts) if plan.train.retains else []
     with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as live, Deadline(seconds):
-        fake = fake_model(model, plan.resolution // 8, 4 if plan.train.checkpointing else 3)
+        fake = fake_model(model, plan.resolution // 8, with_gradient(plan))
         weights = live.live
         banks = make_banks(
             fake, plan.concept, retained, plan.bank, torch.Generator(),
@@ -109,19 +114,20 @@ def estimate(
         )  # fmt: skip
 
 
+def with_gradient(plan: Plan) -> int:
+    """Return the F of a prediction that has a backward pass; checkpointing computes the forward pass again in it."""
+    return 1 + BACKWARD + plan.train.checkpointing
+
+
 def _size(tensors: Iterable[Tensor | None]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def _trainer(fake: TextToImage, plan: Plan, banks: Banks, retained: Sequence[str]) -> Trainer:
-    """Return a trainer of one iteration with one attack step: all others take the same memory.
-
-    Whose turn it is changes neither memory nor work, and fake tensors cannot tell.
-    """
-    config, attack = replace(plan.train, iterations=1, warmup=0), replace(plan.attack, steps=1)
-    turns = plan.concept.schedule == "round_robin"
-    concept = replace(plan.concept, schedule="mixed") if turns else plan.concept
-    return Trainer(fake, concept, attack, config, banks, retained, torch.Generator())
+    """Return a trainer of one iteration with one attack step and one retain step: all others take the same memory."""
+    config = replace(plan.train, iterations=1, warmup=0, retain_steps=1)
+    attack = replace(plan.attack, steps=1)
+    return Trainer(fake, plan.concept, attack, config, banks, retained, torch.Generator())
 
 
 def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> dict[str, int]:
@@ -165,6 +171,8 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     attacking = share * redrawn * drawing("concept", attack.restarts)
     trajectories = {name: len(bank) for name, bank in banks.all().items()} if kind.keeps else {}
     fill = sum(count * plan.bank.sampling_steps * per_step[name] for name, count in trajectories.items())
-    find, train, refresh = share * steps * work.get("attack", 0), work["train"], training + attacking
+    more = config.retain_steps - 1 if config.retains and config.retain_by == "step" else 0
+    train = work["train"] + more * config.retain_batch * with_gradient(plan)
+    find, refresh = share * steps * work.get("attack", 0), training + attacking
     total = fill + n * (train + training) + attacked * (find + attacking)
     return Forwards(bank=fill, attack=find, train=train, refresh=refresh, total=total)

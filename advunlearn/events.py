@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .denoisers import Denoiser
 from .trajectories import Report
 
 
@@ -22,6 +23,16 @@ class Progress:
     encoder: Any = None
     denoiser: Any = None
     history: Sequence[dict[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run made. The model that was passed in is unchanged; these are copies."""
+
+    encoder: Any  # CLIPTextModel
+    denoiser: Denoiser
+    losses: list[dict[str, float]]
+    iterations: int  # done; fewer than asked for when stopped
 
 
 Callback = Callable[[Progress], bool | None]  # return True to stop after the current iteration; may raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTIAL = ".partial"
+SHA256 = 64  # its hex digits
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes into a folder
 
 
@@ -51,3 +53,15 @@ def write_safetensors(
         save_file(dict(tensors), partial, dict(metadata))
         partial.chmod(mode)
     return pathlib.Path(path)
+
+
+def digest_of(path: pathlib.Path, digits: int = SHA256) -> str:
+    """Return a file's hash of the hub's kind that has so many hex digits: sha256, or git's (SHA-1 of a blob)."""
+    if digits == SHA256:
+        made = hashlib.sha256()
+    else:
+        made = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            made.update(block)
+    return made.hexdigest()

@@ -12,15 +12,13 @@ from .config import (
     CONVERSIONS,
     AttackConfig,
     BankConfig,
-    ClassifierConfig,
     ConceptConfig,
     EvaluateConfig,
-    NudityConfig,
     RunConfig,
     TrainConfig,
-    ZeroShotConfig,
     choices,
 )
+from .evaluation_config import ClassifierConfig, NudityConfig, ZeroShotConfig
 from .presets import BUNDLES, CUSTOM, PRESETS
 
 Config = TypeVar("Config")

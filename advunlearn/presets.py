@@ -19,11 +19,12 @@ def _published(retain_weight: float, kind: str, **concept: str) -> Preset:
         "ConceptConfig": {"kind": kind, "negative_guidance": 1.0, **concept},
         "TrainConfig": {
             "iterations": 1000, "warmup": 200, "lr": 1e-5, "batch": 1, "clean_share": 0.0, "retain_batch": 5,
-            "retain_weight": retain_weight, "trainable": "layers", "layers": 0,
+            "retain_weight": retain_weight, "retain_by": "loss", "trainable": "layers", "layers": 0,
+            "final_norm": "auto",
         },
         "AttackConfig": {
             "steps": 30, "step_size": 1e-3, "unit": "absolute", "update": "adam", "tokens": 1, "start": "random",
-            "restarts": 1, "redraw": "step", "radius": 0.0,
+            "restarts": 1, "redraw": "step", "radius": 0.0, "position": "prefix", "space": "embedding", "every": 1,
         },
         "BankConfig": {"sampling_steps": 50, "guidance_scale": 3.0},
     }  # fmt: skip

@@ -9,7 +9,6 @@ not a hub that lies; the weights are read as weights alone in any case.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import pathlib
 import textwrap
@@ -18,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import AdvUnlearnError
-from .files import PARTIAL, WEIGHTS, write_atomic
+from .files import PARTIAL, SHA256, WEIGHTS, digest_of, write_atomic
 
 REPO = "OPTML-Group/AdvUnlearn"
 NAMES = ("nudity", "vangogh", "church", "garbage_truck", "parachute", "tench")
 CHUNK = 1 << 18  # bytes between two looks at progress and cancel
 TIMEOUT = 20.0  # seconds without a byte
-SHA256, GIT = 64, 40  # hex digits of the hub's two kinds of hash
+GIT = 40  # hex digits of the hub's other kind of hash
 
 OnProgress = Callable[[int, int], object]
 
@@ -167,15 +166,3 @@ def answer(url: str, headers: dict[str, str]) -> Iterator[tuple[int, Iterator[by
         with session.get(url, headers=headers, timeout=TIMEOUT, stream=True) as response:
             hf_raise_for_status(response)
             yield response.status_code, response.iter_content(CHUNK)
-
-
-def digest_of(path: pathlib.Path, digits: int) -> str:
-    """Return a file's hash of the hub's kind that has so many hex digits: sha256, or git's (SHA-1 of a blob)."""
-    if digits == SHA256:
-        made = hashlib.sha256()
-    else:
-        made = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            made.update(block)
-    return made.hexdigest()

@@ -21,7 +21,7 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
     Args:
         name: 'sd15' (the shape of Stable Diffusion 1.5, whose configuration is shipped), 'miniature', a diffusers
             folder, of which only the configuration files and the tokenizer are read, or a single-file checkpoint, of
-            which only the shapes are.
+            which only the shapes are (a pickle is read whole).
         device: where the model would be; nothing is done there.
         dtype: of the frozen parts.
 

@@ -6,8 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -17,25 +16,15 @@ from .attacks.pgd import AttackResult, pgd
 from .checkpoint import Checkpoints, RunState
 from .checks import check
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
-from .denoisers import Denoiser, DiffusersDenoiser
+from .denoisers import DiffusersDenoiser
 from .denoisers.base import checkpointed
 from .errors import AdvUnlearnError, TrainingDiverged
-from .events import Callback, Progress, filling
+from .events import Callback, Progress, TrainResult, filling
 from .losses import attack_loss, erase_loss, retain_loss
 from .models import TextToImage
 from .quirks import NONE, Quirks, bank_kind, cut_to_words, quirks_of
 from .text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
 from .trajectories import Banks, TrajectoryBank, Triples, make_banks
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run made. The model that was passed in is unchanged; these are copies."""
-
-    encoder: Any  # CLIPTextModel
-    denoiser: Denoiser
-    losses: list[dict[str, float]]
-    iterations: int  # done; fewer than asked for when stopped
 
 
 class Trainer:
@@ -135,8 +124,8 @@ class Trainer:
         Raises TrainingDiverged, with the last good state as its `result`, when a loss is not finite.
         """
         report, state = callback or (lambda progress: None), self.state
-        good = [p.detach().clone() for p in self.parameters]
         config = self.config
+        state.keep_good()
         with self._training(), state.kept(checkpoints):
             while len(state.history) < config.iterations:
                 i = len(state.history)
@@ -144,11 +133,11 @@ class Trainer:
                 self.banks.concept.only = self.concept.turn((i - config.warmup) // self.period)
                 found = self._attack(i, report)
                 losses = self.loss(state.latest if config.attacks and i >= config.warmup else None)
-                row = self._backward(losses, good, state.history[:-1])
+                row = self._backward(losses)
                 if found is not None:
                     row |= {"attack_start": found.losses[0], "attack_end": found.losses[-1]}
-                torch._foreach_copy_(good, [p.detach() for p in self.parameters])
-                row |= self._steps_apart(good)
+                state.keep_good()
+                row |= self._steps_apart()
                 state.step(row)
                 seen = Progress("train", i + 1, config.iterations, 0, row, self.encoder, self.denoiser, state.history)
                 stop = report(seen)
@@ -158,31 +147,28 @@ class Trainer:
                     break
         return self._result(state.history)
 
-    def _steps_apart(self, good: list[Tensor]) -> dict[str, float]:
+    def _steps_apart(self) -> dict[str, float]:
         """For `retain_by` step: take the erasing step and the retain term's, all but the last, whose gradients stay."""
         row: dict[str, float] = {}
         bank = self._retained("step")
         if bank is not None:
             for _ in range(self.config.retain_steps):
-                self.state.stepping = True  # a run that is interrupted between two steps repeats the iteration
-                self.state.adam.step()
-                row["retain"] = self._backward(self.loss_retained(bank), good, self.state.history)["retain"]
+                self.state.step_apart()
+                row["retain"] = self._backward(self.loss_retained(bank))["retain"]
         return row
 
-    def _backward(
-        self, losses: dict[str, Tensor], good: list[Tensor], history: list[dict[str, float]]
-    ) -> dict[str, float]:
-        """Take gradients; return the values. Where one is not finite, go back to `good`, which `history` led to."""
+    def _backward(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Take gradients; return the values. Where one is not finite, go back to the last good weights."""
         self.state.adam.zero_grad()
         losses["loss"].backward()
         row = {name: value.item() for name, value in losses.items()}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf).item()
         if not math.isfinite(row["loss"] + norm):
-            torch._foreach_copy_([p.data for p in self.parameters], good)
+            self.state.go_back()
             raise TrainingDiverged(
                 f"loss {row['loss']}, gradient norm {norm} in iteration {len(self.state.history) + 1}; the last good "
                 f"weights are kept. Lower lr (now {self.config.lr}) or the attack's step size",
-                self._result(history),
+                self._result(self.state.history[: self.state.good_iterations]),
             )
         return row
 
@@ -250,8 +236,6 @@ def train(
         "retain_prompts": retained, "quirks": asdict(quirks), **(model.fingerprints() if checkpoints else {}),
     }  # fmt: skip
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
-    if state and kept:
-        kept = {name: {**tensors, **state["counters"][name]} for name, tensors in kept.items()}
     banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), kind, kept)
     trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks)
     trainer.state.settings = settings

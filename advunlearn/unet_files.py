@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .files import write_safetensors
-from .formats import opened, portable_state
+from .formats import opened, portable_state, weights_file
+from .formats.encoders import as_text
+from .formats.weights import mismatch
 from .identify import UNET, describe
 from .models import TextToImage
 from .original_keys import checkpoint_state, unet_keys
@@ -47,8 +48,7 @@ def save_checkpoint(
 
 
 def _text(metadata: Mapping[str, Any], kind: str) -> dict[str, str]:
-    text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in metadata.items()}
-    return {"format": "pt", "advunlearn.format": FORMATS[kind], **text}
+    return {"format": "pt", "advunlearn.format": FORMATS[kind], **as_text(metadata)}
 
 
 def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[DiffusersDenoiser, dict[str, str]]:
@@ -61,23 +61,18 @@ def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[Diffus
 
     Raises AdvUnlearnError when there is no UNet, or that names the first missing, unknown or mis-shaped tensor.
     """
-    file, own = _weights_file(pathlib.Path(path)), like.unet.state_dict()
+    advice = "a diffusers UNet's folder, such as the unet that a training run wrote, or a checkpoint"
+    file, own = weights_file(path, WEIGHTS, "unet", advice), like.unet.state_dict()
     with opened(file) as weights:
         names, read, metadata = weights.names, weights.read, weights.metadata
         start, keys = _layout(names, own, lambda: describe(names, weights.shape), file)
-        given = {name for name in names if name.startswith(start)}
-        for word, wrong in (("lacks", set(keys.values()) - given), ("has unknown", given - set(keys.values()))):
-            if wrong:
-                raise AdvUnlearnError(
-                    f"{file} {word} {len(wrong)} of a UNet's {len(keys)} tensors, first {min(wrong)!r}: it is not a "
-                    "UNet of this model's shape; give one that was trained from the same model"
-                )
-        tensors = {name: read(key) for name, key in keys.items()}
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
+        needed = {keys[name]: tuple(tensor.shape) for name, tensor in own.items()}
+        given = {name: weights.shape(name) for name in names if name.startswith(start)}
+        if wrong := mismatch(needed, given, "a UNet's "):
             raise AdvUnlearnError(
-                f"{file}: {keys[name]!r} has shape {tuple(tensor.shape)}, this model needs {tuple(own[name].shape)}"
+                f"{file} {wrong}: it is not a UNet of this model's shape; give one that was trained from the same model"
             )
+        tensors = {name: read(key) for name, key in keys.items()}
     trained = like.with_modules(copy.deepcopy)
     trained.unet.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
     return trained, metadata
@@ -94,16 +89,3 @@ def _layout(
             return start, {name: start + key for name, key in unet_keys(own).items()}
     found = f"it is {what()}" if what() else f"its first tensor is {min(names, default='nothing')!r}"
     raise AdvUnlearnError(f"{file} holds no UNet: {found}; give the unet folder that a training run wrote")
-
-
-def _weights_file(path: pathlib.Path) -> pathlib.Path:
-    """Return the file of weights that a path names: itself, or diffusers' in a folder."""
-    if path.is_dir():
-        places = [path / sub / name for sub in (".", "unet") for name in WEIGHTS]
-        found = [place for place in places if place.is_file()]
-        if not found:
-            raise AdvUnlearnError(f"{path} holds none of {', '.join(WEIGHTS)}; give a diffusers UNet's folder")
-        return found[0]
-    if not path.is_file():
-        raise AdvUnlearnError(f"{path}: no such file; give the unet folder that a training run wrote, or a checkpoint")
-    return path

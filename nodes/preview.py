@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from ..advunlearn.config import AttackConfig, BankConfig, TrainConfig
+from ..advunlearn.config import AttackConfig, BankConfig, EvaluateConfig, TrainConfig
+from ..advunlearn.evaluation import samples
+from ..advunlearn.evaluation.pictures import grid
 from ..advunlearn.events import Progress
 from ..advunlearn.quirks import bank_kind, quirks_of
 from .host import Bar, HostModel
@@ -29,7 +29,7 @@ class Training:
         banked = bank.trajectories + (bank.retain_trajectories if retains else 0)
         self.bank = banked if bank_kind(config.mode, quirks_of(config.mode)).keeps else 0
         self.steps = (1 if config.mode == "fast" else attack.steps) if config.attacks else 0
-        self.warmup = config.warmup
+        self.warmup, self.period = config.warmup, attack.every
         self.bar = Bar(self.place(config.iterations), node_id)
         self.rows: dict[int, Mapping[str, float]] = {}
         self.samples: Samples | None = None
@@ -37,7 +37,8 @@ class Training:
 
     def place(self, iterations: int, step: int = 0) -> int:
         """Return how much is done after so many whole iterations and, in the next, attack steps."""
-        return self.bank + iterations + max(0, iterations - self.warmup) * self.steps + step
+        attacks = -(-max(0, iterations - self.warmup) // self.period)
+        return self.bank + iterations + attacks * self.steps + step
 
     def __call__(self, progress: Progress) -> None:
         """Take one report of the trainer."""
@@ -62,39 +63,22 @@ class Training:
         return image if self.samples is None else self.samples.under(image)
 
 
-class Samples:
-    """What the encoder in training draws for the concept and for a retained prompt, from the same noise every time."""
-
-    steps, guidance_scale, count, seed = 12, 5.0, 2, 0
+class Samples(samples.Samples):
+    """What the encoder in training draws for the concept and for a retained prompt, in a strip under the curve."""
 
     def __init__(self, model: HostModel, concept: str, retained: Sequence[str], every: int) -> None:
-        self.model, self.every = model, every
-        self.prompts = [concept, *retained[:1]]
-        shape = (self.count, *model.denoiser.latent_shape)
-        self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        super().__init__(model, [concept, *retained[:1]], EvaluateConfig(sampling_steps=12, guidance_scale=5.0))
+        self.every, self.iteration = every, 0
         self.strip: Any = None
-        self.iteration = 0
 
     def follow(self, progress: Progress) -> bool:
         """Draw anew when it is time; return whether that was so."""
         if (progress.iteration - 1) % self.every and progress.iteration != progress.iterations:
             return False
-        self.iteration, self.strip = progress.iteration, self.draw(progress.encoder)
+        latents = self.latents(progress.encoder, self.model.denoiser)
+        strip = grid(self.model.look(latents), len(latents), gap=0)  # type: ignore[attr-defined]
+        self.iteration, self.strip = progress.iteration, strip.resize((SIDE * len(latents), SIDE))
         return True
-
-    @torch.no_grad()
-    def draw(self, encoder: Any) -> Any:
-        """Return a strip of `count` pictures for each prompt, as a PIL picture."""
-        from ..advunlearn.evaluation.pictures import grid
-        from ..advunlearn.sampling import ddim_sample
-
-        model, denoiser = self.model, self.model.denoiser
-        context = model.encode([p for p in self.prompts for _ in range(self.count)], encoder)
-        noise = self.noise.repeat(len(self.prompts), 1, 1, 1).to(denoiser.device)
-        empty = model.encode([""], encoder)
-        latents = ddim_sample(denoiser, context, empty, noise, self.steps, self.guidance_scale)
-        strip = grid(model.look(latents), len(context), gap=0)
-        return strip.resize((SIDE * len(context), SIDE))
 
     def under(self, image: Any) -> Any:
         """Return a picture with the samples in a row under it."""
@@ -105,7 +89,7 @@ class Samples:
         draw = ImageDraw.Draw(both)
         for i, prompt in enumerate(self.prompts):
             text = f"{prompt[:36]}  (iteration {self.iteration})"
-            draw.text((2 + i * self.count * SIDE, image.height + 4), text, fill="#c0c0c0")
+            draw.text((2 + i * samples.COUNT * SIDE, image.height + 4), text, fill="#c0c0c0")
         if self.strip is not None:
             both.paste(self.strip, (0, image.height + 20))
         return both

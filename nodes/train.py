@@ -153,4 +153,4 @@ def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
 
     sets = {"none": list, "miniature": lambda: retain_prompts(concept)}
     shipped = sets[name]() if name in sets else retain.chosen(concept.names, name)
-    return shipped + [line.strip() for line in own.splitlines() if line.strip()]
+    return shipped + retain.lines(own)

@@ -83,6 +83,14 @@ def test_a_finished_run_can_be_made_longer(model: TextToImage, tmp_path: pathlib
     assert same(run(model, tmp_path, resume=True, config=longer), run(model, config=longer))
 
 
+def test_a_run_that_is_done_may_be_resumed_and_then_made_longer(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    short, longer = (dataclasses.replace(CONFIG, iterations=n) for n in (3, 6))
+    run(model, tmp_path, config=short)
+    done = run(model, tmp_path, resume=True, config=short)
+    assert done.iterations == 3
+    assert same(run(model, tmp_path, resume=True, config=longer), run(model, config=longer))
+
+
 def test_other_settings_and_missing_or_broken_states_are_refused(model: TextToImage, tmp_path: pathlib.Path) -> None:
     with pytest.raises(AdvUnlearnError, match="holds no state.pt to go on from"):
         run(model, tmp_path, resume=True)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from advunlearn.config import ConceptConfig, EvaluateConfig, NudityConfig
+from advunlearn.config import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.evaluation_config import NudityConfig
 from advunlearn.judges.base import pixels
 from advunlearn.judges.nudity import CLASSES, NudityJudge, is_nude
 from advunlearn.models import TextToImage

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from advunlearn import presets, retain
 from advunlearn.cli import build_parser, main
@@ -90,6 +93,18 @@ def test_concepts_are_erased_separately_each_in_a_folder(
     quick = ["--iterations", "1", "--warmup", "0", "--mode", "esd", "--bank-trajectories", "2", "--batch", "2"]
     flags = ["--separately", "--concept", "church\npalm tree", "--bank-sampling-steps", "2", "--out", str(tmp_path)]
     assert main(["train", "--json", *flags, *quick]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["church", "palm_tree"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["church", "config.json", "palm_tree"]
     assert capsys.readouterr().out.count('"concept": {"concept": "palm tree"') == 1
-    assert (tmp_path / "palm_tree" / "encoder.safetensors").is_file()
+    first = load_file(tmp_path / "palm_tree" / "encoder.safetensors")
+    # As if it had been interrupted between the two: what is done stays, what had not begun begins, settings are known.
+    shutil.rmtree(tmp_path / "palm_tree")
+    assert main(["train", "--separately", "--resume", "--out", str(tmp_path)]) == 0
+    again = load_file(tmp_path / "palm_tree" / "encoder.safetensors")
+    assert all(torch.equal(first[k], again[k]) for k in first)
+
+
+def test_concepts_that_would_share_a_folder_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    assert main(["train", "--separately", "--concept", "C++\nC#", "--out", str(tmp_path)]) == 2
+    assert "do not give a folder each" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -167,7 +167,7 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit(
     calls, term = [0], Trainer.loss_retained
 
     def run(folder: str = "", cancel: Any = None, seed: int = 0) -> list[Tensor]:
-        keep = Checkpoints(tmp_path / folder, every=1) if folder else None
+        keep = Checkpoints(tmp_path / folder) if folder else None
         seeded, resume = dataclasses.replace(config, seed=seed), bool(keep and keep.exists())
         result = train(model, PAIR, attack, seeded, BANK, RETAIN, cancel, checkpoints=keep, resume=resume)
         return list(result.encoder.parameters())
@@ -187,6 +187,8 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "loss_retained", between_two_steps)
         run("steps")
+    kept = torch.load(tmp_path / "steps" / "state.pt", weights_only=True)["history"]
+    assert len(kept) == 2  # the iteration that was interrupted between its steps is taken back, and no more
     whole = run()
     for other, same in ((run("attack"), True), (run("steps"), True), (run(seed=1), False)):
         assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True)) is same

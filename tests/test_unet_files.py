@@ -111,7 +111,7 @@ def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
     [
         ("missing", "lacks 1 of a UNet's 286 tensors, first 'conv_out.bias'"),
         ("unknown", "has unknown 1 of a UNet's 286 tensors, first 'add_embedding.weight'"),
-        ("shape", r"'conv_out.bias' has shape \(3,\), this model needs \(4,\)"),
+        ("shape", r"has 'conv_out.bias' in shape \(3,\) and not \(4,\)"),
         ("encoder", "holds no UNet: its first tensor is 'text_model"),
         ("nothing", "holds none of diffusion_pytorch_model.safetensors"),
         ("nowhere", "no such file; give the unet folder"),

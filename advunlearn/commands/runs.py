@@ -13,22 +13,13 @@ import torch
 from .. import report as report_files
 from .. import retain
 from ..advice import fitting, sentence
-from ..config import (
-    DEMO_BANK,
-    DEMO_BUDGET,
-    DEMO_TRAIN,
-    AttackConfig,
-    BankConfig,
-    ConceptConfig,
-    EvaluateConfig,
-    RunConfig,
-    TrainConfig,
-)
+from ..config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig
 from ..configfile import saved
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..estimate import estimate
 from ..evaluation.cases import retain_prompts
 from ..evaluation.samples import Samples
+from ..evaluation_config import DEMO_BANK, DEMO_BUDGET, DEMO_TRAIN
 from ..events import Progress
 from ..flags import settings
 from ..formats import save_encoder

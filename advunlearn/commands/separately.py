@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 from argparse import Namespace
+from collections.abc import Sequence
 
+from ..checkpoint import Checkpoints
+from ..config import RunConfig
+from ..configfile import NAME, saved
+from ..errors import AdvUnlearnError
+from ..flags import settings
+from ..inputs import out_folder
+from ..report import write_json
 from .runs import run_settings
 from .runs import train_command as train_one
+
+
+def folders_of(names: Sequence[str]) -> dict[str, str]:
+    """Return each concept's folder. Raises AdvUnlearnError where two would have the same, or one none."""
+    folders = {name: re.sub(r"\W+", "_", name).strip("_") for name in names}
+    if "" in folders.values() or len(set(folders.values())) < len(names):
+        raise AdvUnlearnError(f"the concepts {', '.join(names)} do not give a folder each; train them one by one")
+    return folders
 
 
 def train_command(args: Namespace) -> None:
     """Train once, or with --separately once for each concept, each run in a folder of its own."""
     if not args.separately:
         return train_one(args)
-    concept = run_settings(args)[0]
-    for name in concept.names:
-        folder = pathlib.Path(args.out) / re.sub(r"\W+", "_", name).strip("_")
-        one = {"ConceptConfig.concept": name, "out": str(folder), "bundle": "", "separately": False}
+    concept, train, attack, bank = run_settings(args)
+    folders, out = folders_of(concept.names), out_folder(args)
+    configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", train), ("attack", attack), ("bank", bank))}
+    write_json(out / NAME, saved(settings(RunConfig, args), configs, {}))  # what --resume goes on with
+    for name, folder in folders.items():
+        # A run that had not begun when the others were interrupted begins.
+        resume = args.resume and Checkpoints(out / folder).exists()
+        one = {"ConceptConfig.concept": name, "out": str(out / folder), "separately": False, "resume": resume}
         train_one(Namespace(**(vars(args) | one)))
     return None

@@ -1,4 +1,4 @@
-"""Count what a denoiser is asked, in UNet forward-equivalents: the one place that knows what a call costs."""
+"""Count what an attack asks of a denoiser, in UNet forward-equivalents."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..config import EvaluateConfig
 from ..denoisers import Denoiser
@@ -24,21 +25,24 @@ class Samples:
     Args:
         model: the original model; what is in training is given to `draw`.
         prompts: a row each.
+        config: how they are sampled.
     """
 
-    def __init__(self, model: TextToImage, prompts: Sequence[str]) -> None:
-        self.model, self.prompts, self.config = model, list(prompts), EvaluateConfig()
+    def __init__(self, model: TextToImage, prompts: Sequence[str], config: EvaluateConfig | None = None) -> None:
+        self.model, self.prompts, self.config = model, list(prompts), config or EvaluateConfig()
         shape = (COUNT, *model.denoiser.latent_shape)
         self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
 
     @torch.no_grad()
-    def draw(self, encoder: Any, denoiser: Denoiser) -> Image.Image:
-        """Return the pictures that an encoder and a denoiser draw, prompt by prompt."""
+    def latents(self, encoder: Any, denoiser: Denoiser) -> Tensor:
+        """Return what an encoder and a denoiser draw (P * COUNT, C, h, w), prompt by prompt."""
+        steps, scale = self.config.sampling_steps, self.config.guidance_scale
         noise, empty = self.noise.to(denoiser.device), self.model.encode([""], encoder)
-        rows = {}
-        for prompt in self.prompts:
-            context = self.model.encode([prompt] * COUNT, encoder)
-            steps, scale = self.config.sampling_steps, self.config.guidance_scale
-            images = self.model.decode(ddim_sample(denoiser, context, empty, noise, steps, scale))
-            rows["\n".join(textwrap.wrap(prompt, 20)[:3])] = images
-        return overview(rows, max(1, SIDE // images.shape[-1]))
+        contexts = self.model.encode([p for p in self.prompts for _ in range(COUNT)], encoder).split(COUNT)
+        return torch.cat([ddim_sample(denoiser, context, empty, noise, steps, scale) for context in contexts])
+
+    def draw(self, encoder: Any, denoiser: Denoiser) -> Image.Image:
+        """Return the pictures, a row for each prompt."""
+        rows = self.model.decode(self.latents(encoder, denoiser)).split(COUNT)
+        names = ("\n".join(textwrap.wrap(prompt, 20)[:3]) for prompt in self.prompts)
+        return overview(dict(zip(names, rows, strict=True)), max(1, SIDE // rows[0].shape[-1]))

@@ -1,4 +1,4 @@
-"""The one place that reads and writes weights. Strict: keys and shapes are checked before a weight is used.
+"""Reads and writes text encoders, and reads whole models. Strict: keys and shapes are checked before a weight is used.
 
 `weights` opens files, `encoders` finds text encoders in them and writes them, `single_file` takes Stable Diffusion 1.x
 checkpoints apart, `convert` and `compare` are the commands of those names. docs/formats.md lists what is read and

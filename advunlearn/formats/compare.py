@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pathlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,22 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
+from ..files import digest_of
 from ..identify import checkpoint_of, clip_of, describe, layer_count
 from .convert import place_of
 from .encoders import PREFIX, encoder_hash, encoder_in, home_of_clip_l, homes_of, names_in, require_state, shapes_of
 from .single_file import prediction_type
 from .weights import Weights, opened, weights_file
-
-CHUNK = 1 << 22  # bytes
-
-
-def file_hash(path: pathlib.Path) -> str:
-    """Return a file's SHA-256."""
-    made = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            made.update(block)
-    return made.hexdigest()
 
 
 def group_of(name: str) -> str:
@@ -122,7 +110,7 @@ def information(source: str, base: str | None = None) -> dict[str, Any]:
     path = weights_file(place_of(source))
     with opened(path) as weights:
         facts: dict[str, Any] = {
-            "file": source, "kind": kind_of(weights), "bytes": path.stat().st_size, "sha256": file_hash(path),
+            "file": source, "kind": kind_of(weights), "bytes": path.stat().st_size, "sha256": digest_of(path),
             "tensors": len(weights.names), "metadata": parsed(weights.metadata),
         }  # fmt: skip
         tensors = encoder_in(weights) if homes_of(weights) else {}

@@ -17,8 +17,8 @@ from ..identify import checkpoint_of, layer_count
 from ..lora import lora, save_lora
 from .encoders import (
     config_of,
-    encoder_in,
     home_of_clip_l,
+    homes_of,
     names_in,
     read_encoder,
     require_state,
@@ -133,7 +133,8 @@ def _checkpoint(
         there = names_in(weights, home)
         if not (what := checkpoint_of(weights.names, weights.shape)):
             raise AdvUnlearnError(f"{base} is a text encoder alone; give the full checkpoint that it is to go into")
-        encoder_in(weights)  # it is not there twice
+        if len(homes_of(weights)) > 1:
+            raise AdvUnlearnError(f"{base} holds its text encoder twice; save it once more with one copy")
         require_state({name: weights.shape(n) for name, n in there.items()}, tensors, source)
         state = {name: weights.read(name).contiguous() for name in weights.names}
         state |= {n: tensors[name].contiguous() for name, n in there.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import AdvUnlearnError
 from ..files import WEIGHTS, write_atomic, write_safetensors
 from ..identify import clip_of, describe, layer_count, require_width
-from .weights import Weights, opened, weights_file
+from .weights import Weights, mismatch, opened, weights_file
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 FORMAT = "advunlearn.text_encoder.v1"
@@ -76,15 +76,11 @@ def require_state(own: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tens
 
     own, given = bare(own), bare(shapes_of(tensors))
     require_width(tensors, own["encoder.layers.0.layer_norm1.weight"][-1], source)
-    for word, keys in (("lacks", own.keys() - given.keys()), ("has unknown", given.keys() - own.keys())):
-        if keys:
-            raise AdvUnlearnError(
-                f"{source} {word} {len(keys)} of {len(own)} tensors, first {min(keys)!r}: it is not a text encoder "
-                "of this model's shape; give a CLIP text encoder trained from the same base"
-            )
-    for name, shape in given.items():
-        if shape != own[name]:
-            raise AdvUnlearnError(f"{source}: {name!r} has shape {shape}, this model needs {own[name]}")
+    if wrong := mismatch(own, given):
+        raise AdvUnlearnError(
+            f"{source} {wrong}: it is not a text encoder of this model's shape; give a CLIP text encoder trained from "
+            "the same base"
+        )
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,7 @@ from ..errors import AdvUnlearnError
 from ..identify import SD1, UNET, checkpoint_of
 from ..original_keys import VAE, VAE_SCALE
 from .encoders import encoder_in, homes_of, require_state, shapes_of, text_shapes
-from .weights import PICKLES, Weights
+from .weights import PICKLES, Weights, mismatch
 
 SD15 = pathlib.Path(__file__).parents[1] / "shapes" / "sd15"
 SUFFIXES = (".safetensors", *PICKLES)
@@ -200,14 +200,6 @@ def require_parts(
     """Raise AdvUnlearnError that names the first tensor that is missing, unknown or mis-shaped in a part."""
     unet, vae = blank(configs)
     for part, title, own in (("unet", "its UNet", unet), ("vae", "its autoencoder", vae)):
-        needed, given = shapes_of(own.state_dict()), shapes_of(states[part])
-        for word, names in (("lacks", needed.keys() - given.keys()), ("has unknown", given.keys() - needed.keys())):
-            if names:
-                raise AdvUnlearnError(
-                    f"{source}: {title} {word} {len(names)} tensors, first {min(names)!r}; it is not of Stable "
-                    "Diffusion 1.x's architecture"
-                )
-        for name, shape in needed.items():
-            if given[name] != shape:
-                raise AdvUnlearnError(f"{source}: {title}'s {name!r} has shape {given[name]} and not {shape}")
+        if wrong := mismatch(shapes_of(own.state_dict()), shapes_of(states[part])):
+            raise AdvUnlearnError(f"{source}: {title} {wrong}; it is not of Stable Diffusion 1.x's architecture")
     require_state(text_shapes(configs["text_encoder"]), states["text_encoder"], source)

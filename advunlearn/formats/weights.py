@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import AdvUnlearnError
 from ..files import WEIGHTS
 
+Shapes = Mapping[str, tuple[int, ...]]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -37,18 +38,35 @@ class Weights:
         )  # fmt: skip
 
 
-def weights_file(path: str | pathlib.Path) -> pathlib.Path:
-    """Return the file of weights that a path names: itself, or what `save_pretrained` wrote into a folder."""
+def weights_file(
+    path: str | pathlib.Path,
+    names: Sequence[str] = WEIGHTS,
+    inside: str = "text_encoder",
+    advice: str = "a text encoder's folder, or the encoder.safetensors that a training run wrote",
+) -> pathlib.Path:
+    """Return the file of weights that a path names: itself, or what `save_pretrained` wrote into a folder.
+
+    `names` are the files that a folder, or its folder `inside`, may have; `advice` is what a user should give instead.
+    """
     path = pathlib.Path(path)
     if path.is_dir():
-        places = [path / sub / name for sub in (".", "text_encoder") for name in WEIGHTS]
+        places = [path / sub / name for sub in (".", inside) for name in names]
         found = [place for place in places if place.is_file()]
         if not found:
-            raise AdvUnlearnError(f"{path} holds none of {', '.join(WEIGHTS)}; give a text encoder's folder or file")
+            raise AdvUnlearnError(f"{path} holds none of {', '.join(names)}; give {advice}")
         return found[0]
     if not path.is_file():
-        raise AdvUnlearnError(f"{path}: no such file; give the encoder.safetensors that a training run wrote")
+        raise AdvUnlearnError(f"{path}: no such file; give {advice}")
     return path
+
+
+def mismatch(needed: Shapes, given: Shapes, whose: str = "") -> str:
+    """Return in words what tensors lack, have too many, or have in another shape; "" where all fit."""
+    for word, names in (("lacks", needed.keys() - given.keys()), ("has unknown", given.keys() - needed.keys())):
+        if names:
+            return f"{word} {len(names)} of {whose}{len(needed)} tensors, first {min(names)!r}"
+    wrong = next((name for name in needed if given[name] != needed[name]), None)
+    return "" if wrong is None else f"has {wrong!r} in shape {given[wrong]} and not {needed[wrong]}"
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ClassifierConfig, ConceptConfig
+from ..config import ConceptConfig
+from ..evaluation_config import ClassifierConfig
 from .base import Seen, match
 from .folders import Preprocessor, load_model
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..config import ConceptConfig, NudityConfig
+from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
+from ..evaluation_config import NudityConfig
 from .base import Seen, pixels
 
 LABEL = "nudity"

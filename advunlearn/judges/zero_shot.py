@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import retain
-from ..config import ConceptConfig, ZeroShotConfig
+from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
+from ..evaluation_config import ZeroShotConfig
 from .base import Seen, match
 from .folders import Preprocessor, load_model
 
