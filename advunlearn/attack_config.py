@@ -7,7 +7,7 @@ miniature and goes over the fields of the same meaning here; what a user gives f
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,6 +20,15 @@ ATTACK_NAMES = (
     "soft_prefix", "cce",
 )  # fmt: skip
 DEFAULT_ATTACKS = ("unlearndiffatk", "soft_prefix")
+JUDGED = ("random_prefix", "seed_search", "routes")  # each step is a whole try, which only a judge can tell from others
+
+
+def chosen_attacks(named: Sequence[str], routes: bool) -> tuple[str, ...]:
+    """Return the attacks named; of "all" of them, routes only where the concept has any."""
+    if "all" not in named:
+        return tuple(dict.fromkeys(named))
+    return tuple(name for name in ATTACK_NAMES if routes or name != "routes")
+
 
 Vocabulary = Literal["typed", "all"]
 Through = Literal["attacked", "original"]

@@ -7,11 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..advunlearn.config import AttackConfig, EvaluateConfig
+from ..advunlearn.attack_config import ATTACK_NAMES, JUDGED
+from ..advunlearn.config import AttackConfig, ConceptConfig, EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
-from .widgets import output, resolution, schema, settings, widget
+from .widgets import advanced, output, resolution, schema, settings, widget
 
-ATTACKS = ("unlearndiffatk", "soft_prefix")
+FIRST = ("unlearndiffatk", "soft_prefix")
+ATTACKS = (*FIRST, *(name for name in ATTACK_NAMES if name not in (*FIRST, *JUDGED)))
 
 
 class AdversarialPromptAttack(io.ComfyNode):
@@ -23,16 +25,19 @@ class AdversarialPromptAttack(io.ComfyNode):
         return schema(
             node_id="AdvUnlearnAttack",
             display_name="Adversarial Prompt Attack",
-            description="Search tokens in front of a prompt that make a model draw what it should have forgotten "
-            "(UnlearnDiffAtk, Zhang et al., ECCV 2024). Nothing that is connected is changed.",
-            search_aliases=["red team", "unlearndiffatk", "adversarial prompt"],
+            description="Search tokens that make a model draw what it should have forgotten: UnlearnDiffAtk and the "
+            "other attacks of the suite. Nothing that is connected is changed.",
+            search_aliases=["red team", "adversarial prompt", "jailbreak", *ATTACKS],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
                 io.Clip.Input("clip", tooltip="the CLIP that is attacked, a robust one for example"),
                 io.String.Input("prompt", default="a church", tooltip="the prompt that names the concept"),
-                io.Combo.Input("attack", options=list(ATTACKS), tooltip="unlearndiffatk: words, found by a search over "
-                               "the vocabulary; soft_prefix: embeddings, bounded by a ball around real tokens"),
+                io.Combo.Input("attack", options=list(ATTACKS), tooltip="in front of the prompt: unlearndiffatk "
+                               "(words), soft_prefix (embeddings in a ball around real tokens); between its words: "
+                               "p4d_k; in its place: p4d_n, pez, ring_a_bell, and mma without the concept's words; "
+                               "cce: a new word for the concept. All but unlearndiffatk, soft_prefix and cce need "
+                               "original_clip"),
                 widget(EvaluateConfig, "attack_steps", id="steps", least=1),
                 widget(EvaluateConfig, "attack_tokens", id="tokens"),
                 widget(AttackConfig, "restarts"),
@@ -48,12 +53,14 @@ class AdversarialPromptAttack(io.ComfyNode):
                 widget(EvaluateConfig, "attack_lr", fold=True),
                 widget(EvaluateConfig, "prefix_lr", fold=True),
                 widget(EvaluateConfig, "prefix_radius", fold=True),
+                advanced(io.String, "concept", default="", optional=True,
+                         tooltip="the concept as the prompt names it, for ring_a_bell, mma and cce; empty: the prompt"),
             ],
             outputs=[
                 io.Conditioning.Output("CONDITIONING", tooltip="of the adversarial prompt, under the attacked CLIP"),
                 output(io.String, "adversarial_prompt", tooltip="typed into CLIP Text Encode it gives the same "
                        "conditioning"),
-                output(io.String, "embedding", tooltip="the saved tokens: put this in front of any prompt"),
+                output(io.String, "embedding", tooltip="what was found as embedding:name, for any prompt"),
                 output(io.LossMap, "loss_map", tooltip="the attack's loss, for the loss graph"),
                 output(io.String, "report", tooltip="what was found"),
             ],
@@ -73,13 +80,17 @@ class AdversarialPromptAttack(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, prompt: str, attack: str, steps: int, tokens: int, restarts: int, resolution: int,
         embedding_name: str, original_clip: Any = None, target: Any = None, image: Any = None, vae: Any = None,
-        **values: Any,
+        concept: str = "", **values: Any,
     ) -> io.NodeOutput:  # fmt: skip
-        """Attack; return the best prefix in every form a graph can use."""
+        """Attack; return the best of what was found in every form a graph can use."""
+        from ..advunlearn.attacks.base import Original
         from ..advunlearn.attacks.prompt import attack_prompt
+        from ..advunlearn.attacks.registry import attack_class
         from ..advunlearn.text_encoder import tokenize
         from . import clip_l, folders, host
 
+        if original_clip is None and "original encoder" in attack_class(attack).needs:
+            raise AdvUnlearnError(f"{attack} asks the CLIP before erasing what is meant; connect it as original_clip")
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
         bar = host.Bar(steps, cls.hidden.unique_id)
         with host.gradients():
@@ -89,18 +100,23 @@ class AdversarialPromptAttack(io.ComfyNode):
                 raise AdvUnlearnError(
                     f"the prompt has weights or embeddings, or over {75 - tokens} tokens; give fewer, plain words"
                 )
-            x_0 = host.target_latents(attacked, original_clip, prompt, config, target, image, vae)
+            original = original_clip and clip_l.text_encoder(original_clip, attacked.denoiser.device)
+            x_0 = host.target_latents(attacked, original, prompt, config, target, image, vae)
             found = attack_prompt(
                 attacked.denoiser, attacked.text_encoder, attacked.tokenizer, prompt, x_0, name=attack,
                 restarts=restarts, config=config, on_step=lambda step, loss: bar.update(step),
+                original=Original(original, attacked.denoiser),
+                concept=ConceptConfig(concept=concept.strip() or prompt),
             )  # fmt: skip
             embedding = folders.save_embedding(embedding_name, found.embeddings)
             # Text only where CLIP Text Encode reads it as what was found: brackets and the like are its own language.
             ids = tokenize(attacked.tokenizer, [found.text])[0].tolist()
             typed = found.exact and clip_l.reads_as(clip, found.text, ids)
-        text = found.text if typed else f"{embedding} {prompt}"
+        text = found.text
+        if not typed and found.around is not None:
+            text = " ".join(filter(None, [found.around[0], embedding, found.around[1]]))
         report = (
-            f"{attack} on {prompt!r}: denoising loss {found.loss_before:.4f} without, {found.loss:.4f} with the prefix "
+            f"{attack} on {prompt!r}: denoising loss {found.loss_before:.4f} before, {found.loss:.4f} after "
             f"({steps} steps, {tokens} tokens, best of {restarts})\n{text}"
         )
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))

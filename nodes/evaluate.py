@@ -7,12 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..advunlearn.attack_config import ATTACK_NAMES, DEFAULT_ATTACKS, chosen_attacks
 from ..advunlearn.config import ConceptConfig, EvaluateConfig
 from .judges import Judge
 from .widgets import advanced, output, resolution, schema, settings, widget
 
-ATTACKS = {"both": ("unlearndiffatk", "soft_prefix"), "unlearndiffatk": ("unlearndiffatk",),
-           "soft_prefix": ("soft_prefix",), "none": ()}  # fmt: skip
+# Of the menu; every other entry is an attack's own name.
+SETS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
+MENU = ("both", *DEFAULT_ATTACKS, *(name for name in ATTACK_NAMES if name not in DEFAULT_ATTACKS), "all", "none")
+PARTS = 100  # of an attack, on the progress bar
 DEFAULTS = {
     "cases": 8,
     "attack_steps": 30,
@@ -42,7 +45,8 @@ class EvaluateRobustness(io.ComfyNode):
                 Judge.Input("judge", tooltip="says what a picture shows"),
                 widget(ConceptConfig, "concept"),
                 widget(ConceptConfig, "kind"),
-                io.Combo.Input("attack", options=list(ATTACKS), tooltip="the test attacks"),
+                io.Combo.Input("attack", options=list(MENU), tooltip="the test attacks; both: unlearndiffatk and "
+                               "soft_prefix; all of them take a while"),
                 widget(EvaluateConfig, "cases", default=DEFAULTS["cases"]),
                 widget(EvaluateConfig, "attack_steps", default=DEFAULTS["attack_steps"]),
                 widget(EvaluateConfig, "seed"),
@@ -57,6 +61,9 @@ class EvaluateRobustness(io.ComfyNode):
                 advanced(io.String, "retained_prompts", default="", multiline=True, optional=True,
                          tooltip="what is to be kept, one a line: prompt | label, with a label of the judge, or a "
                          "prompt alone; empty: the miniature's own, or nothing with other judges"),
+                advanced(io.String, "routes", default="", multiline=True, optional=True,
+                         tooltip="the concept's other names for the attack routes, one a line; empty: those that are "
+                         "known"),
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="a row each: before clean and attacked, after clean and attacked"),
@@ -69,7 +76,7 @@ class EvaluateRobustness(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, clip_before: Any, clip_after: Any, vae: Any, judge: Any, attack: str, resolution: int,
-        prompts: str = "", retained_prompts: str = "", **values: Any,
+        prompts: str = "", retained_prompts: str = "", routes: str = "", **values: Any,
     ) -> io.NodeOutput:  # fmt: skip
         """Measure both CLIPs; return pictures, table and scores."""
         from ..advunlearn import report as tables
@@ -79,16 +86,16 @@ class EvaluateRobustness(io.ComfyNode):
         from . import clip_l, host
 
         concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, values)
-        names = ATTACKS[attack]
-        bar = host.Bar(2 * config.attack_steps * max(1, len(names)), cls.hidden.unique_id)
         report: dict[str, Any] = {"concept": concept.concept, "models": {}}
         rows = {}
         with host.gradients():
             before = host.text_to_image(model, clip_before, vae, resolution)
             evaluator = Evaluator(
                 before, judge, concept, config,
-                prompts=retain.lines(prompts), retained=retain.lines(retained_prompts),
+                prompts=retain.lines(prompts), retained=retain.lines(retained_prompts), routes=retain.lines(routes),
             )  # fmt: skip
+            names = chosen_attacks(SETS.get(attack, (attack,)), bool(evaluator.routes))
+            bar = host.Bar(2 * PARTS * max(1, len(names)), cls.hidden.unique_id)
             report |= evaluator.described()
             after = clip_l.text_encoder(clip_after, before.denoiser.device)
             subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
@@ -96,7 +103,7 @@ class EvaluateRobustness(io.ComfyNode):
 
                 def follow(what: str, step: int, total: int, i: int = i) -> None:
                     place = names.index(what)
-                    bar.update(min(bar.total, (i * len(names) + place) * config.attack_steps + step))
+                    bar.update((i * len(names) + place) * PARTS + PARTS * step // total)
 
                 evaluator.on_progress = follow
                 measured = evaluator.measure(subject, names)

@@ -192,9 +192,11 @@ def text_to_image(
 
 @torch.no_grad()
 def target_latents(
-    attacked: HostModel, original_clip: Any, prompt: str, config: Any, latent: Any, image: Any, vae: Any
+    attacked: HostModel, original: Any, prompt: str, config: Any, latent: Any, image: Any, vae: Any
 ) -> Tensor:
-    """Return (1, C, h, w) latents in the UNet's scale: of a LATENT, of an IMAGE, or drawn with the original CLIP.
+    """Return (1, C, h, w) latents in the UNet's scale: of a LATENT, of an IMAGE, or drawn with an encoder.
+
+    That is `original`, or the attacked one where it is None.
 
     Raises AdvUnlearnError for a picture without a VAE.
     """
@@ -209,7 +211,7 @@ def target_latents(
     if latent is not None:
         samples = latent["samples"][:1].clone()
         return denoiser.patcher.model.process_latent_in(samples).float().to(denoiser.device)  # type: ignore[attr-defined]
-    encoder = attacked.text_encoder if original_clip is None else text_encoder(original_clip, denoiser.device)
+    encoder = original or attacked.text_encoder
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.randn(1, *denoiser.latent_shape, generator=generator).to(denoiser.device)
     context, empty = attacked.encode([prompt], encoder), attacked.encode([""], encoder)

@@ -196,6 +196,19 @@ def test_a_prompt_attack_by_a_newer_name(scene: Scene) -> None:
     )  # fmt: skip
     assert found.exact and len(found.text.split()) == 4 and found.loss < found.loss_before
     assert torch.allclose(scene.encode([found.text]), found.conditioning, atol=1e-5)
+    assert found.around == ("", "")  # nothing but what was found
+
+
+@pytest.mark.parametrize(
+    ("name", "around"), [("soft_prefix", ("", "photo of a dog")), ("cce", ("photo of a", "")), ("p4d_k", None)]
+)
+def test_where_the_embeddings_found_stand(scene: Scene, name: str, around: tuple[str, str] | None) -> None:
+    found = attack_prompt(
+        scene.denoiser, scene.encoder, scene.tokenizer, "photo of a dog", scene.target.x_0[:1], name=name, restarts=1,
+        config=EvaluateConfig(attack_steps=0, attack_tokens=2), original=scene.original,
+        concept=ConceptConfig(concept="dog"), given={"every": 2} if name == "p4d_k" else None,
+    )  # fmt: skip
+    assert found.around == around
 
 
 # Pieces by hand.

@@ -112,7 +112,6 @@ class Attack(abc.ABC, Generic[Settings]):
     needs: ClassVar[tuple[str, ...]] = ()
     config_class: ClassVar[type[AttackSettings]]
     discrete: ClassVar[bool] = True  # whether it finds text
-    looks_at_every_step: ClassVar[bool] = False  # a step is a whole try of its own
     restarts: ClassVar[bool] = True  # whether starts on the same case differ
 
     def __init__(
@@ -141,6 +140,10 @@ class Attack(abc.ABC, Generic[Settings]):
     def texts(self) -> list[dict[str, Any]]:
         """Return the prompt of each case now, its tokens, and whether it splits into the very tokens found."""
         return []
+
+    def around(self, row: int) -> tuple[str, str] | None:
+        """Return the text before and after a case's embeddings; None where they do not stand together."""
+        return None
 
     @property
     def steps(self) -> int:

@@ -21,7 +21,7 @@ from .slots import bodies, in_front
 class RandomPrefix(TokenAttack[RandomPrefixConfig]):
     """Other random tokens in front of the prompt in each step, all of which can be typed."""
 
-    name, config_class, looks_at_every_step = "random_prefix", RandomPrefixConfig, True
+    name, config_class = "random_prefix", RandomPrefixConfig
 
     def start(self) -> None:
         """Draw the first prefixes."""
@@ -82,7 +82,7 @@ class PlainAttack(Attack[Any]):
 class SeedSearch(PlainAttack):
     """The plain prompt, with other starting noise in each step."""
 
-    name, config_class, looks_at_every_step = "seed_search", SeedSearchConfig, True
+    name, config_class = "seed_search", SeedSearchConfig
 
     def start(self) -> None:
         """Draw the first noise."""
@@ -117,7 +117,7 @@ class Routes(PlainAttack):
     """The concept's other names, the next one in each step."""
 
     name, config_class = "routes", RoutesConfig
-    needs, looks_at_every_step, restarts = ("routes", "concept"), True, False
+    needs, restarts = ("routes", "concept"), False
 
     def asked(self) -> list[str]:
         """Return the prompts by the last route tried."""

@@ -69,6 +69,10 @@ class CCE(DenoisingAttack[CCEConfig]):
         before = [[at] * self.config.tokens for _, at in found]
         return make_slots([b for b, _ in found], before, tokenizer, target.ids.device)
 
+    def around(self, row: int) -> tuple[str, str] | None:
+        """Return the text of a case's prompt before and after the new word."""
+        return self.case_slots.around(row, self.scene.tokenizer)
+
     def draw(self) -> tuple[Tensor, ...]:
         """Draw a batch of pictures, and noise them: which pictures, x_t, t, noise."""
         x_0, denoiser = self.examples.x_0, self.scene.denoiser

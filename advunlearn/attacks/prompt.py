@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attack_config import JUDGED
 from ..config import ConceptConfig, EvaluateConfig
 from ..denoisers.base import Denoiser, add_noise
 from ..errors import AdvUnlearnError
@@ -28,6 +29,7 @@ class Found:
     conditioning: Tensor  # (1, L, D) of the whole prompt
     text: str  # the adversarial prompt; of a continuous attack: the prompt alone
     exact: bool  # whether the text splits into the very tokens found; False for a continuous attack
+    around: tuple[str, str] | None  # the text before and after the embeddings, where they stand together
     losses: list[float]  # mean over the restarts before each step
     loss: float  # of what was found, at `DRAWS` noise levels
     loss_before: float  # of the prompt as it was, at the same
@@ -67,7 +69,7 @@ def attack_prompt(
         denoiser, encoder, tokenizer: the attacked model; it is unchanged afterwards.
         prompt: the prompt that names the concept.
         x_0: (1, C, h, w) latents of a picture that shows the concept.
-        name: one of `ATTACK_NAMES`, but for "seed_search" and "routes", which need a judge.
+        name: one of `ATTACK_NAMES`, but for those of `JUDGED`.
         restarts: number of starts. Of a discrete attack one whose text splits into its tokens again is preferred.
         config: steps, tokens, learning rates, ball and seed.
         on_step: called after each step with its number and the mean loss; may raise to cancel.
@@ -78,7 +80,7 @@ def attack_prompt(
     Raises AdvUnlearnError when the attack lacks something that it needs.
     """
     config = config or EvaluateConfig()
-    if name in ("seed_search", "routes"):
+    if name in JUDGED:
         raise AdvUnlearnError(f"{name} tries what only a judge can tell apart; use it in an evaluation")
     ids = tokenize(tokenizer, [prompt] * restarts).to(denoiser.device)
     target = Target(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
@@ -95,6 +97,6 @@ def attack_prompt(
     best = int(ranked.argmin())
     text, exact = (texts[best]["prompt"], texts[best]["exact"]) if texts else (prompt, False)
     return Found(
-        found.embeddings[best].detach().clone(), found.conditioning[best : best + 1], text, exact, losses,
-        float(scores[1 + best]), float(scores[0]),
+        found.embeddings[best].detach().clone(), found.conditioning[best : best + 1], text, exact, attack.around(best),
+        losses, float(scores[1 + best]), float(scores[0]),
     )  # fmt: skip

@@ -21,10 +21,18 @@ from .vocabulary import as_text, repaired, search_vocabulary, typed_vocabulary, 
 HardSettings = TypeVar("HardSettings", bound=HardPromptSettings)
 
 
-class TokenAttack(Attack[Settings]):
-    """An attack that finds tokens (N, k) for the places of its `slots`, which `start` sets."""
+class SlotAttack(Attack[Settings]):
+    """An attack that finds embeddings (N, k, D) for the places of its `slots`, which `start` sets."""
 
     slots: Slots
+
+    def around(self, row: int) -> tuple[str, str] | None:
+        """Return the text before and after a case's places."""
+        return self.slots.around(row, self.scene.tokenizer)
+
+
+class TokenAttack(SlotAttack[Settings]):
+    """An attack whose embeddings are those of tokens (N, k)."""
 
     @abc.abstractmethod
     def ids(self) -> Tensor:
@@ -75,11 +83,10 @@ def noised(attack: Attack[Any]) -> tuple[Tensor, Tensor, Tensor]:
     return add_noise(x_0, noise, t.to(x_0.device), denoiser.alphas_cumprod), t.to(x_0.device), noise
 
 
-class DenoisingAttack(GradientAttack[Settings]):
+class DenoisingAttack(SlotAttack[Settings], GradientAttack[Settings]):
     """An attack by the loss of UnlearnDiffAtk: the noise on a picture of the concept is to be predicted."""
 
     needs: ClassVar[tuple[str, ...]] = ("pictures",)
-    slots: Slots
 
     def draw(self) -> tuple[Tensor, ...]:
         """Draw noised targets."""

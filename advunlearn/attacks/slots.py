@@ -27,6 +27,16 @@ class Slots:
         """Return some of the prompts, by their numbers (n,)."""
         return Slots(self.ids[rows], self.at[rows])
 
+    def around(self, row: int, tokenizer: Any) -> tuple[str, str] | None:
+        """Return the text of a prompt before and after its places; None where they do not stand together."""
+        places = self.at[row][self.at[row] < self.ids.shape[1]].tolist()
+        if not places or places != list(range(places[0], places[-1] + 1)):
+            return None
+        body = bodies(self.ids[row : row + 1], tokenizer.eos_token_id)[0]
+        parts = body[: places[0] - 1], body[places[-1] :]
+        before, after = (tokenizer.decode(part).strip() for part in parts)
+        return before, after
+
     def upto(self, length: int) -> Slots:
         """Return the first positions only: a causal encoder says there what it says with all of them."""
         return Slots(self.ids[:, :length], self.at.clamp(max=length))

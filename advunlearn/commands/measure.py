@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pathlib
 from argparse import Namespace
-from collections.abc import Sequence
 
 import torch
 from safetensors.torch import save
 
 from .. import report as report_files
-from ..attack_config import ATTACK_NAMES
+from ..attack_config import chosen_attacks
 from ..attacks.registry import ATTACKS
 from ..config import ConceptConfig, EvaluateConfig, RunConfig
 from ..errors import AdvUnlearnError
@@ -38,13 +37,6 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     )  # fmt: skip
 
 
-def chosen_attacks(named: Sequence[str], evaluator: Evaluator) -> tuple[str, ...]:
-    """Return the attacks named; of all of them, routes only where the concept has any."""
-    if "all" not in named:
-        return tuple(dict.fromkeys(named))
-    return tuple(name for name in ATTACK_NAMES if name != "routes" or evaluator.routes)
-
-
 def evaluate(args: Namespace) -> None:
     """Measure the original model, encoder files and UNets at one budget."""
     model, evaluator = _evaluator(args)
@@ -59,7 +51,7 @@ def evaluate(args: Namespace) -> None:
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
     for name, subject in subjects.items():
         bar, evaluator.on_progress = measuring(name)
-        measured[name] = evaluator.measure(subject, chosen_attacks(args.attacks, evaluator))
+        measured[name] = evaluator.measure(subject, chosen_attacks(args.attacks, bool(evaluator.routes)))
         bar.close()
         report["models"][name] = measured[name].row() | {"seconds": 0.0, "config": {}}
     report_files.write(folder, report, measured, {})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import routes as names
-from ..attack_config import DEFAULT_ATTACKS
+from ..attack_config import DEFAULT_ATTACKS, JUDGED
 from ..attacks.base import Attack, Original, Scene, Target
 from ..attacks.registry import attack_class, attack_settings, make_attack
 from ..config import ConceptConfig, EvaluateConfig
@@ -147,7 +147,7 @@ class Evaluator:
             scene = replace(scene, original=replace(scene.original, denoiser=asked))
             run.began = time.perf_counter()
             attack = make_attack(name, scene, settings, self.config.seed)
-            every = 1 if attack.looks_at_every_step else self.config.attack_every
+            every = 1 if name in JUDGED else self.config.attack_every
 
             def on_step(step: int, loss: float) -> None:
                 nonlocal looks

@@ -76,6 +76,12 @@ def test_before_and_after_are_shown_clean_and_attacked(server: Server, models: p
     assert rows["before"]["utility"] == {"retained_accuracy": {"correct": 1, "total": 1}}
 
 
+def test_any_attack_of_the_suite_and_the_users_names_of_the_concept(server: Server, models: pathlib.Path) -> None:
+    report = measure(server, MINIATURE, attack="routes", cases=2, repeats=0, routes="a dog\nchapel\nKirche")
+    attacks = [row["attacks"] for row in report["models"].values()]
+    assert all(row["routes"]["steps"] == 3 for row in attacks) and report["own_routes"][0] == "a dog"
+
+
 @pytest.mark.parametrize("kind", ["folder", "path", "clip"])
 def test_judges_from_folders_with_the_users_prompts(server: Server, models: pathlib.Path, kind: str) -> None:
     judge = {

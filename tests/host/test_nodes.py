@@ -183,14 +183,23 @@ def test_a_preset_takes_the_place_of_the_settings(server: Server) -> None:
     assert total == 1000 + 800 * 30
 
 
-@pytest.mark.parametrize("attack", ["unlearndiffatk", "soft_prefix"])
-def test_an_attack_gives_conditioning_prompt_and_embedding(server: Server, base: pathlib.Path, attack: str) -> None:
+@pytest.mark.parametrize(
+    ("attack", "size", "keeps", "with_original"),
+    [
+        ("unlearndiffatk", 3, "dog", False), ("soft_prefix", 3, "dog", False), ("p4d_k", 1, "dog", True),
+        ("mma", 3, "", True), ("cce", 1, "photo of a embedding:adv_cce", False),
+    ],
+)  # fmt: skip
+def test_an_attack_gives_conditioning_prompt_and_embedding(
+    server: Server, base: pathlib.Path, attack: str, size: int, keeps: str, with_original: bool
+) -> None:
+    original = {"original_clip": ("ckpt", 1)} if with_original else {}
     made = {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "attack": node(
-            "AdvUnlearnAttack", model=("ckpt", 0), clip=("ckpt", 1), prompt="a dog", attack=attack, steps=4, tokens=3,
-            restarts=2, seed=0, resolution=64, embedding_name=f"adv_{attack}", attack_lr=0.05, prefix_lr=0.3,
-            prefix_radius=1.0,
+            "AdvUnlearnAttack", model=("ckpt", 0), clip=("ckpt", 1), prompt="photo of a dog", attack=attack,
+            steps=1 if attack == "mma" else 4, tokens=3, restarts=2, seed=0, resolution=64,
+            embedding_name=f"adv_{attack}", attack_lr=0.05, prefix_lr=0.3, prefix_radius=1.0, concept="dog", **original,
         ),
         "prompt": node("PreviewAny", source=("attack", 1)),
         "report": node("PreviewAny", source=("attack", 4)),
@@ -199,8 +208,9 @@ def test_an_attack_gives_conditioning_prompt_and_embedding(server: Server, base:
     drawn["sample"]["inputs"]["positive"] = ["attack", 0]
     outputs = server.run(drawn | made)
     text = outputs["prompt"]["text"][0]
-    assert "dog" in text and "denoising loss" in outputs["report"]["text"][0]
-    assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (3, 768)
+    assert keeps in text and "denoising loss" in outputs["report"]["text"][0]
+    assert attack != "mma" or "dog" not in text
+    assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (size, 768)
     # What the node gives and what a person gets by typing the prompt are the same.
     assert torch.equal(pictures(server, server.run(graph(text))), pictures(server, outputs))
 
@@ -227,6 +237,10 @@ def test_a_target_picture_is_what_the_attack_looks_for(server: Server) -> None:
     assert abs(image - latent) < 0.25 * latent and other > 1.5 * latent, (latent, image, other)
     with pytest.raises(HostError, match="image is connected but vae is not"):
         server.run(graph("a church") | {"attack": attack("a church", image=("decode", 0))})
+    blind = attack("a church", target=("sample", 0))
+    blind["inputs"]["attack"] = "ring_a_bell"
+    with pytest.raises(HostError, match="ring_a_bell asks the CLIP before erasing what is meant; connect it as orig"):
+        server.run(graph("a church") | {"attack": blind})
 
 
 def test_bad_input_is_refused_in_one_sentence(server: Server, base: pathlib.Path) -> None:
