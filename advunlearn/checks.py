@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .attacks.attacked import check_attack
 from .config import AttackConfig, ConceptConfig, TrainConfig
 from .denoisers import DiffusersDenoiser
+from .dual_encoder import DualTextEncoder
 from .errors import AdvUnlearnError
 from .models import TextToImage
 from .spans import check_room
@@ -29,6 +30,8 @@ def check(
         )
     if config.unet_method and not isinstance(model.denoiser, DiffusersDenoiser):
         raise AdvUnlearnError(f"{config.unet_method} trains a diffusers UNet; this model has none: train its encoder")
+    if config.encoders != "both" and not isinstance(model.text_encoder, DualTextEncoder):
+        raise AdvUnlearnError(f"encoders is {config.encoders}, but this model has one text encoder; leave it at both")
     check_room(model.tokenizer, concept.prompts)
     if config.attacks:
         check_attack(model.tokenizer, concept.prompts, attack)

@@ -17,6 +17,7 @@ from .wording import SUBJECTS, article, joined
 Mode = Literal["advunlearn", "fast", "esd", "official", "esd_unet"]
 TrainMethod = Literal["text_encoder", "full", "xattn", "noxattn", "selfattn", "notime"]
 Trainable = Literal["layers", "attention", "mlp", "all"]
+Encoders = Literal["both", "clip_l", "clip_g"]
 FinalNorm = Literal["auto", "train", "freeze"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Position = Literal["prefix", "suffix", "middle", "interleaved", "per_k", "replace", "add"]
@@ -173,6 +174,7 @@ class TrainConfig(Validated):
         "layers", "what trains: layers and final norm (as published), their attention or mlp alone, or embeddings too"
     )
     final_norm: FinalNorm = setting("auto", "whether the final norm trains; auto: where whole layers do")
+    encoders: Encoders = setting("both", "of Stable Diffusion XL's two text encoders, those that train")
     layers: int = setting(0, "train the first so many layers only; 0 for all of them", 0, 1000)
     lr: float = setting(2e-4, "learning rate of Adam", 0, 1)
     batch: int = setting(8, "concept samples per iteration", 1, 1024)

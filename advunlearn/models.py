@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from . import miniature
 from .denoisers import Denoiser, DiffusersDenoiser
+from .dual_encoder import DualTextEncoder
 from .errors import AdvUnlearnError
 from .formats import encoder_hash, opened, single_file
 from .sampling import batch_of
-from .text_encoder import encode_prompts
+from .text_encoder import embedding_table, encode_prompts
 
 # CLIP's own vocabulary, for checkpoints that bring no tokenizer.
 CLIP_TOKENIZER = pathlib.Path(__file__).parent / "clip_tokenizer"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+SECOND = "text_encoder_2"  # of Stable Diffusion XL
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TextToImage:
 
     name: str
     tokenizer: Any
-    text_encoder: Any  # transformers CLIPTextModel
+    text_encoder: Any  # transformers CLIPTextModel, or a DualTextEncoder
     denoiser: Denoiser
     vae: Any
 
@@ -86,12 +88,13 @@ def load(
     autoencoder are in `dtype`.
 
     Args:
-        name: 'miniature', a diffusers folder, or a single-file checkpoint of Stable Diffusion 1.x.
+        name: 'miniature', a diffusers folder of the kind of Stable Diffusion 1.x or XL, or a single-file checkpoint of
+            Stable Diffusion 1.x.
         device: where to put it.
         dtype: of the frozen parts.
         prediction_type: 'epsilon' or 'v_prediction'; 'auto' is what the folder's scheduler, or the file, says.
 
-    Raises AdvUnlearnError when it is not a Stable Diffusion 1.x style model, and says what it is.
+    Raises AdvUnlearnError when it is no such model, and says what it is.
     """
     path = resolve(name)
     attention: dict[str, Any] = {"attn_implementation": "eager"} if plain_attention(device, dtype) else {}
@@ -102,10 +105,11 @@ def load(
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AdvUnlearnError(f"model {name!r} could not be read: {error}") from error
-    if unet.config.addition_embed_type or unet.config.cross_attention_dim != encoder.config.hidden_size:
+    width = embedding_table(encoder).shape[1]
+    if unet.config.cross_attention_dim != width:
         raise AdvUnlearnError(
-            f"model {name!r}: its UNet takes {unet.config.cross_attention_dim} wide conditioning and its text encoder "
-            f"gives {encoder.config.hidden_size}; only Stable Diffusion 1.x style models work"
+            f"model {name!r}: its UNet takes {unet.config.cross_attention_dim} wide conditioning and its text encoding "
+            f"is {width} wide; only models of the style of Stable Diffusion 1.x and XL work"
         )
     parts: tuple[nn.Module, ...] = (encoder, unet, vae)
     for part in parts:
@@ -118,25 +122,35 @@ def _from_folder(
 ) -> tuple[Any, ...]:
     """Return a diffusers folder's `PARTS`."""
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    loaded: Any = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", local_files_only=True, output_loading_info=True, **attention
-    )
-    if missing := loaded[1]["missing_keys"]:
-        raise AdvUnlearnError(
-            f"model {str(folder)!r}: its text encoder lacks {len(missing)} tensors, first {min(missing)!r}; they would "
-            "be random"
-        )
+    encoder = _encoder(CLIPTextModel, folder / "text_encoder", attention)
+    if (folder / SECOND).is_dir():
+        padding = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True).pad_token_id
+        encoder = DualTextEncoder(
+            encoder, _encoder(CLIPTextModelWithProjection, folder / SECOND, attention), padding
+        )  # fmt: skip
     unet, vae = (
         kind.from_pretrained(folder / part, torch_dtype=dtype, local_files_only=True)
         for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
     )
     chosen = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True, **chosen)
-    return tokenizer, loaded[0].float(), unet, vae, scheduler
+    # SDXL's own autoencoder overflows in fp16, and its configuration says so.
+    return tokenizer, encoder, unet, vae.float() if vae.config.get("force_upcast") else vae, scheduler
+
+
+def _encoder(kind: Any, folder: pathlib.Path, attention: dict[str, Any]) -> Any:
+    """Return the text encoder of a folder, in fp32."""
+    loaded: Any = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **attention)
+    if missing := loaded[1]["missing_keys"]:
+        raise AdvUnlearnError(
+            f"model {str(folder.parent)!r}: its {folder.name} lacks {len(missing)} tensors, first {min(missing)!r}; "
+            "they would be random"
+        )
+    return loaded[0].float()
 
 
 def _from_file(

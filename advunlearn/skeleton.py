@@ -9,34 +9,38 @@ from typing import Any
 import torch
 from torch import nn
 
+from .dual_encoder import DualTextEncoder
 from .errors import AdvUnlearnError
 from .formats import opened, single_file
-from .formats.single_file import SD15
-from .models import CLIP_TOKENIZER, TextToImage, assembled, plain_attention, resolve
+from .models import CLIP_TOKENIZER, SECOND, TextToImage, assembled, plain_attention, resolve
+
+SHAPES = pathlib.Path(__file__).parent / "shapes"
+SHIPPED = ("sd15", "sdxl")
 
 
 def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage:
     """Return what `models.load` would, with all weights on the meta device: it takes no memory.
 
     Args:
-        name: 'sd15' (the shape of Stable Diffusion 1.5, whose configuration is shipped), 'miniature', a diffusers
-            folder, of which only the configuration files and the tokenizer are read, or a single-file checkpoint, of
-            which only the shapes are (a pickle is read whole).
+        name: 'sd15' or 'sdxl' (the shapes of Stable Diffusion 1.5 and XL, which are shipped), 'miniature', a
+            diffusers folder, of which only the configuration files and the tokenizer are read, or a single-file
+            checkpoint, of which only the shapes are (a pickle is read whole).
         device: where the model would be; nothing is done there.
         dtype: of the frozen parts.
 
     Raises AdvUnlearnError for a model that cannot be read.
     """
     from diffusers import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    folder = SD15 if name == "sd15" else resolve(name)
+    folder = SHAPES / name if name in SHIPPED else resolve(name)
     try:
         if folder.is_file():
             with opened(folder) as weights:
                 configs = single_file.configs(weights)
         else:
-            configs = {part: _config(folder / part) for part in ("unet", "vae", "text_encoder", "scheduler")}
+            parts = ("unet", "vae", "text_encoder", SECOND, "scheduler")
+            configs = {part: _config(folder / part) for part in parts if (folder / part).is_dir()}
         vocabulary = folder / "tokenizer"
         tokenizer = CLIPTokenizer.from_pretrained(
             vocabulary if vocabulary.is_dir() else CLIP_TOKENIZER, local_files_only=True
@@ -45,6 +49,9 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
         attention = {"attn_implementation": "eager" if plain_attention(device, dtype) else "sdpa"}
         with torch.device("meta"):
             encoder: Any = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"] | attention)).float()
+            if SECOND in configs:
+                second = CLIPTextModelWithProjection(CLIPTextConfig(**configs[SECOND] | attention)).float()
+                encoder = DualTextEncoder(encoder, second)
         unet, vae = (nn.Module.to(part, dtype) for part in single_file.blank(configs))
     except AdvUnlearnError:
         raise

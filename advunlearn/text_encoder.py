@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import FinalNorm, Trainable
+from .config import Encoders, FinalNorm, Trainable
+from .dual_encoder import DualTextEncoder
 from .errors import AdvUnlearnError
 
 
@@ -23,6 +24,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
 def embedding_table(encoder: nn.Module) -> Tensor:
     """Return the token embedding table (V, D)."""
+    if isinstance(encoder, DualTextEncoder):
+        return encoder.embedding_table()
     return encoder.get_input_embeddings().weight  # type: ignore[operator]
 
 
@@ -36,15 +39,16 @@ def encode(
     """Encode a prompt to the hidden states that condition the denoiser.
 
     Args:
-        encoder: a transformers CLIPTextModel. Where it has an attribute `compute_dtype` of torch.bfloat16, its weights
-            stay as they are and its arithmetic is done in bf16.
+        encoder: a transformers CLIPTextModel, or Stable Diffusion XL's two as a DualTextEncoder. Where it has an
+            attribute `compute_dtype` of torch.bfloat16, its weights stay as they are and its arithmetic is done in
+            bf16.
         ids: (B, L) token ids; positions, the causal mask and the end of text follow from them.
         embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
         at: the k places: a slice, or (B, k) where they differ from row to row; none twice in a row.
         add: the embeddings are added to those of `ids` and do not replace them.
 
     Returns:
-        (B, L, D) last hidden states after the final layer norm.
+        (B, L, D) last hidden states after the final layer norm; of two encoders see `dual_encoder`.
     """
     # Entered anew in every call: the casts that autocast caches must not outlive a step of the weights.
     half = getattr(encoder, "compute_dtype", None) == torch.bfloat16
@@ -85,24 +89,32 @@ PARTS = {"layers": r"\blayers\.", "attention": r"\bself_attn\.", "mlp": r"\bmlp\
 
 
 def trainable_parameters(
-    encoder: nn.Module, what: Trainable = "layers", first: int = 0, final_norm: FinalNorm = "auto"
+    encoder: nn.Module,
+    what: Trainable = "layers",
+    first: int = 0,
+    final_norm: FinalNorm = "auto",
+    which: Encoders = "both",
 ) -> list[nn.Parameter]:
     """Return the parameters that train.
 
     Args:
-        encoder: a transformers CLIPTextModel.
+        encoder: a transformers CLIPTextModel, or a DualTextEncoder.
         what: the layers; their attention or their feed-forward blocks; or all, the embeddings included.
         first: of the layers the first so many only, counted as numbers: 1 is layer 0, and never layer 10; 0 is all.
         final_norm: whether the final norm trains; auto: with whole layers it does, as published.
+        which: of two encoders, those that train. Never trained are projections, and what nothing depends on.
 
     Raises AdvUnlearnError when the encoder has fewer layers.
     """
     norm = what in ("layers", "all") if final_norm == "auto" else final_norm == "train"
     chosen, numbers = [], set()
-    for name, parameter in encoder.named_parameters():
+    dual = isinstance(encoder, DualTextEncoder)
+    for name, parameter in encoder.reaching(which) if dual else encoder.named_parameters():  # type: ignore[operator]
         layer = re.search(r"\blayers\.(\d+)\.", name)
         numbers |= {int(layer[1])} if layer else set()
         if layer and first and int(layer[1]) >= first:
+            continue
+        if "text_projection" in name:
             continue
         if norm if "final_layer_norm" in name else re.search(PARTS[what], name):
             chosen.append(parameter)

@@ -51,7 +51,7 @@ class Trainer:
             self.parameters = trained.trainable_parameters(config.unet_method)
         else:
             self.encoder = copy.deepcopy(model.text_encoder)
-            chosen = config.trainable, config.layers, config.final_norm
+            chosen = config.trainable, config.layers, config.final_norm, config.encoders
             self.parameters = trainable_parameters(self.encoder, *chosen)
         device = self.denoiser.device
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)

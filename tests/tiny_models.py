@@ -1,4 +1,4 @@
-"""Tiny models in transformers' form, written to disk for the judges to read: real classes, known decisions."""
+"""Tiny models of real classes, written to disk: judges that make known decisions, and a Stable Diffusion XL."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import (
     CLIPConfig,
     CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     ResNetConfig,
     ResNetForImageClassification,
@@ -92,4 +96,34 @@ def colour_clip(folder: pathlib.Path) -> pathlib.Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(PREPARE % "CLIPImageProcessor")
+    return folder
+
+
+def tiny_sdxl(folder: pathlib.Path) -> pathlib.Path:
+    """Write a diffusers folder of Stable Diffusion XL's architecture, narrow and shallow, with random weights."""
+    torch.manual_seed(0)
+    text = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "num_attention_heads": 4}
+    first = CLIPTextModel(CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, pad_token_id=49407, **text,
+    ))  # fmt: skip
+    second = CLIPTextModelWithProjection(CLIPTextConfig(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=4, projection_dim=40, hidden_act="gelu", pad_token_id=0,
+        **text,
+    ))  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2), use_linear_projection=True, cross_attention_dim=32 + 48,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=40 + 6 * 8,
+    )  # fmt: skip
+    vae = AutoencoderTiny(encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8))
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    tokenizers = [CLIPTokenizer.from_pretrained(CLIP_TOKENIZER) for _ in range(2)]
+    tokenizers[1].pad_token = "!"
+    StableDiffusionXLPipeline(
+        vae, first, second, *tokenizers, unet, scheduler, add_watermarker=False
+    ).save_pretrained(folder)  # fmt: skip
     return folder

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..attack_config import AttackSettings
 from ..config import ConceptConfig
 from ..denoisers.base import Denoiser
+from ..dual_encoder import DualTextEncoder
 from ..errors import AdvUnlearnError
 from ..sampling import batch_of
 from ..text_encoder import encode_prompts
@@ -30,6 +31,7 @@ NEEDS = {
     "original encoder": "the text encoder before erasing (the scene's `original`)",
     "original denoiser": "the denoiser before erasing (the scene's `original`)",
     "concept": "the concept's settings (the scene's `concept`)",
+    "one encoder": "a model with one text encoder, as Stable Diffusion 1.x has",
     "routes": "the concept's other names (a file of routes, one a line)",
 }
 
@@ -79,7 +81,7 @@ class Scene:
         return {
             "pictures": bool(len(self.target.x_0)), "original encoder": self.original.encoder is not None,
             "original denoiser": self.original.denoiser is not None, "concept": self.concept is not None,
-            "routes": bool(self.routes),
+            "routes": bool(self.routes), "one encoder": not isinstance(self.encoder, DualTextEncoder),
         }[need]  # fmt: skip
 
     def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:

@@ -43,7 +43,7 @@ class MMA(TokenAttack[MMAConfig]):
     """Token swaps by gradient, with a mask of forbidden words."""
 
     name, config_class = "mma", MMAConfig
-    needs = ("original encoder", "concept")
+    needs = ("original encoder", "concept", "one encoder")
     chunk = 256  # prompts encoded together
 
     def start(self) -> None:

@@ -49,7 +49,7 @@ class PEZ(HardPrompt[PEZConfig]):
     """A prompt of hard tokens that means, to the attacked encoder, what the concept's prompt meant to the original."""
 
     name, config_class = "pez", PEZConfig
-    needs, keeps_best = ("original encoder",), True
+    needs, keeps_best = ("original encoder", "one encoder"), True
 
     def searched_encoder(self) -> Any:
         """Return the attacked encoder, or the original one."""

@@ -60,7 +60,7 @@ class RingABell(TokenAttack[RingABellConfig]):
     """A genetic search for each prompt that differs; cases with the same prompt get the best, the second best, ..."""
 
     name, config_class = "ring_a_bell", RingABellConfig
-    needs = ("original encoder", "concept")
+    needs = ("original encoder", "concept", "one encoder")
     chunk = 256  # prompts encoded together
 
     def start(self) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..denoisers import DiffusersDenoiser
+from ..dual_encoder import DualTextEncoder
 from ..errors import AdvUnlearnError
-from ..formats import save_encoder
+from ..formats import save_encoder, save_encoders
 from ..models import TextToImage
 from ..original_keys import unet_keys
 from ..trainer import TrainResult
@@ -21,9 +22,15 @@ SINGLE_FILE = "checkpoint.safetensors"
 def save_trained(
     folder: pathlib.Path, result: TrainResult, config: TrainConfig, metadata: Mapping[str, Any], last_good: bool = False
 ) -> pathlib.Path:
-    """Write `encoder.safetensors`, or the folder `unet` where that trained; of a broken run `last-good`. Return it."""
+    """Write `encoder.safetensors`, or the folder `unet` where that trained; of a broken run `last-good`. Return it.
+
+    Of Stable Diffusion XL the folder is returned that has a file of each encoder that trained.
+    """
     if config.unet_method and isinstance(result.denoiser, DiffusersDenoiser):
         return save_unet(folder / ("last-good-unet" if last_good else "unet"), result.denoiser.unet, metadata)
+    if isinstance(result.encoder, DualTextEncoder):
+        place = folder / "last-good" if last_good else folder
+        return save_encoders(place, result.encoder, config.encoders, metadata)[0].parent
     return save_encoder(
         folder / ("last-good.safetensors" if last_good else "encoder.safetensors"), result.encoder, metadata
     )
@@ -33,6 +40,8 @@ def check_single_file(model: TextToImage) -> None:
     """Raise AdvUnlearnError, before a run, for a model that cannot be one Stable Diffusion 1.x checkpoint."""
     if not isinstance(model.denoiser, DiffusersDenoiser):
         raise AdvUnlearnError("a single file is made of a diffusers UNet, and this model has none")
+    if isinstance(model.text_encoder, DualTextEncoder):
+        raise AdvUnlearnError("only Stable Diffusion 1.x is written as a single file yet; leave --single-file out")
     unet_keys(model.denoiser.unet.state_dict())
 
 

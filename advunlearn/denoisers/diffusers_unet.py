@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainMethod
+from ..dual_encoder import split_conditioning
 from ..errors import AdvUnlearnError
 from .base import fingerprint, scaled_gradients
 
@@ -41,6 +42,15 @@ class DiffusersDenoiser:
                 f"the UNet takes {unet.config.in_channels} channels and returns {unet.config.out_channels}: "
                 "an inpainting model; use the text-to-image model it was made from"
             )
+        embeds = unet.config.addition_embed_type
+        if embeds not in (None, "text_time"):
+            raise AdvUnlearnError(
+                f"the UNet is also conditioned on {embeds!r}; only text_time, as SDXL has it, is known"
+            )
+        self.pooled: int = 0  # width of the pooled output that the conditioning ends with
+        if embeds:
+            config = unet.config
+            self.pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         size = unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (unet.config.in_channels, height, width)
@@ -79,12 +89,22 @@ class DiffusersDenoiser:
         """Return the UNet's parameters that a method trains, in the UNet's order."""
         return [p for name, p in self.unet.named_parameters() if re.search(UNET_METHODS[method], name)]
 
+    @staticmethod
+    def time_ids(x_t: Tensor) -> Tensor:
+        """Return SDXL's micro-conditioning (B, 6) for latents: their size in pixels, not cropped, as the target."""
+        height, width = (8 * side for side in x_t.shape[-2:])
+        return x_t.new_tensor([height, width, 0, 0, height, width]).expand(len(x_t), 6)
+
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """See `Denoiser.noise_pred`. v is turned into noise: eps = sqrt(a) v + sqrt(1 - a) x_t."""
         dtype = self.unet.dtype
 
         def predict(context: Tensor) -> Tensor:
-            return self.unet(x_t.to(dtype), t, context.to(dtype)).sample.float()
+            more: dict[str, Any] = {}
+            if self.pooled:
+                context, pooled = split_conditioning(context, self.pooled)
+                more = {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": self.time_ids(x_t)}}
+            return self.unet(x_t.to(dtype), t, context.to(dtype), **more).sample.float()
 
         output = scaled_gradients(conditioning, predict, dtype)
         if self.prediction_type == "epsilon":

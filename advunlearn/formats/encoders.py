@@ -6,7 +6,6 @@ carries it, whatever the installed version, and both layouts are read.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import pathlib
@@ -40,14 +39,16 @@ HOMES = tuple(
 
 
 def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an encoder's tensors under `text_model.` keys, with the identity projection that loaders ask for."""
+    """Return an encoder's tensors under `text_model.` keys, with a projection, which loaders ask for: CLIP-G's own."""
     state = {
         PREFIX + name.removeprefix(PREFIX): tensor.detach().cpu().contiguous()
         for name, tensor in tensors.items()
         if not name.endswith(("position_ids", PROJECTION))
     }
     norm = state[PREFIX + "final_layer_norm.weight"]
-    return state | {PROJECTION: torch.eye(len(norm), dtype=norm.dtype)}
+    own = tensors.get(PROJECTION)
+    projection = torch.eye(len(norm), dtype=norm.dtype) if own is None else own.detach().cpu().contiguous()
+    return state | {PROJECTION: projection}
 
 
 def portable_state(encoder: Any) -> dict[str, Tensor]:
@@ -217,11 +218,3 @@ def read_encoder(path: str | pathlib.Path) -> tuple[dict[str, Tensor], dict[str,
     """
     with opened(path) as weights:
         return encoder_in(weights), weights.metadata
-
-
-def load_encoder(path: str | pathlib.Path, like: Any) -> tuple[Any, dict[str, str]]:
-    """Return a copy of the encoder `like` with the weights of a file, and the file's metadata."""
-    tensors, metadata = read_encoder(path)
-    encoder = copy.deepcopy(like)
-    load_state(encoder, tensors, str(path))
-    return encoder, metadata
