@@ -56,8 +56,8 @@ def build_parser() -> Parser:
 
     add_train(command("train", "train a robust text encoder, or for comparison a UNet", "run", model=False))
     estimate = command(
-        "estimate", "say how much memory and work a training run takes, of --model sd15 (the shape of Stable Diffusion "
-        "1.5) too; no weights are read", model=False,
+        "estimate", "say how much memory and work a training run takes, of --model sd15 or sdxl (the shapes of Stable "
+        "Diffusion 1.5 and XL) too; no weights are read", model=False,
     )  # fmt: skip
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
     add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "tracker"))

@@ -222,7 +222,9 @@ class RunConfig(Validated):
     """What a training run reads, where it computes, and what it keeps on disk beside the encoder."""
 
     model: str = setting(
-        "miniature", "'miniature', a diffusers folder, or a Stable Diffusion 1.x checkpoint in one file"
+        "miniature",
+        "'miniature', a diffusers folder of the kind of Stable Diffusion 1.x or XL, or a Stable Diffusion "
+        "1.x checkpoint in one file",
     )
     device: str = setting("", "cuda, mps or cpu; empty: the first that is there")
     dtype: Dtype = setting("float32", "arithmetic of the frozen parts; what trains keeps float32 weights")
