@@ -83,7 +83,7 @@ def opened(path: str | pathlib.Path) -> Iterator[Weights]:
         file = safe_open(path, "pt").__enter__()
     except (SafetensorError, OSError) as error:
         raise AdvUnlearnError(
-            f"{path} is not a readable safetensors file ({error}); give encoder.safetensors"
+            f"{path} is not a readable safetensors file ({error}); give the file that training wrote, or fetch it again"
         ) from error
     try:
         yield Weights(
