@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__, configfile
+from .bench import SUITES
 from .config import ConceptConfig, EvaluateConfig
 from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation_config import DEMO_BUDGET
@@ -61,6 +62,9 @@ def build_parser() -> Parser:
     )  # fmt: skip
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
     add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "tracker"))
+    bench = command("bench", "measure what a run costs on this machine (benchmarks/README.md)", model=False)
+    bench.add_argument("--suite", nargs="+", choices=(*SUITES, "all"), default=["iteration"], help="what to measure")
+    bench.add_argument("--repeats", type=int, default=3, help="how often each way runs (default: %(default)s)")
     add_measuring(command)
     sample = command("sample", "draw pictures", "sample.png")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable
 
+from .bench import bench
 from .files import convert_command, fetch, info, miniature
 from .measure import attack, evaluate, sample
 from .runs import demo, estimate_command
@@ -13,4 +14,5 @@ from .separately import train_command
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": demo, "train": train_command, "estimate": estimate_command, "attack": attack, "evaluate": evaluate,
     "sample": sample, "info": info, "convert": convert_command, "miniature": miniature, "fetch": fetch,
+    "bench": bench,
 }  # fmt: skip

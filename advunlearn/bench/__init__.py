@@ -1,0 +1,15 @@
+"""What a run costs, measured on this machine: `advunlearn bench`. benchmarks/README.md explains each figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+SUITES = ("iteration", "bank", "memory")
+
+
+def suite(name: str) -> Callable[[int], dict[str, Any]]:
+    """Return what measures a suite, given the number of repeats."""
+    from . import bank, iteration, memory
+
+    return {"iteration": iteration.measure, "bank": bank.measure, "memory": memory.measure}[name]

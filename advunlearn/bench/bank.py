@@ -1,0 +1,71 @@
+"""The trajectory bank: what it takes in memory and on disk, and what filling it costs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..config import BankConfig
+from ..denoisers.counting import counting
+from ..models import TextToImage, best_device, load
+from ..plan import GIB
+from ..trajectories import TrajectoryBank
+from .iteration import BANK, sampled
+
+TRAJECTORIES = 443  # COCO's and ImageNet's class names, and the concept: what the published run retains
+SD15 = (4, 64, 64)
+
+
+def size_of(config: BankConfig, latent_shape: tuple[int, ...] = SD15) -> float:
+    """Return the GiB of a bank's latents and predictions."""
+    count = (config.trajectories + config.retain_trajectories) * config.sampling_steps * 3
+    return count * math.prod(latent_shape) * getattr(torch, config.dtype).itemsize / GIB
+
+
+def sizes() -> dict[str, float]:
+    """Return the GiB for SD 1.5, by steps of a trajectory and storage."""
+    plain = BankConfig(trajectories=1, retain_trajectories=TRAJECTORIES - 1)
+    return {
+        f"{steps} steps, {dtype}": size_of(replace(plain, sampling_steps=steps, dtype=dtype))
+        for steps in (50, 20, 10)
+        for dtype in ("float32", "bfloat16")
+    }
+
+
+def forward(model: TextToImage) -> float:
+    """Return the seconds of one sample in a bare UNet forward pass of as many as the bank takes at once."""
+    denoiser, count = model.denoiser, 2 * BANK.trajectories
+    x = torch.zeros(count, *denoiser.latent_shape, device=denoiser.device)
+    t, context = torch.full((count,), 500, device=denoiser.device), model.encode(["a church"]).expand(count, -1, -1)
+    times = []
+    with torch.no_grad():
+        for _ in range(BANK.sampling_steps):
+            began = time.perf_counter()
+            denoiser.noise_pred(x, t, context)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) / count
+
+
+def measure(repeats: int = 3, device: str = "") -> dict[str, Any]:
+    """Measure the suite.
+
+    Returns:
+        `sd15_gib` of 443 trajectories; `fill_over_bare_forwards`, the time to fill the miniature's bank over that of as
+        many bare UNet forward passes; `forward_equivalents_per_step` of a trajectory.
+    """
+    model = load("miniature", device or best_device())
+    model = replace(model, denoiser=counting(model.denoiser))
+    ratios, forwards = [], 0.0
+    for _ in range(repeats):
+        _, step = sampled(model, TrajectoryBank)
+        ratios.append(step.seconds / (step.forwards * forward(model)))
+        forwards = step.forwards
+    return {
+        "sd15_gib": sizes(), "fill_over_bare_forwards": statistics.median(ratios),
+        "forward_equivalents_per_step": forwards,
+    }  # fmt: skip

@@ -1,0 +1,100 @@
+"""A run's memory: the estimate against what the allocator gives out, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..config import AttackConfig, BankConfig, TrainConfig
+from ..estimate import estimate
+from ..models import TextToImage
+from ..plan import GIB, Plan
+from ..skeleton import skeleton
+from ..trainer import train
+
+BANK = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2)
+RETAINED = ("a photo of a dog", "a photo of a cat")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of two iterations with random weights."""
+
+    model: str
+    resolution: int
+    dtype: str
+    restarts: int
+    batch: int
+    retain_batch: int
+    checkpointing: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """The case's settings."""
+        config = TrainConfig(
+            iterations=2, warmup=0, batch=self.batch, retain_batch=self.retain_batch, checkpointing=self.checkpointing
+        )
+        attack = AttackConfig(steps=1, restarts=self.restarts)
+        return Plan(attack=attack, train=config, bank=BANK, resolution=self.resolution, dtype=self.dtype)
+
+    def predicted(self) -> int:
+        """Return the bytes that the estimate says."""
+        return estimate(skeleton(self.model, CPU, getattr(torch, self.dtype)), self.plan, RETAINED, CPU).peak
+
+    def run(self) -> None:
+        """Train as a user would."""
+        plan = self.plan
+        train(self.random_model(), plan.concept, plan.attack, plan.train, plan.bank, RETAINED)
+
+    def random_model(self) -> TextToImage:
+        """Return the model with random weights."""
+        model = skeleton(self.model, CPU, getattr(torch, self.dtype))
+        generator = torch.Generator().manual_seed(0)
+        for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
+            part.to_empty(device=CPU)
+            for tensor in part.parameters():
+                tensor.data.normal_(0, 0.02, generator=generator)
+        for name, buffer in model.text_encoder.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.data = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+        size = self.resolution // 8
+        model.denoiser.latent_shape = (model.denoiser.latent_shape[0], size, size)
+        return model
+
+
+CASES = {
+    "miniature-64": Case("miniature", 64, "float32", 4, 8, 12),
+    "miniature-64-checkpointed": Case("miniature", 64, "float32", 4, 8, 12, True),
+    "sd15-128": Case("sd15", 128, "float32", 2, 2, 2),
+}
+
+
+def by_allocator(run: Callable[[], None]) -> int:
+    """Return the most bytes that the CPU's allocator had given out while something ran."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    held = peak = 0
+    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def measure(repeats: int = 1) -> dict[str, Any]:
+    """Predict and measure each case, once: neither changes from run to run.
+
+    Returns:
+        For each case `predicted_gib`, `measured_gib` and their ratio.
+    """
+    rows = {}
+    for name, case in CASES.items():
+        predicted, measured = case.predicted() / GIB, by_allocator(case.run) / GIB
+        rows[name] = {"predicted_gib": predicted, "measured_gib": measured, "ratio": predicted / measured}
+    return {"cases": rows}

@@ -1,0 +1,74 @@
+"""The benchmark's figures: counted by hand where that can be done, and made of what they say they are made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from advunlearn.bench import bank, iteration
+from advunlearn.bench.iteration import Cost
+from advunlearn.bench.memory import Case, by_allocator
+from advunlearn.cli import main
+from advunlearn.config import BankConfig
+from advunlearn.denoisers.counting import counting
+from advunlearn.models import TextToImage
+from advunlearn.trajectories import FreshSampler, TrajectoryBank
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shrink the iteration: 2 attack steps, 1 + 2 samples, trajectories of 4 steps."""
+    monkeypatch.setattr(iteration, "ATTACK", replace(iteration.ATTACK, steps=2))
+    monkeypatch.setattr(iteration, "TRAIN", replace(iteration.TRAIN, retain_batch=2))
+    tiny = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=4)
+    monkeypatch.setattr(iteration, "BANK", tiny)
+    monkeypatch.setattr(bank, "BANK", tiny)
+
+
+def test_an_iterations_passes_are_counted_as_by_hand(small: None, model: TextToImage) -> None:
+    counted = replace(model, denoiser=counting(model.denoiser))
+    banks, step = iteration.sampled(counted, TrajectoryBank)
+    assert step.forwards == 2  # of each step, with and without the prompt
+    assert [c.forwards for c in iteration.iterations(counted, banks, 2)] == [3 * (2 + 1 + 2)] * 2
+    fresh, _ = iteration.sampled(counted, FreshSampler)
+    (cost,) = iteration.iterations(counted, fresh, 1)
+    assert cost.forwards > 2 * 3 * (2 + 1 + 2)  # every draw is sampled first
+    # 1 + 2 draws to train; 1 and one in each of 2 steps to attack; each takes a step of 2 F for every 4 draws.
+    assert iteration.renewal(Cost(0.5, 2.0)) == Cost(0.5 * 6 / 4, 2 * 6 / 4)
+
+
+def test_the_published_settings_are_108_passes() -> None:
+    attack, config = iteration.ATTACK, iteration.TRAIN
+    assert 3 * (attack.steps * attack.restarts + config.batch + config.retain_batch) == 108
+
+
+def test_the_command_gives_the_figures_that_its_parts_make(small: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--suite", "iteration", "bank", "--repeats", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    figures, parts = found["iteration"], found["iteration"]["parts"]
+    assert figures["forward_equivalents_per_iteration"] == 15 + 3
+    whole = parts["seconds"]["median"] + parts["renewal_seconds"]
+    assert figures["speedup_over_official_sampling"] == pytest.approx(parts["official_seconds"]["median"] / whole)
+    bare = parts["bare_seconds"]["median"]
+    assert figures["overhead_over_bare_passes"] == pytest.approx(parts["seconds"]["median"] / bare)
+    assert found["bank"]["forward_equivalents_per_step"] == 2 and found["bank"]["fill_over_bare_forwards"] > 0
+    assert int(found["machine"]["cores"]) >= 1 and found["machine"]["torch"] == torch.__version__
+    assert main(["bench", "--repeats", "0"]) == 2
+
+
+def test_a_banks_size_is_that_of_its_tensors(small: None, model: TextToImage) -> None:
+    banks, _ = iteration.sampled(replace(model, denoiser=counting(model.denoiser)), TrajectoryBank)
+    held = sum(t.numel() * t.element_size() for b in banks.tensors().values() for k, t in b.items()
+               if k in ("x_t", "eps_anchor", "eps_cond"))  # fmt: skip
+    assert bank.size_of(iteration.BANK, model.denoiser.latent_shape) * 2**30 == held
+    assert bank.sizes()["50 steps, bfloat16"] == pytest.approx(443 * 50 * 3 * 4 * 64 * 64 * 2 / 2**30)
+
+
+def test_predicted_memory_is_what_the_allocator_gives_out() -> None:
+    case = Case("miniature", 64, "float32", 2, 2, 2)
+    assert case.predicted() == pytest.approx(by_allocator(case.run), rel=0.02)
+    twice = replace(case, batch=8, retain_batch=8)
+    assert twice.predicted() > 1.2 * case.predicted()
