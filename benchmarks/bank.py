@@ -23,6 +23,8 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from kept import Kept
+
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
@@ -40,14 +42,11 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("concept", "iterations", "cases", "attack_steps")}
 
 
-def summary(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what is written: the rows, and the median over the seeds of fresh sampling's time over the bank's."""
+def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return fresh sampling's time over the bank's, of each seed and their median."""
     seconds = {(r["sampling"], r["seed"]): r["seconds"] for r in rows}
-    ratios = [v / seconds["bank", seed] for (name, seed), v in seconds.items() if name == "fresh"]
-    return {
-        "settings": settings_of(args), "command": " ".join(["benchmarks/bank.py", *sys.argv[1:]]),
-        "fresh_over_bank": statistics.median(ratios) if ratios else None, "ratios": ratios, "rows": rows,
-    }  # fmt: skip
+    found = [v / seconds["bank", seed] for (name, seed), v in seconds.items() if name == "fresh"]
+    return {"fresh_over_bank": statistics.median(found) if found else None, "ratios": found}
 
 
 def main() -> None:
@@ -62,15 +61,10 @@ def main() -> None:
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
     prompts = retain_prompts(concept)
     evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
-    out = ROOT / "benchmarks" / "results" / "bank.json"
-    kept = json.loads(out.read_text()) if out.is_file() else {"settings": settings_of(args), "rows": []}
-    if kept["settings"] != settings_of(args):
-        parser.error(f"{out} has rows of {kept['settings']}; give these settings, or move the file away")
-    rows = kept["rows"]
-    done = {(r["sampling"], r["seed"]) for r in rows}
+    kept = Kept("bank.json", settings_of(args))
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):
-            if (name, seed) in done:
+            if kept.has(sampling=name, seed=seed):
                 continue
             config = replace(recipe.train, seed=seed, iterations=args.iterations)
             bank = BankConfig()
@@ -84,13 +78,13 @@ def main() -> None:
             result = train(model, concept, recipe.attack, config, bank, prompts, mark, banks)
             attacked = [b - a for a, b in zip(marks, marks[1:], strict=False)][config.warmup :]
             measured = evaluator.measure(Subject(result.encoder, model.denoiser))
-            rows.append({
+            row = {
                 "sampling": name, "seed": seed, "seconds": statistics.median(attacked), "asr": measured.asr,
                 "utility": measured.utility,
-            })  # fmt: skip
-            out.write_text(json.dumps(summary(args, rows), indent=1) + "\n")
-            print(json.dumps(rows[-1]), flush=True)
-    print(json.dumps({k: v for k, v in summary(args, rows).items() if k != "rows"}))
+            }  # fmt: skip
+            kept.add(row, **ratios([*kept.rows, row]))
+            print(json.dumps(row), flush=True)
+    print(json.dumps(ratios(kept.rows)))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ goes on, with the trainings that it keeps in --work.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +21,8 @@ import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from kept import Kept
 
 from advunlearn import miniature
 from advunlearn.checkpoint import Checkpoints
@@ -52,18 +52,17 @@ def run(
     budget: int,
     seed: int,
     work: pathlib.Path,
-    rows: list[dict[str, Any]],
-    save: Callable[[], None],
+    kept: Kept,
 ) -> None:
-    """Train and measure; add a row for each recipe and length that `rows` lacks, and save it."""
+    """Train and measure; add a row for each recipe and length that `kept` lacks."""
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     short = EvaluateConfig(cases=cases, attack_steps=STEPS, attack_every=STEPS, repeats=1, seed=seed)
     long = replace(short, attack_steps=budget, attack_every=10)
-    prompts, done = retain_prompts(concept), {(r["recipe"], r["iterations"]) for r in rows}
+    prompts = retain_prompts(concept)
     for key in KEYS:
         recipe, keep = RECIPES[key], Checkpoints(work / f"{concept.concept}-{key}", every=10**9)
         for length in lengths:
-            if (key, length) in done:
+            if kept.has(recipe=key, iterations=length):
                 continue
             config = replace(recipe.train, iterations=length)
             result = train(
@@ -72,8 +71,7 @@ def run(
             at_its_own = length == recipe.train.iterations
             evaluator = Evaluator(model, judge, concept, long if at_its_own else short)
             measured = evaluator.measure(Subject(result.encoder, result.denoiser))
-            rows.append({"recipe": key, "iterations": length, **measured.to_dict()})
-            save()
+            kept.add({"recipe": key, "iterations": length, **measured.to_dict()}, concept=concept.concept)
             print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)
 
 
@@ -92,20 +90,11 @@ def main() -> None:
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "advunlearn-curves")
     parser.add_argument("--eval-seed", type=int, default=4242)
     args = parser.parse_args()
-    out = ROOT / "benchmarks" / "results" / f"curves-{args.concept}.json"
-    command = " ".join(["benchmarks/curves.py", *sys.argv[1:]])
     settings = {"cases": args.cases, "budget": args.budget, "eval_seed": args.eval_seed}
-    kept = json.loads(out.read_text()) if out.is_file() else {"settings": settings, "rows": []}
-    if kept["settings"] != settings:
-        parser.error(f"{out} has rows of {kept['settings']}; give these settings, or move the file away")
-    rows = kept["rows"]
-
-    def save() -> None:
-        found = {"concept": args.concept, "command": command, "settings": settings, "rows": rows}
-        out.write_text(json.dumps(found, indent=1) + "\n")
-
+    kept = Kept(f"curves-{args.concept}.json", settings)
     concept = ConceptConfig(concept=args.concept)
-    run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, rows, save)
+    run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, kept)
+    rows = kept.rows
     for attack, title in WHAT.items():
         series = {key: [(r["iterations"], successes(r, attack)) for r in rows if r["recipe"] == key] for key in KEYS}
         text = svg_file(f"{title}: successes of {args.cases}", series, "training iterations")

@@ -1,0 +1,39 @@
+"""Rows of a benchmark that takes long: written as they come, kept when it is interrupted, never mixed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+class Kept:
+    """The rows of a file in `results`; `settings` are what they have in common.
+
+    Ends the program where the file has rows of other settings.
+    """
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        self.path, self.settings = RESULTS / name, settings
+        kept = json.loads(self.path.read_text()) if self.path.is_file() else {"settings": settings, "rows": []}
+        if kept["settings"] != settings:
+            sys.exit(f"{self.path} has rows of {kept['settings']}; give these settings, or move the file away")
+        self.rows: list[dict[str, Any]] = kept["rows"]
+
+    def has(self, **key: Any) -> bool:
+        """Return whether a row has these values."""
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, row: dict[str, Any], **more: Any) -> None:
+        """Add a row and write the file; `more` stands beside the rows."""
+        self.rows.append(row)
+        self.write(**more)
+
+    def write(self, **more: Any) -> None:
+        """Write the file."""
+        command = " ".join([f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
+        found = {"command": command, "settings": self.settings, **more, "rows": self.rows}
+        self.path.write_text(json.dumps(found, indent=1) + "\n")
