@@ -60,7 +60,7 @@ class Checkpoints:
             bank = torch.load(self.folder / state["bank"], weights_only=True)
         except Exception as error:  # what a damaged pickle raises is anybody's guess
             raise AdvUnlearnError(f"the state in {self.folder} cannot be read ({error}); start the run anew") from error
-        difference = _first_difference(state["settings"], settings)
+        difference = first_difference(state["settings"], settings)
         if difference:
             raise AdvUnlearnError(
                 f"the state in {self.folder} is of a run with other settings: {difference}; give the same ones, or "
@@ -176,11 +176,11 @@ class RunState:
         self.note()  # a run that has no iteration left is saved as it was
 
 
-def _first_difference(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> str:
+def first_difference(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> str:
     for name in sorted(saved.keys() | given.keys()):
         old, new = saved.get(name), given.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            inner = _first_difference(old, new, f"{where}{name}.")
+            inner = first_difference(old, new, f"{where}{name}.")
             if inner:
                 return inner
         elif old != new and name not in FREE:

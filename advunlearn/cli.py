@@ -16,6 +16,7 @@ from .bench import SUITES
 from .config import ConceptConfig, EvaluateConfig
 from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation_config import DEMO_BUDGET
+from .files import MEASURED
 from .flags import UNET, add_files, add_flags, add_measuring, add_model, add_run_settings, add_train
 from .released import NAMES, REPO
 
@@ -109,13 +110,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"advunlearn {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        separately = getattr(args, "separately", False)
-        states = (
-            pathlib.Path(args.out).glob("*/state.pt" if separately else "state.pt") if args.command == "train" else ()
-        )
-        kept = any(states)
-        again = f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
-        more = f"; {args.out} keeps the run; to go on: {again}" if kept else ""
+        kept = _kept(args)
+        more = f"; {args.out} keeps the {kept[0]}; to go on: {kept[1]}" if kept else ""
         sys.stderr.write(f"\nadvunlearn {args.command}: interrupted{more}\n")
         return 130
     return 0
+
+
+def _kept(args: argparse.Namespace) -> tuple[str, str] | None:
+    """Return what an interrupted command left, and the command that goes on with it."""
+    separately, out = getattr(args, "separately", False), pathlib.Path(getattr(args, "out", ""))
+    if args.command == "train" and any(out.glob("*/state.pt" if separately else "state.pt")):
+        return "run", f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
+    if args.command == "evaluate" and any(out.glob("*" + MEASURED)):
+        return "parts that were measured", "the same command with --resume"
+    return None

@@ -132,6 +132,10 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--unet", action="append", default=[], metavar="PATH", help="a trained UNet to measure too, a diffusers folder "
         "or a checkpoint; may be given again"
     )  # fmt: skip
+    evaluate.add_argument(
+        "--resume", action="store_true", help="keep what --out has of an evaluation with these settings, and measure "
+        "the rest: other attacks, other encoders, or what an interruption left",
+    )  # fmt: skip
     attack = command("attack", "search prompts that bring the concept back", "attack")
     attack.add_argument("--encoder", metavar="FILE", help="the encoder to attack (default: the model's own)")
     attack.add_argument("--unet", metavar="PATH", help=UNET)

@@ -15,6 +15,7 @@ from ..config import ConceptConfig, EvaluateConfig, RunConfig
 from ..errors import AdvUnlearnError
 from ..evaluation import pictures
 from ..evaluation.evaluate import Evaluator, Subject
+from ..evaluation.kept import Kept, described
 from ..files import write_atomic
 from ..flags import given, settings
 from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, unet_of
@@ -49,9 +50,12 @@ def evaluate(args: Namespace) -> None:
         subjects[name if name not in subjects else path] = subject
     folder, measured = out_folder(args), {}
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
+    attacks = chosen_attacks(args.attacks, bool(evaluator.routes))
+    kept = {name: Kept(folder, name, described(evaluator, subject)) for name, subject in subjects.items()}
+    done = {name: own.load() for name, own in kept.items()} if args.resume else {}
     for name, subject in subjects.items():
         bar, evaluator.on_progress = measuring(name)
-        measured[name] = evaluator.measure(subject, chosen_attacks(args.attacks, bool(evaluator.routes)))
+        measured[name] = evaluator.measure(subject, attacks, out=done.get(name), keep=kept[name].save)
         bar.close()
         report["models"][name] = measured[name].row() | {"seconds": 0.0, "config": {}}
     report_files.write(folder, report, measured, {})

@@ -221,13 +221,27 @@ class Evaluator:
         if self._reference is not None:
             out.utility["feature_distance"] = round(frechet_distance(seen.features, self._reference), 4)
 
-    def measure(self, subject: Subject, attacks: Sequence[str] = ATTACKS, utility: bool = True) -> Measurement:
+    def measure(
+        self,
+        subject: Subject,
+        attacks: Sequence[str] = ATTACKS,
+        utility: bool = True,
+        out: Measurement | None = None,
+        keep: Callable[[Measurement], None] | None = None,
+    ) -> Measurement:
         """Measure a subject: plain prompts, routes, the named test attacks, utility.
+
+        Args:
+            subject: the encoder and the denoiser.
+            attacks: names of the test attacks.
+            utility: whether to measure what is left of everything else.
+            out: what was measured before; its attacks and its utility are not measured again.
+            keep: called with what was measured so far, after each part.
 
         Raises AdvUnlearnError, before any work, for an attack that is not known or has a setting that it cannot have,
         and for routes where the concept has none.
         """
-        out = Measurement()
+        out, keep = out or Measurement(), keep or (lambda measured: None)
         for name in attacks:
             attack_settings(name, self.config, self.given.get(name))  # a bad one is refused before any work
         if "routes" in attacks and not self.routes:
@@ -236,8 +250,11 @@ class Evaluator:
             )
         with frozen(subject.encoder, *subject.denoiser.modules()):
             clean = self.plain(subject, out)
-            if utility:
+            if utility and not out.utility:
                 self.utility(subject, out)
+            keep(out)
             for name in attacks:
-                self.attack(subject, name, clean, out)
+                if name not in out.attacks:
+                    self.attack(subject, name, clean, out)
+                    keep(out)
         return out

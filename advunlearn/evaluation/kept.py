@@ -1,0 +1,58 @@
+"""An evaluation that was interrupted goes on: what was measured of a subject is on disk after each of its parts."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..checkpoint import first_difference
+from ..errors import AdvUnlearnError
+from ..files import MEASURED, write_atomic
+from ..formats import encoder_hash
+from .evaluate import Evaluator
+from .measurement import Measurement, Subject
+
+
+def described(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
+    """Return what a subject's numbers depend on, but for which attacks are asked for."""
+    return {
+        "concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict(),
+        "evaluation": evaluator.described(), "attacks": {k: dict(v) for k, v in evaluator.given.items() if v},
+        "model": evaluator.model.fingerprints(),
+        "subject": {"encoder": encoder_hash(subject.encoder.state_dict()), "denoiser": subject.denoiser.fingerprint()},
+    }  # fmt: skip
+
+
+class Kept:
+    """What was measured of one subject, in a file of a folder."""
+
+    def __init__(self, folder: pathlib.Path, name: str, about: Mapping[str, Any]) -> None:
+        self.path = folder / f"{name.replace('/', '_')}{MEASURED}"
+        self.about = dict(about)
+
+    def load(self) -> Measurement:
+        """Return what is there; nothing measured where there is no file.
+
+        Raises AdvUnlearnError when that is of other settings or of another subject.
+        """
+        if not self.path.is_file():
+            return Measurement()
+        try:
+            saved = torch.load(self.path, weights_only=True)
+            about, parts = saved["about"], saved["measurement"]
+        except Exception as error:  # what unpickling a broken file raises is anyone's guess
+            raise AdvUnlearnError(f"{self.path} cannot be read ({error}); delete it, or leave --resume out") from error
+        if difference := first_difference(about, self.about):
+            raise AdvUnlearnError(
+                f"{self.path} was measured with other settings: {difference}; give the same ones, another --out, or "
+                "leave --resume out to begin anew"
+            )
+        return Measurement(**parts)
+
+    def save(self, measured: Measurement) -> None:
+        """Write what was measured so far."""
+        kept = {"about": self.about, "measurement": vars(measured)}
+        write_atomic(self.path, lambda file: torch.save(kept, file))
