@@ -90,7 +90,7 @@ class RunState:
         self.parameters, self.adam, self.banks = parameters, adam, banks
         self.generators = [generator, *(bank.generator for bank in banks.all().values())]
         self.history: list[dict[str, float]] = []
-        self.latest: Tensor | None = None  # the last attack's embeddings
+        self.latest: dict[str, Tensor] | None = None  # what each adversary found last
         self.settings: dict[str, Any] = {}
         self.mark: dict[str, Any] = {}
         self.stepping = False

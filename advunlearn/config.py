@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .adversary_config import AttackConfig as AttackConfig  # asked for together with those here
 from .errors import AdvUnlearnError
 from .evaluation_config import EvaluateConfig as EvaluateConfig  # asked for together with those here
 from .settings import Validated, setting
@@ -20,8 +21,6 @@ Trainable = Literal["layers", "attention", "mlp", "all"]
 Encoders = Literal["both", "clip_l", "clip_g"]
 FinalNorm = Literal["auto", "train", "freeze"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-Position = Literal["prefix", "suffix", "middle", "interleaved", "per_k", "replace", "add"]
-Start = Literal["token", "random", "latest", "concept", "text"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 CONVERSIONS = {
     "safetensors": "one file for any loader of CLIP-L",
@@ -85,63 +84,6 @@ class ConceptConfig(Validated):
         size = len(self.groups[0])
         first = number % len(self.groups) * size
         return range(first, first + size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackConfig(Validated):
-    """The adversary inside training: adversarial token embeddings in the prompt, eq. (4)."""
-
-    steps: int = setting(8, "attack steps per iteration (mode fast takes one)", 1, 1000)
-    step_size: float = setting(0.5, "step size, in `unit`", 0, 100)
-    update: Literal["sign", "adam"] = setting("sign", "signed gradient steps, or Adam")
-    tokens: int = setting(5, "number of adversarial tokens; position add has as many as the concept", 1, 20)
-    position: Position = setting(
-        "prefix", "where the adversarial tokens stand: before, behind, amid or spread among the concept's tokens, one "
-        "before every per_k of them, in their place, or added to their embeddings"
-    )  # fmt: skip
-    per_k: int = setting(3, "position per_k: the concept's tokens between two adversarial ones", 1, 75)
-    space: Literal["embedding", "conditioning"] = setting(
-        "embedding", "what is attacked: token embeddings, or the encoder's output (position add, at every place)"
-    )
-    start: Start = setting(
-        "token", "start from rows of the embedding table, from noise of its deviation, from the last attack, from the "
-        "concept's own embeddings, or from start_text; a text of fewer tokens is repeated"
-    )  # fmt: skip
-    start_text: str = setting("", "the text of start text; of no more tokens than the attack has")
-    restarts: int = setting(4, "attacked prompts found side by side in one batch", 1, 64)
-    every: int = setting(1, "iterations that an attack's finds are trained on before the next attack", 1, 1_000_000)
-    redraw: Literal["step", "iteration"] = setting(
-        "step", "draw new latents and timesteps in every attack step, or keep those of the iteration"
-    )
-    radius: float = setting(0.0, "ball around the start, in `unit`; 0 for none", 0, 1000)
-    norm: Literal["linf", "l2"] = setting(
-        "linf", "the ball bounds each coordinate, or the length of all adversarial embeddings of a prompt together"
-    )
-    unit: Literal["sigma", "absolute"] = setting(
-        "sigma", "unit of step_size and radius: the deviation of what is attacked (the embedding table, or the "
-        "concept's conditioning), or none, as published"
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start == "text" and not self.start_text.strip():
-            raise AdvUnlearnError("start is text but start_text is empty; give the text, or another start")
-        if self.space == "conditioning":
-            if self.position != "add":
-                raise AdvUnlearnError(
-                    f"position is {self.position}, but the encoder's output can only be added to; set position to add, "
-                    "or space to embedding"
-                )
-            if self.start in ("token", "text"):
-                raise AdvUnlearnError(
-                    f"start is {self.start}, but the encoder's output is no token; set start to concept, random or "
-                    "latest, or space to embedding"
-                )
-
-    @property
-    def inserted(self) -> int:
-        """How many tokens longer the attack makes a prompt."""
-        return 0 if self.position in ("replace", "add") else self.tokens
 
 
 @dataclass(frozen=True, kw_only=True)

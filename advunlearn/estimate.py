@@ -126,7 +126,7 @@ def _size(tensors: Iterable[Tensor | None]) -> int:
 def _trainer(fake: TextToImage, plan: Plan, banks: Banks, retained: Sequence[str]) -> Trainer:
     """Return a trainer of one iteration with one attack step and one retain step: all others take the same memory."""
     config = replace(plan.train, iterations=1, warmup=0, retain_steps=1)
-    attack = replace(plan.attack, steps=1)
+    attack = replace(plan.attack, steps=1, word_steps=1)
     return Trainer(fake, plan.concept, attack, config, banks, retained, torch.Generator())
 
 
@@ -144,8 +144,9 @@ def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> 
     work: dict[str, int] = {}
 
     def on_progress(progress: Progress) -> None:
-        work[progress.phase], counted.forwards = counted.forwards, 0
-        live.enter("train")
+        phase = "words" if progress.attack_step > 1 else progress.phase
+        work[phase], counted.forwards = counted.forwards, 0
+        live.enter("words" if phase == "attack" and trainer.attack.words else "train")
 
     trainer.run(on_progress)
     return work
@@ -154,7 +155,7 @@ def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> 
 def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     """Return a run's work, from that of one step of everything."""
     config, attack, n = plan.train, plan.attack, plan.train.iterations
-    steps = 1 if config.mode == "fast" else attack.steps
+    steps, words = attack.in_mode(config.mode).steps, attack.words
     attacked = n - config.warmup if config.attacks else 0
     renewed = -(-attacked // attack.every)  # iterations that attack anew
     share = renewed / attacked if attacked else 0
@@ -169,10 +170,14 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     retained = drawing("retain", config.retain_batch) * (config.retain_steps if config.retain_by == "step" else 1)
     training = drawing("concept", config.batch) + retained
     attacking = share * redrawn * drawing("concept", attack.restarts)
+    if words and attacked:
+        again = attack.redraw == "step" and len(plan.concept.prompts) == 1
+        attacking += share * (1 + attack.word_steps * again) * drawing("concept", words)
     trajectories = {name: len(bank) for name, bank in banks.all().items()} if kind.keeps else {}
     fill = sum(count * plan.bank.sampling_steps * per_step[name] for name, count in trajectories.items())
     more = config.retain_steps - 1 if config.retains and config.retain_by == "step" else 0
     train = work["train"] + more * config.retain_batch * with_gradient(plan)
-    find, refresh = share * steps * work.get("attack", 0), training + attacking
+    find = share * (steps * work.get("attack", 0) + attack.word_steps * work.get("words", 0))
+    refresh = training + attacking
     total = fill + n * (train + training) + attacked * (find + attacking)
     return Forwards(bank=fill, attack=find, train=train, refresh=refresh, total=total)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import Position
+from .adversary_config import Position
 from .errors import AdvUnlearnError
 
 

@@ -6,13 +6,13 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from .attacks.attacked import AttackedPrompts
-from .attacks.pgd import AttackResult, pgd
+from .adversary import Adversaries, Found
+from .attacks.pgd import AttackResult
 from .checkpoint import Checkpoints, RunState
 from .checks import check
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
@@ -20,7 +20,7 @@ from .denoisers import DiffusersDenoiser
 from .denoisers.base import checkpointed
 from .errors import AdvUnlearnError, TrainingDiverged
 from .events import Callback, Progress, TrainResult, filling
-from .losses import attack_loss, erase_loss, retain_loss
+from .losses import erase_loss, retain_loss
 from .models import TextToImage
 from .quirks import NONE, Quirks, bank_kind, cut_to_words, quirks_of
 from .text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
@@ -42,7 +42,7 @@ class Trainer:
         quirks: Quirks = NONE,
     ) -> None:
         self.concept, self.config, self.banks, self.generator = concept, config, banks, generator
-        self.attack = replace(attack, steps=1, update="sign") if config.mode == "fast" else attack
+        self.attack = attack.in_mode(config.mode)
         self.quirks, self.period = quirks, attack.every if config.attacks else 1
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
         if config.unet_method:
@@ -57,40 +57,30 @@ class Trainer:
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
         cut = quirks.words_for_tokens
         ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
-        self.attacked = AttackedPrompts(model.text_encoder, model.tokenizer, concept.prompts, ids, attack)
+        self.adversaries = Adversaries(
+            model, concept.prompts, ids, self.attack, banks.concept, generator, quirks
+        )  # fmt: skip
         self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)
         self.state = RunState(self.parameters, torch.optim.Adam(self.parameters, lr=config.lr), banks, generator)
 
     def find_adversarial(self, on_step: Callable[[int, float], None]) -> AttackResult:
         """Attack the current encoder, eq. (4): one attacked prompt for each of `restarts` draws."""
-        count = self.attack.restarts
-        kept = self.banks.concept.draw(count)
-        start = self.state.latest
-        if start is None or self.attack.start != "latest":
-            start = self.attacked.start(kept.prompt, self.generator)
-
-        def objective(embeddings: Tensor) -> Tensor:
-            draw = kept if self.attack.redraw == "iteration" else self.banks.concept.draw(count)
-            context = self.attacked.context(self.encoder, draw.prompt, embeddings)
-            return attack_loss(self.denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
-
         with gradients_for(self.parameters, False):
-            result = pgd(objective, start, self.attack, self.attacked.sigma, on_step, self.quirks)
-        self.state.latest = result.embeddings
+            number = max(0, len(self.state.history) - self.config.warmup) // self.period
+            found, result = self.adversaries.find(self.encoder, self.denoiser, self.state.latest, number, on_step)
+        self.state.latest = found
         return result
 
-    def concept_context(self, draw: Triples, adversarial: Tensor | None) -> Tensor:
+    def concept_context(self, draw: Triples, adversarial: Found | None) -> Tensor:
         """Encode the concept's prompts (B, L, D): the first part clean, the rest as the attacks found them."""
         ids, clean = self.ids[draw.prompt], len(draw.prompt)
         if adversarial is None:
             return encode(self.encoder, ids)
         clean = round(self.config.clean_share * clean)
-        numbers = draw.prompt[clean:]
-        rows = torch.arange(len(numbers), device=ids.device) % len(adversarial)
-        contexts = [self.attacked.context(self.encoder, numbers, adversarial[rows])] if len(numbers) else []
+        contexts = self.adversaries.contexts(self.encoder, draw.prompt[clean:], adversarial)
         return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
 
-    def loss(self, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def loss(self, adversarial: Found | None) -> dict[str, Tensor]:
         """Eq. (6), or eq. (3) alone where nothing is retained or that has its own steps: one denoiser batch for all."""
         draw = self.banks.concept.draw(self.config.batch)
         x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)

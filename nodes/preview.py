@@ -28,7 +28,7 @@ class Training:
     ) -> None:
         banked = bank.trajectories + (bank.retain_trajectories if retains else 0)
         self.bank = banked if bank_kind(config.mode, quirks_of(config.mode)).keeps else 0
-        self.steps = (1 if config.mode == "fast" else attack.steps) if config.attacks else 0
+        self.steps = attack.in_mode(config.mode).all_steps if config.attacks else 0
         self.warmup, self.period = config.warmup, attack.every
         self.bar = Bar(self.place(config.iterations), node_id)
         self.rows: dict[int, Mapping[str, float]] = {}
