@@ -36,7 +36,10 @@ from advunlearn.recipes import RECIPES, train_all
 from advunlearn.text_encoder import frozen
 
 RESULTS = ROOT / "benchmarks" / "results" / "attacks.json"
-MODELS = ("original", "esd_text", "advunlearn")
+# With a second adversary that learns words for the concept.
+WORDS = replace(RECIPES["advunlearn"], attack=replace(RECIPES["advunlearn"].attack, words=4))
+TRAINED = {name: RECIPES[name] for name in ("esd_text", "advunlearn")} | {"words": WORDS}
+MODELS = ("original", *TRAINED)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -61,7 +64,7 @@ def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, args: argp
     )
     path = folder / f"{name}.safetensors"
     if not path.exists():
-        recipe = RECIPES[name]
+        recipe = TRAINED[name]
         recipe = replace(recipe, train=replace(recipe.train, iterations=args.iterations))
         bank = BankConfig(trajectories=args.trajectories, retain_trajectories=2 * args.trajectories)
         trained = train_all(model, concept, {name: recipe}, bank, args.train_seed)
