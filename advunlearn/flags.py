@@ -144,6 +144,15 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--attacks", nargs="+", choices=(*ATTACK_NAMES, "all"), default=DEFAULT_ATTACKS, metavar="NAME",
         help=f"all, or some of {', '.join(ATTACK_NAMES)} (default: {' '.join(DEFAULT_ATTACKS)})",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--clip-score", default="", metavar="FOLDER", help="also give the CLIP score of retained pictures, by a CLIP's "
+        "folder in transformers' form",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--fid", default="", metavar="FILE", help="also give the FID of retained pictures from the original model's, "
+        "by the TorchScript file of an Inception (inception-2015-12-05.pt)",
+    )  # fmt: skip
+    attack.set_defaults(clip_score="", fid="")
     for sub in (evaluate, attack):
         sub.add_argument(
             "--judge",

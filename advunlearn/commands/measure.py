@@ -16,6 +16,7 @@ from ..errors import AdvUnlearnError
 from ..evaluation import pictures
 from ..evaluation.evaluate import Evaluator, Subject
 from ..evaluation.kept import Kept, described
+from ..evaluation.quality import Quality
 from ..files import write_atomic
 from ..flags import given, settings
 from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, unet_of
@@ -34,6 +35,7 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     return model, Evaluator(
         model, judge, concept, config,
         prompts=prompts, retained=retained, routes=routes,
+        quality=Quality(args.clip_score, args.fid, str(model.denoiser.device)) if args.clip_score or args.fid else None,
         given={name: given(kind.config_class, args) for name, kind in ATTACKS.items()},
     )  # fmt: skip
 

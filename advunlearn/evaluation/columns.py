@@ -37,6 +37,10 @@ LAST: tuple[Column, ...] = (
      "Frechet distance from the original model's retained pictures, on the judge's features."),
     ("Seconds", "seconds", "lower", "Time to train."),
 )  # fmt: skip
+QUALITY: tuple[Column, ...] = (
+    ("CLIP score", "utility clip_score", "higher", "How well the retained pictures fit their prompts, to CLIP."),
+    ("FID", "utility fid", "lower", "Frechet distance from the original model's retained pictures, on Inception."),
+)  # fmt: skip
 
 
 def at(tree: Any, *keys: str) -> Any:
@@ -55,7 +59,8 @@ def more_attacks(models: Mapping[str, Any]) -> list[str]:
 def columns(models: Mapping[str, Any]) -> tuple[Column, ...]:
     """Return the columns of a table of models."""
     more = ((MORE[a][0], f"attacks {a} sum", "lower", MORE[a][1]) for a in more_attacks(models))
-    return (*FIRST, *more, *LAST)
+    quality = [c for c in QUALITY if any(at(model, *c[1].split()) is not None for model in models.values())]
+    return (*FIRST, *more, *LAST[:-1], *quality, LAST[-1])
 
 
 def costs(model: Any) -> dict[str, Any]:

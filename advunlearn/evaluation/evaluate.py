@@ -22,10 +22,12 @@ from ..judges.convnet import ConvJudge
 from ..models import TextToImage
 from ..sampling import batch_of, ddim_sample
 from ..text_encoder import frozen, tokenize
+from .accuracies import accuracies
 from .attacked import Attacked, first_embeddings, pick
 from .cases import Cases, make_cases
 from .measurement import Measurement, Subject
 from .metrics import count, frechet_distance
+from .quality import Quality
 
 ATTACKS = DEFAULT_ATTACKS
 OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
@@ -37,7 +39,7 @@ class Evaluator:
 
     `prompts` and `retained` are the user's own lines, see `make_cases`, which also says what is refused; `routes` are
     the concept's other names, by default those that the miniature or the library knows; `given` has for an attack's
-    name the settings that go over the shared budget.
+    name the settings that go over the shared budget; `quality` measures the retained pictures too.
     """
 
     shown = 8  # pictures kept for a report
@@ -54,8 +56,10 @@ class Evaluator:
         retained: Sequence[str] = (),
         routes: Sequence[str] = (),
         given: Mapping[str, Mapping[str, Any]] | None = None,
+        quality: Quality | None = None,
     ) -> None:
         self.model, self.judge, self.concept, self.config = model, judge, concept, config
+        self.quality = quality
         self.on_progress = on_progress or (lambda what, done, total: None)
         self.own = {"prompts": list(prompts), "retained": list(retained), "routes": list(routes)}
         known = names.of_miniature if isinstance(judge, ConvJudge) else names.shipped
@@ -68,7 +72,7 @@ class Evaluator:
         self.retained_noise = torch.randn(len(self.cases.retained), *shape, generator=generator).to(self.noise.device)
         self.original = Subject(model.text_encoder, model.denoiser)
         self._targets: Target | None = None
-        self._reference: Tensor | None = None
+        self._reference: Tensor | None = None  # the original model's retained pictures, with other noise
 
     def generate(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
         """Return final latents (N, C, h, w) for a conditioning (N, L, D), guided against the subject's empty prompt."""
@@ -82,7 +86,8 @@ class Evaluator:
         """Return what a report says beyond concept and budget: the judge and the user's own lines, where given."""
         judge = self.judge.settings()
         own = {f"own_{name}": rows for name, rows in self.own.items() if rows}
-        return ({"judge": judge} if judge else {}) | own
+        quality = {"quality": self.quality.settings()} if self.quality else {}
+        return ({"judge": judge} if judge else {}) | quality | own
 
     def look(self, images: Tensor) -> Seen:
         """Judge pictures (N, 3, H, W)."""
@@ -196,30 +201,23 @@ class Evaluator:
         rows = self.cases.retained
         if not rows:
             return
-        seen = self.look(self.drawn(subject, [r.prompt for r in rows], self.retained_noise))
-        object_right, style_right = (
-            torch.tensor([name in labels for name, labels in zip(names, seen.labels, strict=True)])
-            for names in ([r.object for r in rows], [r.style for r in rows])
-        )
-        labelled, styled, near = (
-            torch.tensor(flags)
-            for flags in ([bool(r.object) for r in rows], [bool(r.style) for r in rows],
-                          [r in self.cases.neighbours for r in rows])
-        )  # fmt: skip
-        # The neighbours of an object are its family; those of a style are the other styles.
-        kept = object_right if self.concept.kind == "object" else style_right
-        parts = {
-            "retained_accuracy": object_right[labelled], "neighbour_accuracy": kept[near],
-            "style_accuracy": style_right[styled],
-        }  # fmt: skip
-        out.utility |= {name: count(hits, "correct") for name, hits in parts.items() if len(hits)}
-        if seen.features is None or len(rows) < 2:  # one picture has no covariance
-            return
+        prompts = [r.prompt for r in rows]
+        images = self.drawn(subject, prompts, self.retained_noise)
+        seen = self.look(images)
+        out.utility |= accuracies(self.cases, seen, self.concept.kind)
+        if self.quality is not None:
+            out.utility |= self.quality.measure(prompts, images, self.reference())
+        if seen.features is not None and len(rows) > 1:  # one picture has no covariance
+            features = self.look(self.reference()).features
+            assert features is not None  # as of the others
+            out.utility["feature_distance"] = round(frechet_distance(seen.features, features), 4)
+
+    def reference(self) -> Tensor:
+        """Return the original model's pictures of what is retained, with the noise of other rows."""
         if self._reference is None:
-            original = self.drawn(self.original, [r.prompt for r in rows], self.retained_noise.flip(0))
-            self._reference = self.look(original).features
-        if self._reference is not None:
-            out.utility["feature_distance"] = round(frechet_distance(seen.features, self._reference), 4)
+            prompts = [row.prompt for row in self.cases.retained]
+            self._reference = self.drawn(self.original, prompts, self.retained_noise.flip(0))
+        return self._reference
 
     def measure(
         self,

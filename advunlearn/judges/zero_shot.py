@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,11 +59,21 @@ class ZeroShotJudge:
     def look(self, images: Tensor, concept: str) -> Seen:
         """See `Judge.look`. Features are CLIP's image embeddings (B, D)."""
         labels = list(dict.fromkeys([*self.labels, concept]))
-        names = self._names(labels)  # (L, D)
-        parts = [self.model.vision_model(v.to(self.device)).pooler_output for v in self.prepare(images)]
-        features = self.model.visual_projection(torch.cat(parts))  # (B, D)
+        names, features = self._names(labels), self._pictures(images)  # (L, D), (B, D)
         nearest = (F.normalize(features, dim=-1) @ names.T).argmax(1).tolist()
         return Seen([frozenset({labels[i]}) for i in nearest], features.float().cpu())
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return max(100 cos, 0) of each picture (B, 3, H, W) and its prompt (B,): CLIP score (arXiv 2104.08718)."""
+        texts = torch.cat([self._embed_texts(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
+        cosine = (F.normalize(self._pictures(images), dim=-1) * texts).sum(-1)
+        return (100 * cosine).clamp(min=0).float().cpu()
+
+    def _pictures(self, images: Tensor) -> Tensor:
+        """Return the image embeddings (B, D)."""
+        parts = [self.model.vision_model(v.to(self.device)).pooler_output for v in self.prepare(images)]
+        return self.model.visual_projection(torch.cat(parts))
 
     def _names(self, labels: list[str]) -> Tensor:
         """Return the unit text embeddings (L, D) of the labels' prompts."""
@@ -72,8 +83,11 @@ class ZeroShotJudge:
         return torch.stack([self.embedded[label] for label in labels])
 
     def _embed(self, labels: list[str]) -> Tensor:
-        prompts = [self.config.template.format(label) for label in labels]
-        batch = self.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        return self._embed_texts([self.config.template.format(label) for label in labels])
+
+    def _embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Return the unit text embeddings (B, D) of prompts."""
+        batch = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
         out = self.model.text_model(
             input_ids=batch["input_ids"].to(self.device), attention_mask=batch["attention_mask"].to(self.device)
         )

@@ -1,0 +1,37 @@
+"""How much of everything else is still drawn as it was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..judges.base import Seen
+from .cases import Cases
+from .metrics import count
+
+
+def accuracies(cases: Cases, seen: Seen, kind: str) -> dict[str, Any]:
+    """Return the counts of retained pictures that show their object, that of neighbours, and their style.
+
+    Args:
+        cases: whose retained rows the pictures are of.
+        seen: what the judge saw in them.
+        kind: the concept's: the neighbours of an object are its family; those of a style are the other styles.
+    """
+    rows = cases.retained
+    object_right, style_right = (
+        torch.tensor([name in labels for name, labels in zip(names, seen.labels, strict=True)])
+        for names in ([r.object for r in rows], [r.style for r in rows])
+    )
+    labelled, styled, near = (
+        torch.tensor(flags)
+        for flags in ([bool(r.object) for r in rows], [bool(r.style) for r in rows],
+                      [r in cases.neighbours for r in rows])
+    )  # fmt: skip
+    kept = object_right if kind == "object" else style_right
+    parts = {
+        "retained_accuracy": object_right[labelled], "neighbour_accuracy": kept[near],
+        "style_accuracy": style_right[styled],
+    }  # fmt: skip
+    return {name: count(hits, "correct") for name, hits in parts.items() if len(hits)}

@@ -1,0 +1,95 @@
+"""CLIP score and FID: by hand on pictures that differ in their colour alone."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import torch
+from tiny_models import COLOURS, colour_clip, patches
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from advunlearn.cli import main
+from advunlearn.errors import AdvUnlearnError
+from advunlearn.evaluation.quality import Quality
+
+NAMES = list(COLOURS)
+
+
+class Means(nn.Module):
+    """Gives the mean colour, or, like the Inception that is handed around, classes unless asked for features."""
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
+        if not return_features:
+            return torch.zeros(len(images), 2)
+        return images.float().mean((2, 3))
+
+
+class Plain(nn.Module):
+    """Gives the mean colour, and knows no other argument."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3))[:, :, None, None]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return colour_clip(tmp_path_factory.mktemp("quality") / "clip")
+
+
+@pytest.fixture(scope="module")
+def means(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("quality") / "means.pt"
+    torch.jit.script(Means()).save(path)  # type: ignore[no-untyped-call]
+    return path
+
+
+def test_clip_score_is_the_cosine_of_picture_and_prompt(clip: pathlib.Path) -> None:
+    images, prompts = patches(NAMES), [f"a photo of a {name}" for name in NAMES]
+    own, wrong = (Quality(str(clip)).measure(p, images, images)["clip_score"] for p in (prompts, prompts[::-1]))
+    assert 0 <= wrong < own <= 100
+    model = CLIPModel.from_pretrained(clip)
+    quality = Quality(str(clip))
+    assert quality.clip is not None
+    pixels = torch.cat(list(quality.clip.prepare(images)))
+    text = quality.clip.tokenizer(prompts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(pixel_values=pixels, **text).logits_per_image / model.logit_scale.exp()
+    assert own == pytest.approx(float((100 * logits.diag()).clamp(min=0).mean()), abs=1e-3)
+
+
+def test_fid_is_the_distance_of_the_features(means: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    grey = torch.full((4, 3, 8, 8), 0.2)
+    grey[::2] += 40 / 255
+    brighter = grey + 10 / 255
+    # The same spread, and each of three means moved by ten bytes.
+    measured = Quality(inception=str(means)).measure([], brighter, grey)
+    assert measured == {"fid": pytest.approx(300.0, rel=0.02)}
+    assert Quality(inception=str(means)).measure([], grey, grey)["fid"] == pytest.approx(0.0, abs=1e-3)
+    torch.jit.script(Plain()).save(tmp_path / "plain.pt")  # type: ignore[no-untyped-call]
+    assert Quality(inception=str(tmp_path / "plain.pt")).measure([], brighter, grey) == measured
+    assert Quality(inception=str(means)).measure([], brighter[:1], grey) == {}  # one picture has no spread
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "text.pt").write_text("no script")
+    with pytest.raises(AdvUnlearnError, match="is no TorchScript file"):
+        Quality(inception=str(tmp_path / "text.pt"))
+    with pytest.raises(AdvUnlearnError, match="no such file; give the TorchScript file"):
+        Quality(inception="nowhere.pt")
+    with pytest.raises(AdvUnlearnError, match="no such folder"):
+        Quality(clip="nowhere")
+
+
+def test_the_report_has_them_beside_the_others(
+    clip: pathlib.Path, means: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--cases", "2", "--attack-steps", "0", "--attacks", "pez", "--sampling-steps", "2", "--repeats", "1"]
+    flags += ["--clip-score", str(clip), "--fid", str(means), "--out", str(tmp_path), "--device", "cpu", "--json"]
+    assert main(["evaluate", *flags]) == 0
+    utility = json.loads(capsys.readouterr().out)["models"]["original"]["utility"]
+    assert utility["clip_score"] >= 0 and utility["fid"] > 0 and "feature_distance" in utility
+    page = (tmp_path / "report.html").read_text()
+    assert "CLIP score" in page and "FID" in page
