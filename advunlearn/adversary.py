@@ -6,22 +6,25 @@ the concept that it learns over many iterations, each against the encoder as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .attacks.attacked import AttackedPrompts
 from .attacks.pgd import AttackResult, pgd, starting_point
-from .config import AttackConfig
+from .attacks.slots import Slots, bodies, in_place_of
+from .config import AttackConfig, ConceptConfig
 from .denoisers import Denoiser
 from .losses import attack_loss
 from .models import TextToImage
 from .quirks import NONE, Quirks
+from .text_encoder import tokenize
 from .trajectories import TrajectoryBank
 
-Found = dict[str, Tensor]  # by adversary: (N, k, D) of the first, (P * words, 1, D) of the second, or fewer
+Found = dict[str, Tensor]  # by adversary: "prompts" (N, k, D) of the first, "words" (G * W, 1, D) of the second
 
 
 class Adversaries:
@@ -29,7 +32,8 @@ class Adversaries:
 
     Args:
         model: the original model.
-        prompts: the P clean prompts; ids: (P, L) what is attacked of them.
+        concept: whose P prompts, in G groups of the same concept, are attacked.
+        ids: (P, L) what the first attacks of them.
         config: the settings.
         bank: where the samples to attack on come from.
         generator: source of every random draw.
@@ -39,7 +43,7 @@ class Adversaries:
     def __init__(
         self,
         model: TextToImage,
-        prompts: Sequence[str],
+        concept: ConceptConfig,
         ids: Tensor,
         config: AttackConfig,
         bank: TrajectoryBank,
@@ -47,9 +51,12 @@ class Adversaries:
         quirks: Quirks = NONE,
     ) -> None:
         self.config, self.bank, self.generator, self.quirks = config, bank, generator, quirks
-        self.prompts = AttackedPrompts(model.text_encoder, model.tokenizer, prompts, ids, config)
-        self.words = AttackedPrompts(model.text_encoder, model.tokenizer, prompts, ids, word_config(config))
-        self.count = len(prompts)
+        self.prompts = AttackedPrompts(model.text_encoder, model.tokenizer, concept.prompts, ids, config)
+        self.groups = len(concept.groups)
+        self.group = torch.arange(len(ids), device=ids.device) // (len(ids) // self.groups)  # (P,) all are as large
+        if config.words:
+            self.word_config, self.sigma = word_config(config), self.prompts.table.float().std().item()
+            self.slots = word_slots(model.tokenizer, concept, ids.device)
 
     def find(
         self, encoder: torch.nn.Module, denoiser: Denoiser, last: Found | None, number: int,
@@ -84,44 +91,64 @@ class Adversaries:
         self, encoder: torch.nn.Module, denoiser: Denoiser, words: Tensor | None, number: int,
         on_step: Callable[[int, float], None],
     ) -> Tensor:  # fmt: skip
-        """Return the words (P * W, 1, D) after some more steps, those of the prompts that a draw is of."""
-        config, each = self.words.config, self.config.words
+        """Return the words (G * W, 1, D) after some more steps, those of the concepts that a draw is of."""
+        config, each = self.word_config, self.config.words
         if words is None:
-            words = starting_point(self.words.table, config, self.count * each, self.generator)
+            words = starting_point(self.prompts.table, config, self.groups * each, self.generator)
         elif self.config.word_renewal and number % self.config.word_renewal == 0:
-            oldest = torch.arange(self.count) * each + number // self.config.word_renewal % each
+            oldest = torch.arange(self.groups) * each + number // self.config.word_renewal % each
             words = words.clone()
-            words[oldest] = starting_point(self.words.table, config, self.count, self.generator)
+            words[oldest] = starting_point(self.prompts.table, config, self.groups, self.generator)
         kept = self.bank.draw(each)
-        rows = kept.prompt * each + torch.arange(each, device=kept.prompt.device)
-        # A word is learned for one prompt: other draws are of other prompts where there are several.
-        again = config.redraw == "step" and self.count == 1
+        rows = self._rows(kept.prompt, torch.arange(each))
+        # A word is learned for one concept: other draws are of other concepts where there are several.
+        again = config.redraw == "step" and self.groups == 1
 
         def objective(embeddings: Tensor) -> Tensor:
             draw = self.bank.draw(each) if again else kept
-            context = self.words.context(encoder, draw.prompt, embeddings)
+            context = self.slots.rows(draw.prompt).conditioning(encoder, embeddings)
             return attack_loss(denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
         def later(step: int, loss: float) -> None:
             on_step(self.config.steps + step, loss)
 
         learned = words.clone()
-        learned[rows] = pgd(objective, words[rows], config, self.words.sigma, later).embeddings
+        learned[rows] = pgd(objective, words[rows], config, self.sigma, later).embeddings
         return learned
 
-    def contexts(self, encoder: torch.nn.Module, numbers: Tensor, found: Found) -> list[Tensor]:
-        """Encode prompts by their numbers (B,) with what was found in them: the last part of them has words."""
-        words, each = found.get("words"), self.config.words
-        by_word = round(self.config.word_share * len(numbers)) if words is not None else 0
+    def _rows(self, prompts: Tensor, words: Tensor) -> Tensor:
+        """Return the places in (G * W, 1, D) of words by their numbers (B,), each of its prompt's concept."""
+        return self.group[prompts] * self.config.words + words.to(prompts.device)
+
+    def contexts(self, encoder: torch.nn.Module, numbers: Tensor, found: Found, turn: int) -> list[Tensor]:
+        """Encode prompts by their numbers (B,) with what was found in them: the last part of them has words.
+
+        Args:
+            encoder: the attacked encoder.
+            numbers: (B,) of the prompts.
+            found: by the adversaries.
+            turn: how many batches of B there were before: the words take turns, and so do parts of a sample.
+        """
+        words = found.get("words")
+        first, last = (int(self.config.word_share * len(numbers) * n) for n in (turn, turn + 1))
+        by_word = 0 if words is None else last - first
         plain, worded = numbers[: len(numbers) - by_word], numbers[len(numbers) - by_word :]
         out = []
         if len(plain):
             rows = torch.arange(len(plain), device=numbers.device) % len(found["prompts"])
             out.append(self.prompts.context(encoder, plain, found["prompts"][rows]))
         if words is not None and by_word:
-            rows = worded * each + torch.arange(by_word, device=numbers.device) % each
-            out.append(self.words.context(encoder, worded, words[rows]))
+            rows = self._rows(worded, torch.arange(first, last) % self.config.words)
+            out.append(self.slots.rows(worded).conditioning(encoder, words[rows]))
         return out
+
+
+def word_slots(tokenizer: Any, concept: ConceptConfig, device: torch.device) -> Slots:
+    """Return a concept's prompts with a place where its name stands; of joined ones, in the whole prompt's place."""
+    ids = tokenize(tokenizer, concept.prompts).to(device)
+    rows = bodies(ids, tokenizer.eos_token_id)
+    names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
+    return in_place_of(rows, rows if concept.schedule == "joined" else names, [], 1, tokenizer, device)
 
 
 def word_config(config: AttackConfig) -> AttackConfig:

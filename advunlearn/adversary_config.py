@@ -43,10 +43,10 @@ class AttackConfig(Validated):
         "linf", "the ball bounds each coordinate, or the length of all adversarial embeddings of a prompt together"
     )
     words: int = setting(
-        0, "a second adversary, concept inversion: so many learned words for each concept are kept, stand in its "
-        "place, and are trained on beside the first's finds; nothing bounds them; 0 for none", 0, 64
+        0, "a second adversary, concept inversion: so many learned words for each concept are kept, stand where its "
+        "name stood, and are trained on beside the first's finds; nothing bounds them; 0 for none", 0, 64
     )  # fmt: skip
-    word_steps: int = setting(4, "Adam steps of the words in each iteration, of step_size", 1, 1000)
+    word_steps: int = setting(4, "Adam steps of the words in each attack, of step_size", 1, 1000)
     word_share: float = setting(0.5, "share of the attacked samples that have a word, not the first's find", 0, 1)
     word_renewal: int = setting(10, "attacks after which the oldest word starts anew from a random token; 0: never", 0)
     unit: Literal["sigma", "absolute"] = setting(
@@ -56,6 +56,8 @@ class AttackConfig(Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.words and not self.word_share:
+            raise AdvUnlearnError("word_share is 0, so that no sample would have one of the words; raise it, or set words to 0")
         if self.start == "text" and not self.start_text.strip():
             raise AdvUnlearnError("start is text but start_text is empty; give the text, or another start")
         if self.space == "conditioning":
@@ -77,7 +79,7 @@ class AttackConfig(Validated):
 
     @property
     def all_steps(self) -> int:
-        """How many steps both adversaries take in an iteration."""
+        """How many steps both adversaries take in an attack."""
         return self.steps + self.word_steps * bool(self.words)
 
     def in_mode(self, mode: str) -> AttackConfig:

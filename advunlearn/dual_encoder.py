@@ -66,9 +66,16 @@ class DualTextEncoder(nn.Module):
         """Return the module whose output are the joined embeddings."""
         return self.joint
 
-    def width(self) -> int:
-        """Return D_l + D_g."""
-        return sum(table.shape[1] for table in self.tables())
+    def padded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids (B, L) as each encoder pads them."""
+        end = ids.argmax(-1, keepdim=True)  # the end of text is the highest token
+        behind = torch.arange(ids.shape[1], device=ids.device) > end
+        return ids, ids.masked_fill(behind, self.padding)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the joined embeddings (B, L, D_l + D_g) of ids (B, L)."""
+        parts = [F.embedding(own, table) for own, table in zip(self.padded(ids), self.tables(), strict=True)]
+        return self.joint(*parts)
 
     def reaching(self, which: Encoders) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the names and parameters of the chosen encoders that the conditioning depends on.
@@ -83,13 +90,10 @@ class DualTextEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Output:
         """Encode token ids (B, L)."""
-        end = ids.argmax(-1, keepdim=True)  # the end of text is the highest token
-        behind = torch.arange(ids.shape[1], device=ids.device) > end
-        both = (ids, ids.masked_fill(behind, self.padding))
-        parts = [F.embedding(own, table) for own, table in zip(both, self.tables(), strict=True)]
-        rows = self.joint(*parts).split([part.shape[-1] for part in parts], -1)
+        rows = self.embed(ids).split([table.shape[1] for table in self.tables()], -1)
         said = [
-            _encoded(encoder, own, row) for encoder, own, row in zip(self.encoders().values(), both, rows, strict=True)
+            _encoded(encoder, own, row)
+            for encoder, own, row in zip(self.encoders().values(), self.padded(ids), rows, strict=True)
         ]
         hidden = torch.cat([output.hidden_states[-2] for output in said], -1)
         pooled = said[1].text_embeds

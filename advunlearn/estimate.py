@@ -171,7 +171,7 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     training = drawing("concept", config.batch) + retained
     attacking = share * redrawn * drawing("concept", attack.restarts)
     if words and attacked:
-        again = attack.redraw == "step" and len(plan.concept.prompts) == 1
+        again = attack.redraw == "step" and len(plan.concept.groups) == 1
         attacking += share * (1 + attack.word_steps * again) * drawing("concept", words)
     trajectories = {name: len(bank) for name, bank in banks.all().items()} if kind.keeps else {}
     fill = sum(count * plan.bank.sampling_steps * per_step[name] for name, count in trajectories.items())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Encoders, FinalNorm, Trainable
@@ -27,6 +28,13 @@ def embedding_table(encoder: nn.Module) -> Tensor:
     if isinstance(encoder, DualTextEncoder):
         return encoder.embedding_table()
     return encoder.get_input_embeddings().weight  # type: ignore[operator]
+
+
+def embed(encoder: nn.Module, ids: Tensor) -> Tensor:
+    """Return the token embeddings (B, L, D) of ids (B, L), as `encode` takes them."""
+    if isinstance(encoder, DualTextEncoder):
+        return encoder.embed(ids)
+    return F.embedding(ids, embedding_table(encoder))
 
 
 def encode(

@@ -58,7 +58,7 @@ class Trainer:
         cut = quirks.words_for_tokens
         ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
         self.adversaries = Adversaries(
-            model, concept.prompts, ids, self.attack, banks.concept, generator, quirks
+            model, concept, ids, self.attack, banks.concept, generator, quirks
         )  # fmt: skip
         self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)
         self.state = RunState(self.parameters, torch.optim.Adam(self.parameters, lr=config.lr), banks, generator)
@@ -77,7 +77,8 @@ class Trainer:
         if adversarial is None:
             return encode(self.encoder, ids)
         clean = round(self.config.clean_share * clean)
-        contexts = self.adversaries.contexts(self.encoder, draw.prompt[clean:], adversarial)
+        turn = len(self.state.history) - self.config.warmup
+        contexts = self.adversaries.contexts(self.encoder, draw.prompt[clean:], adversarial, turn)
         return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
 
     def loss(self, adversarial: Found | None) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from advunlearn.attacks.baselines import rerouted
 from advunlearn.attacks.prompt import attack_prompt
 from advunlearn.attacks.registry import ATTACKS, attack_settings, make_attack
 from advunlearn.attacks.searches import HardSearch
-from advunlearn.attacks.slots import make_slots
+from advunlearn.attacks.slots import make_slots, renamed
 from advunlearn.attacks.vocabulary import nearest, repaired, search_vocabulary, typed_vocabulary, unit, without
 from advunlearn.cli import main
 from advunlearn.config import ConceptConfig, EvaluateConfig
@@ -359,7 +359,7 @@ def test_concept_vector_by_hand() -> None:
     [([5, 1, 2, 6], ([5, 6], 1)), ([1, 2], ([], 0)), ([5, 2, 1], ([8, 9], 2)), ([5, 3], ([5], 1))],
 )
 def test_the_new_word_stands_where_the_name_stood(body: Sequence[int], expected: tuple[list[int], int]) -> None:
-    assert cce.renamed(body, [[1, 2], [3]], [8, 9]) == expected
+    assert renamed(body, [[1, 2], [3]], [8, 9]) == expected
 
 
 def test_cce_gives_one_word_for_all_cases(scene: Scene) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from advunlearn.adversary import Found
 from advunlearn.checkpoint import Checkpoints
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
@@ -89,10 +90,10 @@ def test_a_bank_too_small_for_turns_is_refused(model: TextToImage) -> None:
 def test_an_attack_is_trained_on_until_it_is_renewed(
     model: TextToImage, concept: ConceptConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[Tensor | None] = []
+    given: list[Found | None] = []
     loss = Trainer.loss
 
-    def spy(self: Trainer, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def spy(self: Trainer, adversarial: Found | None) -> dict[str, Tensor]:
         given.append(adversarial)
         return loss(self, adversarial)
 
@@ -100,7 +101,7 @@ def test_an_attack_is_trained_on_until_it_is_renewed(
     rows = train(model, concept, dataclasses.replace(ATTACK, every=2), CONFIG, BANK, RETAIN).losses
     assert ["attack_start" in row for row in rows] == [False, True, False, True]
     assert given[0] is None and given[1] is given[2]
-    assert given[1] is not None and given[3] is not None and not torch.equal(given[1], given[3])
+    assert given[1] and given[3] and not torch.equal(given[1]["prompts"], given[3]["prompts"])
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -114,7 +114,7 @@ def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
         ("shape", r"has 'conv_out.bias' in shape \(3,\) and not \(4,\)"),
         ("encoder", "holds no UNet: its first tensor is 'text_model"),
         ("nothing", "holds none of diffusion_pytorch_model.safetensors"),
-        ("nowhere", "no such file; give the unet folder"),
+        ("nowhere", "no such file; give a diffusers UNet's folder"),
     ],
 )
 def test_refusals_say_what_is_wrong(model: TextToImage, tmp_path: pathlib.Path, damage: str, says: str) -> None:

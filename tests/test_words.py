@@ -13,14 +13,16 @@ from torch import Tensor
 from advunlearn.adversary import Adversaries, word_config
 from advunlearn.checkpoint import Checkpoints
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.errors import AdvUnlearnError
 from advunlearn.estimate import estimate
 from advunlearn.events import Progress
 from advunlearn.models import TextToImage
 from advunlearn.plan import Plan
 from advunlearn.skeleton import skeleton
-from advunlearn.text_encoder import encode, frozen, tokenize
+from advunlearn.text_encoder import embedding_table, encode, frozen, tokenize
 from advunlearn.trainer import TrainResult, train
 from advunlearn.trajectories import make_banks
+from advunlearn.wording import SUBJECTS
 
 BANK = BankConfig(trajectories=4, retain_trajectories=2, sampling_steps=4)
 ATTACK = AttackConfig(steps=2, restarts=2, words=3, word_steps=2, word_renewal=2)
@@ -28,11 +30,13 @@ CONFIG = TrainConfig(iterations=5, warmup=1, batch=4, retain_batch=2, lr=1e-4)
 RETAINED = ["a photo of a dog"]
 
 
-def adversaries(model: TextToImage, attack: AttackConfig = ATTACK, concept: str = "church") -> Adversaries:
-    own, generator = ConceptConfig(concept=concept), torch.Generator().manual_seed(0)
+def adversaries(
+    model: TextToImage, attack: AttackConfig = ATTACK, concept: str = "church", **more: Any
+) -> Adversaries:
+    own, generator = ConceptConfig(concept=concept, **more), torch.Generator().manual_seed(0)
     banks = make_banks(model, own, [], BANK, generator)
     ids = tokenize(model.tokenizer, own.prompts)
-    return Adversaries(model, own.prompts, ids, attack, banks.concept, torch.Generator().manual_seed(1))
+    return Adversaries(model, own, ids, attack, banks.concept, torch.Generator().manual_seed(1))
 
 
 def found(model: TextToImage, own: Adversaries, last: Any, number: int) -> tuple[dict[str, Tensor], list[int]]:
@@ -49,14 +53,14 @@ def test_words_are_kept_and_go_on_and_the_oldest_starts_anew(model: TextToImage)
     first, steps = found(model, own, None, 0)
     assert steps == [1, 2, 3, 4] and first["words"].shape == (3, 1, 192) and first["prompts"].shape == (2, 5, 192)
     second, _ = found(model, own, first, 1)
-    moved = (second["words"] - first["words"]).abs().amax((1, 2)) / own.words.sigma
+    moved = (second["words"] - first["words"]).abs().amax((1, 2)) / own.sigma
     # Two Adam steps of half a deviation: at most one, and hardly less.
     assert ((moved > 0.3) & (moved <= 1.01)).all()
     third, _ = found(model, own, second, 2)  # the second renewal: number 2 / 2 = 1, so the word of that number
-    moved = (third["words"] - second["words"]).abs().amax((1, 2)) / own.words.sigma
+    moved = (third["words"] - second["words"]).abs().amax((1, 2)) / own.sigma
     assert moved[1] > 1.5 and (moved[[0, 2]] <= 1.01).all()
     again, _ = found(model, adversaries(model, replace(ATTACK, word_renewal=0)), second, 2)
-    assert ((again["words"] - second["words"]).abs().amax((1, 2)) <= 1.01 * own.words.sigma).all()
+    assert ((again["words"] - second["words"]).abs().amax((1, 2)) <= 1.01 * own.sigma).all()
 
 
 def test_words_of_several_concepts_are_each_their_own(model: TextToImage) -> None:
@@ -67,18 +71,63 @@ def test_words_of_several_concepts_are_each_their_own(model: TextToImage) -> Non
     assert not out["words"][:3].any() and out["words"][3:].flatten(1).any(1).all()  # those of the sailboat moved
 
 
+def token_rows(model: TextToImage, *words: str) -> Tensor:
+    """Return the embeddings (N, 1, D) of words of one token."""
+    return embedding_table(model.text_encoder)[tokenize(model.tokenizer, words)[:, 1:2]].detach()
+
+
 def test_samples_are_shared_between_the_adversaries(model: TextToImage) -> None:
     own = adversaries(model, replace(ATTACK, word_share=0.25))
-    table = own.words.table.float()
-    word = table[tokenize(model.tokenizer, ["castle"])[0, 1]].expand(3, 1, -1)
-    given = {"prompts": torch.randn(2, 5, 192), "words": word}
+    given = {"prompts": torch.randn(2, 5, 192), "words": token_rows(model, "castle", "dog", "cat")}
     numbers = torch.zeros(8, dtype=torch.long)
-    context = torch.cat(own.contexts(model.text_encoder, numbers, given))
+    context = torch.cat(own.contexts(model.text_encoder, numbers, given, 0))
     assert context.shape == (8, 77, 192)
-    castle = encode(model.text_encoder, tokenize(model.tokenizer, ["castle"]))
-    assert torch.allclose(context[6:], castle.expand(2, -1, -1), atol=1e-5)  # the word stands in the concept's place
-    assert not torch.isclose(context[:6], castle, atol=1e-3).all(-1).all(-1).any()
-    assert len(torch.cat(own.contexts(model.text_encoder, numbers, {"prompts": given["prompts"]}))) == 8
+    # A word stands where the concept's name stood: what is said is "a castle". The words take turns over the batches.
+    said = encode(model.text_encoder, tokenize(model.tokenizer, ["a castle", "a dog", "a cat"]))
+    assert torch.allclose(context[6:], said[:2], atol=1e-5)
+    assert not torch.isclose(context[:6], said[0], atol=1e-3).all(-1).all(-1).any()
+    following = own.contexts(model.text_encoder, numbers, given, 1)[-1]
+    assert torch.allclose(following, said[[2, 0]], atol=1e-5)
+    assert len(torch.cat(own.contexts(model.text_encoder, numbers, {"prompts": given["prompts"]}, 0))) == 8
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, [0, 1, 0, 1]), (0.25, [0, 0, 0, 1]), (1.0, [1, 1, 1, 1])])
+def test_one_sample_has_a_word_as_often_as_its_share_says(
+    model: TextToImage, share: float, expected: list[int]
+) -> None:
+    own = adversaries(model, replace(ATTACK, word_share=share))
+    given = {"prompts": torch.zeros(1, 5, 192), "words": token_rows(model, "castle", "dog", "cat")}
+    castle_dog = encode(model.text_encoder, tokenize(model.tokenizer, ["a castle", "a dog", "a cat"]))
+
+    def worded(turn: int) -> int:
+        (context,) = own.contexts(model.text_encoder, torch.zeros(1, dtype=torch.long), given, turn)
+        return int((context - castle_dog).abs().amax((1, 2)).min() < 1e-4)
+
+    assert [worded(turn) for turn in range(4)] == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "numbers", "says"),
+    [
+        ({"concept": "ink", "kind": "style"}, [0, 1], ["a {}, castle style"] * 2),
+        ({"concept": "church\nship", "schedule": "joined"}, [0], ["castle"]),
+        ({"concept": "church\nsailboat"}, [0, 1], ["a castle", "a dog"]),
+    ],
+)
+def test_a_word_stands_for_the_name_alone(
+    model: TextToImage, settings: dict[str, Any], numbers: list[int], says: list[str]
+) -> None:
+    own = adversaries(model, replace(ATTACK, words=1, word_share=1.0), **settings)
+    given = {"prompts": torch.zeros(1, 5, 192), "words": token_rows(model, "castle", "dog")[: own.groups]}
+    (context,) = own.contexts(model.text_encoder, torch.tensor(numbers), given, 0)
+    asked = [text.format(subject) for text, subject in zip(says, SUBJECTS, strict=False)]
+    expected = encode(model.text_encoder, tokenize(model.tokenizer, asked))
+    assert torch.allclose(context, expected, atol=1e-5)
+
+
+def test_words_that_nothing_is_trained_on_are_refused() -> None:
+    with pytest.raises(AdvUnlearnError, match="word_share is 0, so that no sample would have one of the words"):
+        replace(ATTACK, word_share=0.0)
 
 
 def test_the_words_settings_are_those_of_inversion() -> None:
@@ -91,7 +140,7 @@ def test_the_words_settings_are_those_of_inversion() -> None:
     assert given.in_mode("fast").all_steps == 1 + 7
 
 
-def test_a_run_with_words_is_another_goes_on_bit_for_bit_and_its_losses_fall(
+def test_a_run_with_words_is_another_and_goes_on_bit_for_bit(
     model: TextToImage, tmp_path: pathlib.Path
 ) -> None:
     def run(attack: AttackConfig = ATTACK, stop: bool = False, **more: Any) -> TrainResult:

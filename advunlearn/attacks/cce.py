@@ -8,34 +8,16 @@ own prompt with the concept's name replaced, and the first of those templates wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..attack_config import CCEConfig
 from ..denoisers.base import add_noise
-from ..errors import AdvUnlearnError
-from ..spans import find_span
 from ..text_encoder import embedding_table
 from .base import Candidates, Target
 from .prompted import DenoisingAttack
 from .searches import SharedSearch
-from .slots import Slots, bodies, make_slots
-
-
-def renamed(body: Sequence[int], names: Sequence[Sequence[int]], template: Sequence[int]) -> tuple[list[int], int]:
-    """Return a prompt's tokens without the first of the names that occurs, and where it stood.
-
-    Without any of them it is the template, with the name at its end.
-    """
-    for name in names:
-        try:
-            span = find_span(body, name)
-        except AdvUnlearnError:
-            continue
-        return [*body[: span.start], *body[span.stop :]], span.start
-    return list(template), len(template)
+from .slots import Slots, bodies, in_place_of
 
 
 class CCE(DenoisingAttack[CCEConfig]):
@@ -63,11 +45,10 @@ class CCE(DenoisingAttack[CCEConfig]):
         assert concept is not None  # `needs`
         names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
         template = "a painting in the style of" if concept.kind == "style" else "a photo of a"
-        found = [
-            renamed(body, names, tokenizer(template).input_ids[1:-1]) for body in bodies(target.ids, target.eos)
-        ]  # fmt: skip
-        before = [[at] * self.config.tokens for _, at in found]
-        return make_slots([b for b, _ in found], before, tokenizer, target.ids.device)
+        rows = bodies(target.ids, target.eos)
+        return in_place_of(
+            rows, names, tokenizer(template).input_ids[1:-1], self.config.tokens, tokenizer, target.ids.device
+        )  # fmt: skip
 
     def around(self, row: int) -> tuple[str, str] | None:
         """Return the text of a case's prompt before and after the new word."""

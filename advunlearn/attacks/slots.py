@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spans import end_position, insert, replace_content
-from ..text_encoder import embedding_table, encode
+from ..errors import AdvUnlearnError
+from ..spans import end_position, find_span, insert, replace_content
+from ..text_encoder import embed, encode
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Slots:
 
     def conditioning(self, encoder: Any, embeddings: Tensor) -> Tensor:
         """Return the conditioning (N, L, D) with embeddings (N, k, D) in the places."""
-        table, length = embedding_table(encoder).detach(), self.ids.shape[1]
-        rows = table[torch.cat([self.ids, self.ids[:, :1]], 1)]
+        rows, length = embed(encoder, self.ids).detach(), self.ids.shape[1]
+        rows = torch.cat([rows, rows[:, :1]], 1)  # one more, for places that the prompt has no room for
         at = self.at[..., None].expand(*self.at.shape, rows.shape[-1])
         return encode(encoder, self.ids, rows.scatter(1, at, embeddings.to(rows.dtype))[:, :-1], slice(0, length))
 
@@ -85,6 +86,29 @@ def make_slots(
         at[n, : len(places)] = torch.tensor(places, dtype=torch.long)
         ids[n, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *(t or 0 for t in row), tokenizer.eos_token_id])
     return Slots(ids.to(device), at.to(device))
+
+
+def renamed(body: Sequence[int], names: Sequence[Sequence[int]], template: Sequence[int]) -> tuple[list[int], int]:
+    """Return a prompt's tokens without the first of the names that occurs, and where it stood.
+
+    Without any of them it is the template, with the name at its end.
+    """
+    for name in names:
+        try:
+            span = find_span(body, name)
+        except AdvUnlearnError:
+            continue
+        return [*body[: span.start], *body[span.stop :]], span.start
+    return list(template), len(template)
+
+
+def in_place_of(
+    rows: Sequence[Sequence[int]], names: Sequence[Sequence[int]], template: Sequence[int], tokens: int, tokenizer: Any,
+    device: torch.device,
+) -> Slots:  # fmt: skip
+    """Return prompts, by their tokens, with `tokens` places where one of the names stands, as `renamed` finds it."""
+    found = [renamed(row, names, template) for row in rows]
+    return make_slots([row for row, _ in found], [[at] * tokens for _, at in found], tokenizer, device)
 
 
 def in_front(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:

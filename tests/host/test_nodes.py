@@ -186,7 +186,7 @@ def test_a_preset_takes_the_place_of_the_settings(server: Server) -> None:
 @pytest.mark.parametrize(
     ("attack", "size", "keeps", "with_original"),
     [
-        ("unlearndiffatk", 3, "dog", False), ("soft_prefix", 3, "dog", False), ("p4d_k", 1, "dog", True),
+        ("unlearndiffatk", 3, "dog", False), ("soft_prefix", 3, "dog", False), ("p4d_k", 2, "dog", True),
         ("mma", 3, "", True), ("cce", 1, "photo of a embedding:adv_cce", False),
     ],
 )  # fmt: skip
