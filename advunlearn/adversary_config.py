@@ -57,7 +57,9 @@ class AttackConfig(Validated):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.words and not self.word_share:
-            raise AdvUnlearnError("word_share is 0, so that no sample would have one of the words; raise it, or set words to 0")
+            raise AdvUnlearnError(
+                "word_share is 0, so that no sample would have one of the words; raise it, or set words to 0"
+            )
         if self.start == "text" and not self.start_text.strip():
             raise AdvUnlearnError("start is text but start_text is empty; give the text, or another start")
         if self.space == "conditioning":

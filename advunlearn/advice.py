@@ -47,7 +47,7 @@ def _lower(plan: Plan, estimate: Estimate, usable: float) -> Plan | None:
     if room <= 0:
         return None
     attack, train = plan.attack, plan.train
-    if not train.checkpointing and max(estimate.activations.get(p, 0) for p in ("attack", "train")) > room:
+    if not train.checkpointing and max(estimate.activations.get(p, 0) for p in ("attack", "words", "train")) > room:
         return replace(plan, train=replace(train, checkpointing=True))
     for phase, activations in estimate.activations.items():
         if activations <= room:
@@ -55,6 +55,8 @@ def _lower(plan: Plan, estimate: Estimate, usable: float) -> Plan | None:
         share = room / activations
         if phase == "attack":
             attack = replace(attack, restarts=_smaller(attack.restarts, share))
+        elif phase == "words":
+            attack = replace(attack, words=_smaller(attack.words, share))
         elif phase == "train":
             batch, retained = _smaller(train.batch, share), _smaller(train.retain_batch, share)
             train = replace(train, batch=batch, retain_batch=retained)

@@ -7,7 +7,7 @@ miniature and goes over the fields of the same meaning here; what a user gives f
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,11 +23,11 @@ DEFAULT_ATTACKS = ("unlearndiffatk", "soft_prefix")
 JUDGED = ("random_prefix", "seed_search", "routes")  # each step is a whole try, which only a judge can tell from others
 
 
-def chosen_attacks(named: Sequence[str], routes: bool) -> tuple[str, ...]:
-    """Return the attacks named; of "all" of them, routes only where the concept has any."""
+def chosen_attacks(named: Sequence[str], lacking: Callable[[str], str]) -> tuple[str, ...]:
+    """Return the attacks named; of "all" of them those that lack nothing."""
     if "all" not in named:
         return tuple(dict.fromkeys(named))
-    return tuple(name for name in ATTACK_NAMES if routes or name != "routes")
+    return tuple(name for name in ATTACK_NAMES if not lacking(name))
 
 
 Vocabulary = Literal["typed", "all"]
@@ -36,6 +36,7 @@ VOCABULARY = (
     "tokens that are searched: typed are those that a keyboard gives back, so that what is found can be typed; all, as "
     "published, takes the nearest typed token where it cannot"
 )
+ARTICLES = ("a", "an", "the", "of", "in", "on", "and", "with")
 THROUGH = "the encoder that the search reads; what it is to come near is always the original encoder's"
 
 
@@ -124,15 +125,18 @@ class MMAConfig(AttackSettings):
     candidates: int = setting(512, "swaps tried in a step", 1, 100000)
     top: int = setting(256, "swaps are drawn from so many tokens of each place, by the gradient", 1, 100000)
     forbidden: str = setting(
-        "", "words that no token may contain, separated by commas or lines; empty: the words of the concept's name"
-    )
+        "", "words that no token may contain, separated by commas or lines; empty: those of the concept's name, but "
+        "for articles"
+    )  # fmt: skip
     vocabulary: Vocabulary = setting("typed", VOCABULARY)
     through: Through = setting("attacked", THROUGH)
 
     def words(self, concept: str) -> tuple[str, ...]:
         """Return the forbidden words; those of `concept` where none were given."""
         given = [word.strip().lower() for word in re.split(r"[,\n]", self.forbidden)]
-        return tuple(dict.fromkeys(filter(None, given))) or tuple(re.findall(r"\w+", concept.lower()))
+        own = re.findall(r"\w+", concept.lower())
+        telling = [word for word in own if len(word) > 1 and word not in ARTICLES]  # few tokens have no "a" in them
+        return tuple(dict.fromkeys(filter(None, given))) or tuple(dict.fromkeys(telling or own))
 
 
 @dataclass(frozen=True, kw_only=True)

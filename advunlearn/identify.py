@@ -8,12 +8,13 @@ from torch import Tensor
 
 from .errors import AdvUnlearnError
 
+CLIP_G = 1280
 # CLIP text encoders by their width; the layers are what the file has.
 BY_WIDTH = {
     512: "CLIP ViT-B's text encoder",
     768: "CLIP-L",
     1024: "Stable Diffusion 2's text encoder (OpenCLIP ViT-H)",
-    1280: "SDXL's CLIP-G (OpenCLIP ViT-bigG)",
+    CLIP_G: "SDXL's CLIP-G (OpenCLIP ViT-bigG)",
 }
 OPENCLIP = "resblocks."
 # What stands in a tensor's name, the most telling first.

@@ -17,7 +17,7 @@ from .config import RunConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .flags import settings
-from .formats import load_encoder
+from .formats import load_encoder, part_hashes
 from .judges import load as judges
 from .judges.base import Judge
 from .models import TextToImage, best_device, load
@@ -72,8 +72,7 @@ def encoder_of(file: str | None, model: TextToImage) -> Any:
     """Return the encoder of a file, or the model's own; refuse one that was trained from another base model."""
     if not file:
         return model.text_encoder
-    encoder, metadata = load_encoder(file, model.text_encoder)
-    _require_base(file, metadata, model)
+    encoder, _ = load_encoder(file, model.text_encoder, lambda part, about: _require_base(part, about, model))
     return encoder
 
 
@@ -90,7 +89,7 @@ def unet_of(path: str | None, model: TextToImage) -> Denoiser:
 
 def _require_base(file: str, metadata: Mapping[str, str], model: TextToImage) -> None:
     base = metadata.get("advunlearn.base_sha256", "")
-    if base not in ("", model.base_hash()):
+    if base not in ("", model.base_hash(), *part_hashes(model.text_encoder).values()):
         raise AdvUnlearnError(
             f"{file} was trained from the text encoder of {metadata.get('advunlearn.base_model')!r} "
             f"(sha256 {base[:12]}), which is not that of model {model.name!r}; give the --model it was trained from"

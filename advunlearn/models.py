@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from . import miniature
 from .denoisers import Denoiser, DiffusersDenoiser
 from .dual_encoder import DualTextEncoder
 from .errors import AdvUnlearnError
-from .formats import encoder_hash, opened, single_file
+from .formats import encoder_hash, opened, part_hashes, single_file
 from .sampling import batch_of
 from .text_encoder import embedding_table, encode_prompts
 
@@ -55,7 +56,9 @@ class TextToImage:
         }  # fmt: skip
 
     def base_hash(self) -> str:
-        """Return the SHA-256 of the text encoder's weights, which tells one base model from another."""
+        """Return the SHA-256 of the text encoder's weights, which tells one base model from another; or of both."""
+        if parts := part_hashes(self.text_encoder):
+            return hashlib.sha256(" ".join(parts.values()).encode()).hexdigest()
         return encoder_hash(self.text_encoder.state_dict())
 
 
@@ -85,7 +88,7 @@ def load(
     """Load a model from disk, never from a hub.
 
     The text encoder, which trains, has fp32 weights and computes in bf16 where `dtype` is that; the frozen UNet and
-    autoencoder are in `dtype`.
+    autoencoder are in `dtype`, SDXL's autoencoder in fp32 where that is fp16 and it would overflow.
 
     Args:
         name: 'miniature', a diffusers folder of the kind of Stable Diffusion 1.x or XL, or a single-file checkpoint of
@@ -138,8 +141,16 @@ def _from_folder(
     )
     chosen = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True, **chosen)
-    # SDXL's own autoencoder overflows in fp16, and its configuration says so.
-    return tokenizer, encoder, unet, vae.float() if vae.config.get("force_upcast") else vae, scheduler
+    return tokenizer, encoder, unet, nn.Module.to(vae, vae_dtype(vae, encoder, dtype)), scheduler
+
+
+def vae_dtype(vae: Any, encoder: Any, dtype: torch.dtype) -> torch.dtype:
+    """Return what the autoencoder computes in: SDXL's own overflows in fp16, and its configuration says so.
+
+    That of other models says so too, without need.
+    """
+    upcast = isinstance(encoder, DualTextEncoder) and dtype == torch.float16 and vae.config.get("force_upcast")
+    return torch.float32 if upcast else dtype
 
 
 def _encoder(kind: Any, folder: pathlib.Path, attention: dict[str, Any]) -> Any:

@@ -35,6 +35,7 @@ class Plan:
         """Return the settings that an advice may change, by the names of the node's inputs and the flags."""
         return {
             "resolution": self.resolution, "dtype": self.dtype, "attack_restarts": self.attack.restarts,
+            "attack_words": self.attack.words,
             "batch": self.train.batch, "retain_batch": self.train.retain_batch,
             "checkpointing": self.train.checkpointing,
         }  # fmt: skip
@@ -68,7 +69,7 @@ class Estimate:
     gradients: int
     optimiser: int  # Adam's two moments
     last_good: int  # the weights to return to when a loss is not finite
-    phases: Mapping[str, int]  # the most in each phase: bank, attack, train
+    phases: Mapping[str, int]  # the most in each phase: bank, attack, words, train
     bank: int  # the banks, in the CPU's memory
     device: str
     forwards: Forwards

@@ -16,6 +16,7 @@ from .config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, Tra
 from .evaluation.cases import retain_prompts
 from .evaluation.evaluate import Evaluator, Measurement, OnProgress, Subject
 from .events import Callback, Progress, filling
+from .formats import BASES, part_hashes
 from .models import TextToImage
 from .trainer import TrainResult, train
 from .trajectories import make_banks
@@ -64,11 +65,12 @@ def recipe_metadata(
     model: TextToImage, concept: ConceptConfig, configs: Mapping[str, Any], **more: Any
 ) -> dict[str, Any]:
     """Return what a saved encoder says of itself."""
+    parts = part_hashes(model.text_encoder)
     return {
         "advunlearn.version": __version__, "advunlearn.concept": concept.concept, "advunlearn.kind": concept.kind,
         "advunlearn.recipe": dict(configs), "advunlearn.base_model": pathlib.Path(model.name).name,
         "advunlearn.base_sha256": model.base_hash(), "advunlearn.environment": environment(),
-        **{f"advunlearn.{k}": v for k, v in more.items()},
+        **{f"advunlearn.{k}": v for k, v in more.items()}, **({BASES: parts} if parts else {}),
     }  # fmt: skip
 
 

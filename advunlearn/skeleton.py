@@ -12,7 +12,7 @@ from torch import nn
 from .dual_encoder import DualTextEncoder
 from .errors import AdvUnlearnError
 from .formats import opened, single_file
-from .models import CLIP_TOKENIZER, SECOND, TextToImage, assembled, plain_attention, resolve
+from .models import CLIP_TOKENIZER, SECOND, TextToImage, assembled, plain_attention, resolve, vae_dtype
 
 SHAPES = pathlib.Path(__file__).parent / "shapes"
 SHIPPED = ("sd15", "sdxl")
@@ -52,7 +52,8 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
             if SECOND in configs:
                 second = CLIPTextModelWithProjection(CLIPTextConfig(**configs[SECOND] | attention)).float()
                 encoder = DualTextEncoder(encoder, second)
-        unet, vae = (nn.Module.to(part, dtype) for part in single_file.blank(configs))
+        unet, vae = single_file.blank(configs)
+        unet, vae = nn.Module.to(unet, dtype), nn.Module.to(vae, vae_dtype(vae, encoder, dtype))
     except AdvUnlearnError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

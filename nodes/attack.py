@@ -96,9 +96,10 @@ class AdversarialPromptAttack(io.ComfyNode):
         with host.gradients():
             attacked = host.text_to_image(model, clip, resolution=resolution)
             plain = tokenize(attacked.tokenizer, [prompt])[0].tolist()
-            if not clip_l.reads_as(clip, prompt, plain) or plain.index(attacked.tokenizer.eos_token_id) + tokens > 76:
+            most = 75 - tokens * (attack in FIRST)
+            if not clip_l.reads_as(clip, prompt, plain) or plain.index(attacked.tokenizer.eos_token_id) > most + 1:
                 raise AdvUnlearnError(
-                    f"the prompt has weights or embeddings, or over {75 - tokens} tokens; give fewer, plain words"
+                    f"the prompt has weights or embeddings, or over {most} tokens; give fewer, plain words"
                 )
             original = original_clip and clip_l.text_encoder(original_clip, attacked.denoiser.device)
             x_0 = host.target_latents(attacked, original, prompt, config, target, image, vae)
@@ -117,7 +118,9 @@ class AdversarialPromptAttack(io.ComfyNode):
             text = " ".join(filter(None, [found.around[0], embedding, found.around[1]]))
         report = (
             f"{attack} on {prompt!r}: denoising loss {found.loss_before:.4f} before, {found.loss:.4f} after "
-            f"({steps} steps, {tokens} tokens, best of {restarts})\n{text}"
+            f"({steps} steps, {len(found.embeddings)} tokens, best of {restarts})\n{text}"
         )
+        if not typed and found.around is None:
+            report += "\nCLIP Text Encode splits this into other tokens than those found, which may say something else"
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return io.NodeOutput(conditioning, text, embedding, {"loss": found.losses}, report)

@@ -94,7 +94,7 @@ class EvaluateRobustness(io.ComfyNode):
                 before, judge, concept, config,
                 prompts=retain.lines(prompts), retained=retain.lines(retained_prompts), routes=retain.lines(routes),
             )  # fmt: skip
-            names = chosen_attacks(SETS.get(attack, (attack,)), bool(evaluator.routes))
+            names = chosen_attacks(SETS.get(attack, (attack,)), evaluator.lacking)
             bar = host.Bar(2 * PARTS * max(1, len(names)), cls.hidden.unique_id)
             report |= evaluator.described()
             after = clip_l.text_encoder(clip_after, before.denoiser.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advunlearn import attack_config, routes
-from advunlearn.attacks import cce, mma, ring_a_bell
+from advunlearn.attacks import mma, ring_a_bell
 from advunlearn.attacks.base import Attack, Original, Scene, Target
 from advunlearn.attacks.baselines import rerouted
 from advunlearn.attacks.prompt import attack_prompt
@@ -317,6 +317,8 @@ def test_mma_never_says_a_forbidden_word(scene: Scene) -> None:
     texts = " ".join(t["prompt"] for t in attack.texts())
     assert not any(word in texts for word in ("church", "chapel", "cross"))
     assert attack_config.MMAConfig().words("Palm tree") == ("palm", "tree")
+    assert attack_config.MMAConfig().words("photo of a dog") == ("photo", "dog")  # few tokens have no "a" in them
+    assert attack_config.MMAConfig().words("a") == ("a",)
 
 
 def test_swaps_change_one_token_each_by_the_gradient() -> None:

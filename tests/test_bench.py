@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from advunlearn.bench import bank, iteration
+from advunlearn.bench import bank, iteration, memory
 from advunlearn.bench.iteration import Cost
 from advunlearn.bench.memory import Case, by_allocator
 from advunlearn.cli import main
@@ -65,6 +65,15 @@ def test_a_banks_size_is_that_of_its_tensors(small: None, model: TextToImage) ->
                if k in ("x_t", "eps_anchor", "eps_cond"))  # fmt: skip
     assert bank.size_of(iteration.BANK, model.denoiser.latent_shape) * 2**30 == held
     assert bank.sizes()["50 steps, bfloat16"] == pytest.approx(443 * 50 * 3 * 4 * 64 * 64 * 2 / 2**30)
+
+
+def test_the_suites_memory_is_that_of_the_shown_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CASES", {"small": Case("miniature", 64, "float32", 1, 1, 1)})
+    monkeypatch.setattr(memory, "SHOWN", "small")
+    found = memory.measure()
+    row = found["cases"]["small"]
+    assert found["predicted_gib"] == row["predicted_gib"] and found["measured_gib"] == row["measured_gib"]
+    assert row["ratio"] == pytest.approx(1, abs=0.02)
 
 
 def test_predicted_memory_is_what_the_allocator_gives_out() -> None:

@@ -60,7 +60,7 @@ def test_what_is_there_is_kept_and_the_rest_is_measured(
         patch.setattr(Evaluator, "attack", interrupted)
         assert main(["evaluate", *FLAGS, "--out", str(out), *both]) == 130
     assert "keeps the parts that were measured; to go on: the same command with --resume" in capsys.readouterr().err
-    assert not (out / "report.json").exists() and (out / f"original{MEASURED}").is_file()
+    assert not (out / "report.json").exists() and len(list(out.glob(f"original-*{MEASURED}"))) == 1
     attacked.clear()
     assert evaluated(out, *both, "--resume") == whole
     assert attacked == ["pez"]
@@ -85,6 +85,10 @@ def test_other_settings_and_broken_files_are_refused(
     evaluated(tmp_path, "--attacks", "pez")
     assert "other settings: config.guidance_scale was 3.0 and is 4.0" in refused("--guidance-scale", "4")
     assert "other settings: attacks.pez" in refused("--pez-lr", "0.5")
+    evaluated(tmp_path / "more", "--attacks", "pez")
+    added = ["--attacks", "pez", "mma", "--mma-steps", "1", "--mma-candidates", "4", "--resume"]  # no setting of pez
+    assert set(evaluated(tmp_path / "more", *added)["models"]["original"]["attacks"]) == {"pez", "mma"}
     assert "other settings: concept.concept was 'church' and is 'castle'" in refused("--concept", "castle")
-    (tmp_path / f"original{MEASURED}").write_bytes(b"half a file")
+    (file,) = tmp_path.glob(f"original-*{MEASURED}")
+    file.write_bytes(b"half a file")
     assert "cannot be read" in refused()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import load_file
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_sdxl
 from torch import Tensor
 
 from advunlearn.attacks.base import Original
 from advunlearn.attacks.prompt import attack_prompt
+from advunlearn.attacks.slots import alone, between, in_front
 from advunlearn.cli import main
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from advunlearn.dual_encoder import DualTextEncoder
@@ -22,7 +24,7 @@ from advunlearn.errors import AdvUnlearnError
 from advunlearn.estimate import estimate
 from advunlearn.formats import load_encoder, save_encoders
 from advunlearn.live import LiveMemory
-from advunlearn.models import TextToImage, load
+from advunlearn.models import TextToImage, load, vae_dtype
 from advunlearn.plan import Plan
 from advunlearn.sampling import ddim_sample
 from advunlearn.skeleton import skeleton
@@ -160,6 +162,8 @@ def test_what_trained_is_written_for_any_loader_and_read_again(
     for name, part in one.clip_l.state_dict().items():
         assert torch.equal(part, xl.text_encoder.clip_l.state_dict()[name])
     assert torch.equal(encode(one.clip_g, ids), encode(result.encoder.clip_g, ids))
+    again = save_encoders(tmp_path, result.encoder, "clip_g", {})  # the other one would not belong to it
+    assert again[0].exists() and not (tmp_path / "clip_l.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix", "p4d_k", "cce"])
@@ -170,6 +174,17 @@ def test_attacks_search_both_embeddings_at_once(xl: TextToImage, name: str) -> N
         concept=CONCEPT,
     )  # fmt: skip
     assert found.embeddings.shape[-1] == 80 and found.conditioning.shape == (1, 78, 80)
+    if found.exact:  # typed, it says what was found: CLIP-G's padding is its own
+        assert torch.allclose(xl.encode([found.text]), found.conditioning, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [in_front, alone, between])
+def test_tokens_in_places_say_what_their_text_says(xl: TextToImage, make: Any) -> None:
+    ids, tokens = tokenize(xl.tokenizer, ["a photo of a church"]), tokenize(xl.tokenizer, ["cat dog"])[:, 1:3]
+    slots = make(ids, 2, xl.tokenizer)
+    tokens = tokens[:, torch.arange(slots.at.shape[1]) % 2]
+    said = slots.conditioning(xl.text_encoder, embedding_table(xl.text_encoder)[tokens])
+    assert torch.equal(said, encode(xl.text_encoder, slots.fill(tokens)))
 
 
 def test_what_cannot_be_is_refused(xl: TextToImage, model: TextToImage, folder: pathlib.Path) -> None:
@@ -181,6 +196,16 @@ def test_what_cannot_be_is_refused(xl: TextToImage, model: TextToImage, folder: 
                 xl.denoiser, xl.text_encoder, xl.tokenizer, "a church", torch.randn(1, 4, 8, 8), name=name,
                 original=Original(xl.text_encoder, xl.denoiser), concept=CONCEPT,
             )  # fmt: skip
+
+
+def test_sdxls_autoencoder_alone_stays_in_fp32_where_fp16_overflows(xl: TextToImage, model: TextToImage) -> None:
+    saying = AutoencoderKL(block_out_channels=(32,), force_upcast=True)  # as the configurations of SD 1.x do too
+    assert vae_dtype(saying, xl.text_encoder, torch.float16) == torch.float32
+    assert vae_dtype(saying, xl.text_encoder, torch.bfloat16) == torch.bfloat16
+    assert vae_dtype(saying, model.text_encoder, torch.float16) == torch.float16
+    fixed = AutoencoderKL(block_out_channels=(32,), force_upcast=False)
+    assert vae_dtype(fixed, xl.text_encoder, torch.float16) == torch.float16
+    assert skeleton("sdxl", CPU, torch.float16).vae.dtype == torch.float32
 
 
 def test_the_command_trains_one_encoder_and_draws_with_it(
@@ -200,6 +225,18 @@ def test_the_command_trains_one_encoder_and_draws_with_it(
     ]) == 0  # fmt: skip
     assert picture.stat().st_size > 1000
     capsys.readouterr()
+    # Its base is CLIP-G before training, and nothing else.
+    base = ["--base", str(folder / "text_encoder_2")]
+    assert main(["info", str(out / "clip_g.safetensors"), *base, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["base"]["trained_from_it"] is True
+    altered = load_file(out / "clip_g.safetensors")
+    save_file(altered, out / "clip_g.safetensors", {"advunlearn.base_sha256": "0" * 64, "format": "pt"})
+    assert main(["sample", *common, "a church", "--encoder", str(out), "--out", str(picture)]) == 2
+    assert "which is not that of model" in capsys.readouterr().err
+    whole = tmp_path / "whole.safetensors"
+    save_file(altered | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}, whole)
+    assert main(["sample", *common, "a church", "--encoder", str(whole), "--out", str(picture)]) == 2
+    assert "of which CLIP-L alone could be read" in capsys.readouterr().err
     assert main(["train", *common, "--concept", "church", "--single-file", "--out", str(tmp_path / "other")]) == 2
     assert "only Stable Diffusion 1.x is written as a single file" in capsys.readouterr().err
 

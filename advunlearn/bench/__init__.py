@@ -8,8 +8,8 @@ from typing import Any
 SUITES = ("iteration", "bank", "memory")
 
 
-def suite(name: str) -> Callable[[int], dict[str, Any]]:
-    """Return what measures a suite, given the number of repeats."""
+def suite(name: str) -> Callable[[int, str], dict[str, Any]]:
+    """Return what measures a suite, given the number of repeats and the device ("" for the first that is there)."""
     from . import bank, iteration, memory
 
     return {"iteration": iteration.measure, "bank": bank.measure, "memory": memory.measure}[name]

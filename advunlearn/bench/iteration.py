@@ -7,7 +7,6 @@ five retained, trajectories of 50 steps. All three ways run on the shipped minia
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from ..models import TextToImage, best_device, load
 from ..text_encoder import frozen
 from ..trainer import Trainer
 from ..trajectories import Banks, FreshSampler, TrajectoryBank, make_banks
+from .clock import now
 
 CONCEPT = ConceptConfig(concept="church")
 ATTACK = AttackConfig(steps=30, restarts=1)
@@ -45,10 +45,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def sampled(model: TextToImage, kind: type[TrajectoryBank]) -> tuple[Banks, Cost]:
     """Fill a run's banks; return them and what a step of a trajectory took."""
     counted: Any = model.denoiser
-    began, counted.forwards = time.perf_counter(), 0
+    began, counted.forwards = now(counted.device), 0
     banks = make_banks(model, CONCEPT, RETAINED, BANK, torch.Generator().manual_seed(0), bank=kind)
     steps = max(1, sum(len(bank) for bank in banks.all().values()) * BANK.sampling_steps)
-    return banks, Cost((time.perf_counter() - began) / steps, counted.forwards / steps)
+    return banks, Cost((now(counted.device) - began) / steps, counted.forwards / steps)
 
 
 def iterations(model: TextToImage, banks: Banks, count: int) -> list[Cost]:
@@ -60,14 +60,14 @@ def iterations(model: TextToImage, banks: Banks, count: int) -> list[Cost]:
     for bank in banks.all().values():
         bank.draws = 0
     costs: list[Cost] = []
-    began, counted.forwards = time.perf_counter(), 0
+    began, counted.forwards = now(counted.device), 0
 
     def mark(progress: Progress) -> None:
         nonlocal began
         if progress.phase == "train":
-            now = time.perf_counter()
-            costs.append(Cost(now - began, counted.forwards))
-            began, counted.forwards = now, 0
+            ended = now(counted.device)
+            costs.append(Cost(ended - began, counted.forwards))
+            began, counted.forwards = ended, 0
 
     trainer.run(mark)
     return costs
@@ -92,11 +92,11 @@ def bare(model: TextToImage) -> float:
         torch.autograd.grad(counted.noise_pred(x, t, given).square().mean(), given)
 
     with frozen(*counted.modules()):
-        began = time.perf_counter()
+        began = now(counted.device)
         for _ in range(ATTACK.steps):
             passes(ATTACK.restarts)
         passes(TRAIN.batch + TRAIN.retain_batch)
-        return time.perf_counter() - began
+        return now(counted.device) - began
 
 
 def measure(repeats: int = 3, device: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from ..bench import SUITES, suite
 from ..errors import AdvUnlearnError
 from ..inputs import command_line
+from ..models import best_device
 from ..recipes import environment
 from .common import finish
 
@@ -21,9 +22,9 @@ def bench(args: Namespace) -> None:
         raise AdvUnlearnError(f"--repeats is {args.repeats}; it must be at least 1")
     names = SUITES if "all" in args.suite else tuple(dict.fromkeys(args.suite))
     machine = environment() | {"cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
-    if torch.cuda.is_available():
-        machine["device"] = torch.cuda.get_device_name()
-    found = {name: suite(name)(args.repeats) for name in names}
+    device = torch.device(args.device or best_device())
+    machine["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    found = {name: suite(name)(args.repeats, str(device)) for name in names}
     rows = [f"{name}: {key} {value}" for name in names for key, value in flat(found[name]).items()]
     finish(args, {"machine": machine, "command": command_line(), **found}, "\n".join(rows))
 

@@ -19,6 +19,7 @@ from ..evaluation.kept import Kept, described
 from ..evaluation.quality import Quality
 from ..files import write_atomic
 from ..flags import given, settings
+from ..formats import embedding_file
 from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, unet_of
 from ..models import TextToImage
 from ..recipes import empty_report
@@ -48,11 +49,12 @@ def evaluate(args: Namespace) -> None:
     files += [(path, Subject(model.text_encoder, unet_of(path, model))) for path in dict.fromkeys(args.unet)]
     for path, subject in files:
         stem = pathlib.Path(path).stem
-        name = pathlib.Path(path).resolve().parent.name if stem in ("encoder", "unet", "checkpoint") else stem
+        nameless = stem in ("", "encoder", "unet", "checkpoint", "clip_l", "clip_g")
+        name = pathlib.Path(path).resolve().parent.name if nameless else stem
         subjects[name if name not in subjects else path] = subject
     folder, measured = out_folder(args), {}
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
-    attacks = chosen_attacks(args.attacks, bool(evaluator.routes))
+    attacks = chosen_attacks(args.attacks, evaluator.lacking)
     kept = {name: Kept(folder, name, described(evaluator, subject)) for name, subject in subjects.items()}
     done = {name: own.load() for name, own in kept.items()} if args.resume else {}
     for name, subject in subjects.items():
@@ -78,7 +80,7 @@ def attack(args: Namespace) -> None:
         (folder / f"{what}.png").write_bytes(pictures.png(pictures.grid(images, 4), 2))
     embedding = measured.embeddings.get(args.method)
     if embedding is not None and not ATTACKS[args.method].discrete:
-        write_atomic(folder / f"{args.method}.safetensors", save({"clip_l": embedding.contiguous()}))
+        write_atomic(folder / f"{args.method}.safetensors", save(embedding_file(embedding, model.text_encoder)))
     hit = measured.attacks[args.method]
     prompts = "".join(f"\n  {p['prompt']}" for p in measured.prompts.get(args.method, [])[:10])
     finish(args, result, f"{args.method}: {hit['sum']['success']} of {hit['sum']['total']} "

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .. import routes as names
 from ..attack_config import DEFAULT_ATTACKS, JUDGED
-from ..attacks.base import Attack, Original, Scene, Target
+from ..attacks.base import NEEDS, Attack, Original, Scene, Target
 from ..attacks.registry import attack_class, attack_settings, make_attack
 from ..config import ConceptConfig, EvaluateConfig
 from ..denoisers.counting import counting
+from ..dual_encoder import DualTextEncoder
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge, Seen
 from ..judges.convnet import ConvJudge
@@ -124,8 +125,17 @@ class Evaluator:
             found = self.hits(self.drawn(subject, routes, self.noise[: len(routes)]))
             parts = found.split([len(p) for p in by.values()])
             out.asr["routes"] = count(found) | {"by": {k: count(p) for k, p in zip(by, parts, strict=True) if len(p)}}
-        out.pictures["clean"] = images[: self.shown]
+        out.pictures["clean"] = images[: self.shown].clone()  # a part would keep all of them in memory and on disk
         return images
+
+    def lacking(self, name: str) -> str:
+        """Return in words what an attack lacks here; "" where it has all that it needs."""
+        needs = attack_class(name).needs
+        if "routes" in needs and not self.routes:
+            return f"no other name of {self.concept.concept!r} is known; give a file of them, one a line (--routes)"
+        if "one encoder" in needs and isinstance(self.model.text_encoder, DualTextEncoder):
+            return f"{name} lacks {NEEDS['one encoder']}; choose other attacks"
+        return ""
 
     def scene(self, subject: Subject, cases: Tensor) -> Scene:
         """Return what an attack on some cases (n,) is given."""
@@ -190,7 +200,7 @@ class Evaluator:
         """Write down what an attack did. The routes' own key in `asr` is of one route a case, without an attack."""
         if name != "routes":
             out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())}
-        out.asr_by_budget[name], out.pictures[name] = run.curve, run.best[: self.shown]
+        out.asr_by_budget[name], out.pictures[name] = run.curve, run.best[: self.shown].clone()
         out.cases[name], out.seconds[name] = run.cases(self.cases.plain, self.config.seed), run.seconds()
         texts = [text | {"case": case} for case, text in run.won.items() if "prompt" in text]
         if texts:
@@ -236,21 +246,21 @@ class Evaluator:
             out: what was measured before; its attacks and its utility are not measured again.
             keep: called with what was measured so far, after each part.
 
-        Raises AdvUnlearnError, before any work, for an attack that is not known or has a setting that it cannot have,
-        and for routes where the concept has none.
+        Raises AdvUnlearnError, before any work, for an attack that is not known, lacks something here, or has a setting
+        that it cannot have.
         """
         out, keep = out or Measurement(), keep or (lambda measured: None)
         for name in attacks:
             attack_settings(name, self.config, self.given.get(name))  # a bad one is refused before any work
-        if "routes" in attacks and not self.routes:
-            raise AdvUnlearnError(
-                f"no other name of {self.concept.concept!r} is known; give a file of them, one a line (--routes)"
-            )
+            if lacking := self.lacking(name):
+                raise AdvUnlearnError(lacking)
+        new = "clean" not in out.asr or (utility and not out.utility)
         with frozen(subject.encoder, *subject.denoiser.modules()):
             clean = self.plain(subject, out)
             if utility and not out.utility:
                 self.utility(subject, out)
-            keep(out)
+            if new:
+                keep(out)
             for name in attacks:
                 if name not in out.attacks:
                     self.attack(subject, name, clean, out)

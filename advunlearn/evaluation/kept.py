@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,31 +29,41 @@ def described(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def of_measured(about: Mapping[str, Any], measured: Measurement) -> dict[str, Any]:
+    """Return what was `described` without the settings of attacks that were not measured."""
+    attacks = {name: given for name, given in about["attacks"].items() if name in measured.attacks}
+    unused = () if "routes" in measured.attacks else ("own_routes",)
+    evaluation = {k: v for k, v in about["evaluation"].items() if k not in unused}
+    return {**about, "attacks": attacks, "evaluation": evaluation}
+
+
 class Kept:
     """What was measured of one subject, in a file of a folder."""
 
     def __init__(self, folder: pathlib.Path, name: str, about: Mapping[str, Any]) -> None:
-        self.path = folder / f"{name.replace('/', '_')}{MEASURED}"
+        # Two encoders may go by one name: which it is tells the hash.
+        which = hashlib.sha256(json.dumps(about["subject"], sort_keys=True).encode()).hexdigest()[:8]
+        self.path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{which}{MEASURED}"
         self.about = dict(about)
 
     def load(self) -> Measurement:
         """Return what is there; nothing measured where there is no file.
 
-        Raises AdvUnlearnError when that is of other settings or of another subject.
+        Raises AdvUnlearnError when that is of other settings; those of an attack that was not measured do not count.
         """
         if not self.path.is_file():
             return Measurement()
         try:
             saved = torch.load(self.path, weights_only=True)
-            about, parts = saved["about"], saved["measurement"]
+            about, measured = saved["about"], Measurement(**saved["measurement"])
         except Exception as error:  # what unpickling a broken file raises is anyone's guess
             raise AdvUnlearnError(f"{self.path} cannot be read ({error}); delete it, or leave --resume out") from error
-        if difference := first_difference(about, self.about):
+        if difference := first_difference(of_measured(about, measured), of_measured(self.about, measured)):
             raise AdvUnlearnError(
                 f"{self.path} was measured with other settings: {difference}; give the same ones, another --out, or "
                 "leave --resume out to begin anew"
             )
-        return Measurement(**parts)
+        return measured
 
     def save(self, measured: Measurement) -> None:
         """Write what was measured so far."""

@@ -15,10 +15,11 @@ from .encoders import (
     save_encoder,
     save_folder,
 )
-from .parts import load_encoder, save_encoders
+from .parts import BASES, embedding_file, load_encoder, part_hashes, save_encoders
 from .weights import Weights, opened, weights_file
 
 __all__ = [
-    "PREFIX", "PROJECTION", "Weights", "encoder_hash", "load_encoder", "load_state", "opened", "portable_state",
-    "read_encoder", "save_encoder", "save_encoders", "save_folder", "weights_file",
+    "BASES", "PREFIX", "PROJECTION", "Weights", "embedding_file", "encoder_hash", "load_encoder", "load_state",
+    "opened", "part_hashes", "portable_state", "read_encoder", "save_encoder", "save_encoders",
+    "save_folder", "weights_file",
 ]  # fmt: skip

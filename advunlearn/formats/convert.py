@@ -13,9 +13,10 @@ from .. import miniature
 from ..config import CONVERSIONS
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from ..identify import checkpoint_of, layer_count
+from ..identify import CLIP_G, checkpoint_of, clip_of, layer_count
 from ..lora import lora, save_lora
 from .encoders import (
+    PREFIX,
     config_of,
     home_of_clip_l,
     homes_of,
@@ -90,6 +91,12 @@ def convert(
     where = place_of(base) if base else None
     require_free(out, kind, overwrite, source, *([where] if where else []))
     tensors, metadata = read_encoder(source)
+    table = tensors.get(PREFIX + "embeddings.token_embedding.weight")
+    if table is not None and table.shape[-1] == CLIP_G:
+        raise AdvUnlearnError(
+            f"{source} is {clip_of(CLIP_G)}; only CLIP-L is converted, whose forms would lose CLIP-G's projection. A "
+            "run's clip_g.safetensors is for any loader as it is"
+        )
     if kind == "lora" and where:
         return _lora(out, source, tensors, metadata, where, rank)
     if kind == "checkpoint" and where:

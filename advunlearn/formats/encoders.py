@@ -57,9 +57,14 @@ def portable_state(encoder: Any) -> dict[str, Tensor]:
 
 
 def encoder_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of an encoder's weights as fp32: the same whichever container and layout they are in."""
+    """Return the SHA-256 of an encoder's weights as fp32: the same whichever container and layout they are in.
+
+    Projections and buffers, which not every container has, do not count.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted((name.removeprefix(PREFIX), tensor) for name, tensor in tensors.items()):
+        if name.endswith(("position_ids", PROJECTION)):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

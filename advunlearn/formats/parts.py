@@ -4,27 +4,50 @@ from __future__ import annotations
 
 import copy
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ..config import Encoders
 from ..dual_encoder import NAMES, DualTextEncoder
-from .encoders import PREFIX, load_state, read_encoder, save_encoder
+from ..errors import AdvUnlearnError
+from ..identify import UNET, checkpoint_of
+from .encoders import PREFIX, encoder_hash, load_state, read_encoder, save_encoder
+from .weights import opened
+
+BASES = "advunlearn.base_parts"
 
 
-def load_encoder(path: str | pathlib.Path, like: Any) -> tuple[Any, dict[str, str]]:
+Check = Callable[[str, Mapping[str, str]], None]  # is given a file and its metadata; may raise
+
+
+def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None) -> tuple[Any, dict[str, str]]:
     """Return a copy of the encoder `like` with the weights of a file, and the file's metadata.
 
     Of Stable Diffusion XL's two encoders that one gets the weights which is as wide; from a run's folder both do.
+    Raises AdvUnlearnError for a file that does not fit; `check` may refuse more.
     """
     encoder = copy.deepcopy(like)
     metadata: dict[str, str] = {}
     for file in parts_of(path):
+        if isinstance(like, DualTextEncoder):
+            _require_no_checkpoint(file)
         tensors, metadata = read_encoder(file)
+        if check is not None:
+            check(str(file), metadata)
         load_state(part_as_wide(encoder, tensors), tensors, str(file))
     return encoder, metadata
+
+
+def _require_no_checkpoint(file: pathlib.Path) -> None:
+    """Refuse a whole checkpoint where two encoders are asked for: of SDXL's only CLIP-L could be read."""
+    with opened(file) as weights:
+        if any(name.startswith(UNET) for name in weights.names):
+            raise AdvUnlearnError(
+                f"{file} is {checkpoint_of(weights.names, weights.shape)}, of which CLIP-L alone could be read; give "
+                "the folder of a run, or its clip_l.safetensors or clip_g.safetensors"
+            )
 
 
 def parts_of(path: str | pathlib.Path) -> list[pathlib.Path]:
@@ -46,6 +69,33 @@ def part_as_wide(encoder: Any, tensors: Mapping[str, Tensor]) -> Any:
 def save_encoders(
     folder: str | pathlib.Path, encoder: DualTextEncoder, which: Encoders, metadata: Mapping[str, Any]
 ) -> list[pathlib.Path]:
-    """Write those of Stable Diffusion XL's encoders that trained, `clip_l.safetensors` and `clip_g.safetensors`."""
-    own = {name: part for name, part in encoder.encoders().items() if which in ("both", name)}
-    return [save_encoder(pathlib.Path(folder) / f"{name}.safetensors", part, metadata) for name, part in own.items()]
+    """Write those of Stable Diffusion XL's encoders that trained, `clip_l.safetensors` and `clip_g.safetensors`.
+
+    Of an older run in that folder the file of one that did not train is deleted: the two would not belong together.
+    `metadata` may have `BASES`, the hash of each encoder before training; a file gets its own.
+    """
+    about = {k: v for k, v in metadata.items() if k != BASES}
+    written = []
+    for name, part in encoder.encoders().items():
+        file = pathlib.Path(folder) / f"{name}.safetensors"
+        if which not in ("both", name):
+            file.unlink(missing_ok=True)
+            continue
+        own = {"advunlearn.base_sha256": metadata[BASES][name]} if BASES in metadata else {}
+        written.append(save_encoder(file, part, about | own))
+    return written
+
+
+def part_hashes(encoder: Any) -> dict[str, str]:
+    """Return the `encoder_hash` of each of two encoders by name; of one there are none."""
+    if not isinstance(encoder, DualTextEncoder):
+        return {}
+    return {name: encoder_hash(part.state_dict()) for name, part in encoder.encoders().items()}
+
+
+def embedding_file(found: Tensor, encoder: Any) -> dict[str, Tensor]:
+    """Return embeddings (k, D) as a textual inversion's file has them, those of each encoder under its name."""
+    if not isinstance(encoder, DualTextEncoder):
+        return {NAMES[0]: found.contiguous()}
+    parts = found.split([table.shape[1] for table in encoder.tables()], -1)
+    return {name: part.contiguous() for name, part in zip(NAMES, parts, strict=True)}

@@ -87,7 +87,7 @@ def test_strength_sweep_begins_at_the_base_and_ends_at_the_robust_encoder(
 
 def test_attack_finds_a_prompt_and_draws_it(server: Server, ran: dict[str, dict[str, Any]]) -> None:
     report = ran["attack"][saved(GRAPHS.WORKFLOWS["attack"](), "report")]["text"][0]
-    assert "unlearndiffatk on 'a church'" in report and "prefix" in report
+    assert "unlearndiffatk on 'a church'" in report and report.splitlines()[-1].endswith("a church")
     assert (drawn(server, ran, "attack", "attacked") - drawn(server, ran, "train", "erased")).abs().mean() > 0.02
 
 

@@ -95,7 +95,7 @@ def train_workflow() -> Graph:
     """Train, look at the curve, draw with what came out."""
     shown = {
         "3": node("PreviewAny", "report", source=("2", 3)),
-        "4": node("LossGraphNode", loss=("2", 2), filename_prefix="advunlearn/loss"),
+        "4": node("LossGraphNode", loss=("2", 2), filename_prefix="advunlearn_loss"),
     }
     return (
         loader()
