@@ -29,6 +29,8 @@ def test_predictions_and_gradients_are_the_librarys_in_eps_and_v(server: Server,
     assert found["checkpointed"] and found["blocks"] > 10 and not found["own_forward"], found
     assert found["bfloat16"] == "torch.bfloat16" and found["rounded"] and found["cosine"] > 0.99, found
     assert found["as_before"], found
+    # LoRAs on the MODEL are part of it, and cancel is heard in every prediction.
+    assert found["patch_seen"] and found["patch_exact"] and found["cancelled"] == "raised", found
     # A patched CLIP is read with its patches, loaded or not.
     assert max(found["patched"].values()) < 1e-6, found
     assert found["heavy"] == []  # nothing heavy is imported before a node runs
