@@ -21,6 +21,7 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.model_management as management
 import comfy.model_sampling
+import comfy.sample
 import comfy.sd
 import torch
 
@@ -100,6 +101,25 @@ def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor
     }
 
 
+def draw_both(model: Any, clip: Any, vae: Any, small: Any, steps: int = 10, scale: float = 3.0) -> dict[str, float]:
+    """Draw the same noise with the host's own sampler and VAE and with the library's; compare the pictures."""
+    ddim = importlib.import_module("pack.advunlearn.sampling").ddim_sample
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    said, nothing = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a church", ""))
+    empty = torch.zeros_like(noise)
+    latents = comfy.sample.sample(model, noise, steps, scale, "ddim", "ddim_uniform", said, nothing, empty, seed=0)
+    there = vae.decode(latents).movedim(-1, 1).cpu()
+    with torch.inference_mode(False), torch.no_grad():
+        own = small.denoiser.alphas_cumprod.clone()
+        # The host's last step goes to no noise at all, the library's to the first timestep's, as diffusers does it.
+        small.denoiser.alphas_cumprod = torch.cat([torch.ones(1), own[1:]])
+        # Below the last timestep the host begins with sigma times the noise: nothing of a picture is in it yet.
+        start = noise * (1 - own[1000 - 1000 // steps + 1]).sqrt()
+        here = small.decode(ddim(small.denoiser, small.encode(["a church"]), small.encode([""]), start, steps, scale))
+        small.denoiser.alphas_cumprod = own
+    return {"apart": (there - here).abs().max().item(), "contrast": here.std().item()}
+
+
 def main() -> dict[str, Any]:
     """Measure."""
     known, start = set(sys.modules), time.perf_counter()
@@ -110,8 +130,10 @@ def main() -> dict[str, Any]:
     clip_l = importlib.import_module("pack.nodes.clip_l")
     library = importlib.import_module("pack.advunlearn.models")
     with torch.inference_mode():  # as every node runs
-        model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
         before = digest(model.model), digest(clip.cond_stage_model)
+        small = library.load("miniature")
+        out["drawn"] = draw_both(model, clip, vae, small)
         with host.gradients():
             small = library.load("miniature")
             generator = torch.Generator().manual_seed(0)
