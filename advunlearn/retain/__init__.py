@@ -20,8 +20,8 @@ def without(prompts: Iterable[str], concept: str, also: Sequence[str] = ()) -> l
     """
     phrases = [*re.findall(r"\w+", concept.lower()), *(phrase.lower().strip() for phrase in also)]
     words = "|".join(re.escape(phrase) for phrase in phrases if phrase)
-    pattern = re.compile(rf"\b({words})(s|es)?\b")
-    return [p for p in prompts if not words or not pattern.search(p.lower())]
+    pattern = rf"\b({words})(s|es)?\b"
+    return [p for p in prompts if not words or not re.search(pattern, p.lower())]
 
 
 def co_occurring(names: Iterable[str]) -> list[str]:
