@@ -173,6 +173,7 @@ class RunState:
         tensors = self.banks.tensors()
         if self.processes.main:
             checkpoints.save(state, tensors, version)
+        self.processes.agreed(False)  # nobody goes on before it is written
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state; the banks have theirs already."""
