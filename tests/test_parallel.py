@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from advunlearn.cli import main
 from advunlearn.models import TextToImage
+from advunlearn.trainer import TrainResult
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Sums in another order. Adam makes steps as large as any of gradients that are nothing but rounding, such as those of
@@ -54,6 +57,12 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "printed": printed, "both": both, **both[0]}
 
 
+@pytest.fixture(scope="module")
+def alone(model: TextToImage) -> Callable[[str], TrainResult]:
+    """The same runs by one process."""
+    return functools.cache(lambda name: run(model, RUNS[name]))
+
+
 def losses_apart(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
     """Return the largest difference of losses."""
     assert [row.keys() for row in a] == [row.keys() for row in b]
@@ -78,18 +87,22 @@ def saved(folder: pathlib.Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_are_one(together: dict[str, Any], model: TextToImage, name: str) -> None:
-    alone, done = run(model, RUNS[name]), together["runs"][name]
-    assert losses_apart(done["losses"], alone.losses) < LOSSES
-    assert weights_apart(model, done["weights"], trained(alone)) < WEIGHTS
+def test_two_processes_are_one(
+    together: dict[str, Any], model: TextToImage, alone: Callable[[str], TrainResult], name: str
+) -> None:
+    one, done = alone(name), together["runs"][name]
+    assert losses_apart(done["losses"], one.losses) < LOSSES
+    assert weights_apart(model, done["weights"], trained(one)) < WEIGHTS
     other = together["both"][1]["runs"][name]  # and both have the very same
     assert other["losses"] == done["losses"] and distance(other["weights"], done["weights"]) == 0
 
 
-def test_the_comparison_can_fail(together: dict[str, Any], model: TextToImage) -> None:
-    alone, deaf = run(model, RUNS["even"]), together["runs"]["deaf"]
-    assert weights_apart(model, deaf["weights"], trained(alone)) > 100 * WEIGHTS  # each trained on its own share alone
-    assert losses_apart(deaf["losses"], alone.losses) > 100 * LOSSES
+def test_the_comparison_can_fail(
+    together: dict[str, Any], model: TextToImage, alone: Callable[[str], TrainResult]
+) -> None:
+    one, deaf = alone("even"), together["runs"]["deaf"]
+    assert weights_apart(model, deaf["weights"], trained(one)) > 100 * WEIGHTS  # each trained on its own share alone
+    assert losses_apart(deaf["losses"], one.losses) > 100 * LOSSES
     config, *others = RUNS["even"]
     seeded, done = run(model, (replace(config, seed=1), *others)), together["runs"]["even"]
     assert weights_apart(model, done["weights"], trained(seeded)) > 100 * WEIGHTS
@@ -106,9 +119,7 @@ def test_a_stop_of_one_stops_both_and_they_go_on(together: dict[str, Any], model
     assert weights_apart(model, trained(one), whole["weights"]) < WEIGHTS
 
 
-def test_the_command_line_has_one_writer(
-    together: dict[str, Any], model: TextToImage, tmp_path: pathlib.Path
-) -> None:
+def test_the_command_line_has_one_writer(together: dict[str, Any], model: TextToImage, tmp_path: pathlib.Path) -> None:
     assert [of["codes"] for of in together["both"]] == [[130, 0, 1], [130, 0, 1]]
     out, folder = tmp_path / "one", together["folder"] / "run"
     assert main(["train", "--out", str(out), *FLAGS.split()]) == 0
