@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from parallel_worker import FLAGS, RUNS, run, trained
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,6 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Sums in another order. Adam makes steps as large as any of gradients that are nothing but rounding, such as those of
 # the keys' biases, so weights are compared by how far they moved: the length of the difference over that of the way.
 LOSSES, WEIGHTS = 1e-6, 1e-3
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
 
 
 def launched(rank: int, port: int, argv: list[str]) -> subprocess.Popen[str]:
