@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .config import BankConfig
-from .trajectories import FreshSampler, TrajectoryBank, Triples
+from .fresh import FreshSampler
+from .trajectories import TrajectoryBank, Triples
 
 
 @dataclass(frozen=True, kw_only=True)

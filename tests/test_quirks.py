@@ -12,11 +12,12 @@ from torch import Tensor
 from advunlearn import presets
 from advunlearn.attacks.pgd import pgd
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.fresh import FreshSampler
 from advunlearn.models import TextToImage
 from advunlearn.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words
 from advunlearn.text_encoder import tokenize
 from advunlearn.trainer import train
-from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
+from advunlearn.trajectories import TrajectoryBank, make_banks
 
 
 def quadratic(x: Tensor) -> Tensor:
