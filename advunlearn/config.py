@@ -178,8 +178,8 @@ class RunConfig(Validated):
         "that is shipped"
     )  # fmt: skip
     retain_set: Literal["auto", "coco", "imagenet", "miniature"] = setting(
-        "auto", "the shipped set: photos of COCO's or ImageNet's classes without the concept's words, or what the "
-        "miniature can draw; auto is miniature for that model, else coco"
+        "auto", "the shipped set: photos of COCO's or ImageNet's classes without those that name the concept, or what "
+        "the miniature can draw; auto is miniature for that model, else coco"
     )  # fmt: skip
     retain_without: str = setting(
         "auto", "words or phrases, separated by commas, whose prompts are left out too; auto is, for concepts that "

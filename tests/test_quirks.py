@@ -96,6 +96,7 @@ def test_presets_are_the_published_numbers_and_leave_custom_alone() -> None:
     nudity = [config(**presets.of("nudity", config)) for config in configs]
     assert nudity[0].prompts == ("nudity",) and nudity[1].retain_weight == 0.3 and nudity[1].lr == 1e-5
     assert nudity[2].steps == 30 and nudity[2].unit == "absolute" and nudity[3].sampling_steps == 50
+    assert nudity[2].start == "token"  # rows of the embedding table; `random` is noise here
     for name in ("style", "object"):
         assert TrainConfig(**presets.of(name, TrainConfig)).retain_weight == 0.5
         assert "concept" not in presets.of(name, ConceptConfig)

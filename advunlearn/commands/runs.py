@@ -94,7 +94,7 @@ def retained(own: RunConfig, concept: ConceptConfig) -> list[str]:
         name = "miniature" if own.model == "miniature" else "coco"
     if not own.retain and name != "miniature":
         return retain.chosen(concept.names, name, also)
-    return retain.without(retain.read(own.retain) if own.retain else retain_prompts(concept), "", also or ())
+    return retain.without(retain.read(own.retain) if own.retain else retain_prompts(concept), also or ())
 
 
 def estimate_command(args: Namespace) -> None:

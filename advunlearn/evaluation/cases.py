@@ -11,6 +11,7 @@ from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
+from ..wording import meaning
 
 PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
 
@@ -134,11 +135,11 @@ def make_cases(
 
 def retain_prompts(concept: ConceptConfig) -> list[str]:
     """Return the miniature's retained prompts for training: every other thing, by several of its own routes."""
-    objects, styles = captions.objects(), captions.styles()
+    objects, styles, named = captions.objects(), captions.styles(), [meaning(name) for name in concept.names]
     if concept.kind == "style":
         rows = [captions.caption(o) for o in objects]
-        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in concept.names]
-    others = [name for name in objects if name not in concept.names]
+        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in named]
+    others = [name for name in objects if name not in named]
     kinds: list[list[tuple[str, str]]] = [
         [(name, style) for name, style in zip(others, cycle(("", *styles)), strict=False)],
         [(captions.keyword_route(name), "") for name in others],
@@ -150,5 +151,5 @@ def retain_prompts(concept: ConceptConfig) -> list[str]:
     # Kind by kind, so that any stretch of the list covers every object and a small bank does too.
     pairs = [pair for kind in kinds for pair in kind]
     rows = [captions.caption(s, PLAIN[i % len(PLAIN)], style) for i, (s, style) in enumerate(pairs)]
-    erased = {word for name in concept.names if name in objects for word in (name, *captions.foreign_routes(name))}
+    erased = {word for name in named if name in objects for word in (name, *captions.foreign_routes(name))}
     return [row for row in rows if not erased & set(row.replace(",", "").split())]
