@@ -87,6 +87,11 @@ def add_run_settings(sub: argparse.ArgumentParser, skip: Sequence[str] = ()) -> 
         "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
         "that are given win (default: %(default)s, our own)"
     )  # fmt: skip
+    add_bundle(sub)
+
+
+def add_bundle(sub: argparse.ArgumentParser) -> None:
+    """Add what names several concepts."""
     sub.add_argument("--bundle", choices=tuple(BUNDLES), default="", help="several concepts by one name")
 
 
@@ -170,6 +175,7 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
             metavar="FILE",
             help="the concept's other names, one a line, for the attack of that name (default: those that are shipped)",
         )
+        add_bundle(sub)
         add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
         add_flags(sub, EvaluateConfig)
         for prefix, own in FLAGS.items():

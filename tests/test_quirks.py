@@ -12,8 +12,9 @@ from torch import Tensor
 from advunlearn import presets
 from advunlearn.attacks.pgd import pgd
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.errors import AdvUnlearnError
 from advunlearn.models import TextToImage
-from advunlearn.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words
+from advunlearn.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words, quirks_of
 from advunlearn.text_encoder import tokenize
 from advunlearn.trainer import train
 from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
@@ -88,6 +89,36 @@ def test_mode_official_is_all_of_them_and_samples_anew(model: TextToImage, conce
     official, again, tidy = run(), run(), run(quirks=NONE)
     assert all(torch.equal(official[k], again[k]) for k in official)
     assert any(not torch.equal(official[k], tidy[k]) for k in official)
+
+
+@pytest.mark.parametrize(
+    ("mode", "names", "quirks"),
+    [
+        ("official", "", OFFICIAL),
+        ("advunlearn", "", NONE),
+        ("official", "none", NONE),
+        ("fast", "words_for_tokens, cleaner_latents", Quirks(words_for_tokens=True, cleaner_latents=True)),
+        ("official", "gradient_accumulates", Quirks(gradient_accumulates=True)),
+    ],
+)
+def test_quirks_are_a_setting(mode: str, names: str, quirks: Quirks) -> None:
+    assert quirks_of(mode, names) == quirks
+    for wrong in ("words", "none, words_for_tokens"):
+        with pytest.raises(AdvUnlearnError, match="there are result_before_last_step, .*or none alone"):
+            TrainConfig(quirks=wrong)
+
+
+def test_a_runs_quirks_are_those_of_its_settings(model: TextToImage, concept: ConceptConfig) -> None:
+    config = TrainConfig(iterations=2, warmup=0, batch=2, retain_weight=0.0)
+    attack, bank = AttackConfig(steps=2, restarts=1, tokens=1), BankConfig(sampling_steps=2, trajectories=2)
+
+    def run(**more: Any) -> dict[str, Tensor]:
+        named = dataclasses.replace(config, quirks=more.pop("names", ""))
+        return train(model, concept, attack, named, bank, **more).encoder.state_dict()
+
+    plain, named, given = run(), run(names="result_before_last_step"), run(quirks=Quirks(result_before_last_step=True))
+    assert all(torch.equal(named[k], given[k]) for k in named)
+    assert any(not torch.equal(named[k], plain[k]) for k in named)
 
 
 def test_presets_are_the_published_numbers_and_leave_custom_alone() -> None:
