@@ -22,6 +22,7 @@ Trainable = Literal["layers", "attention", "mlp", "all"]
 Encoders = Literal["both", "clip_l", "clip_g"]
 FinalNorm = Literal["auto", "train", "freeze"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+PARTS: tuple[str, ...] = get_args(Encoders)[1:]  # SDXL's encoders one by one
 DTYPES: tuple[str, ...] = get_args(Dtype)
 CONVERSIONS = {
     "safetensors": "one file for any loader of CLIP-L",
