@@ -25,7 +25,9 @@ from .quirks import NONE, Quirks
 from .text_encoder import tokenize
 from .trajectories import TrajectoryBank
 
-Found = dict[str, Tensor]  # by adversary: "prompts" (N, k, D) of the first, "words" (G * W, 1, D) of the second
+# By adversary: "prompts" (N, k, D) of the first and "centre", where its first attack started, if it goes on from the
+# last one; "words" (G * W, 1, D) of the second.
+Found = dict[str, Tensor]
 
 
 class Adversaries:
@@ -86,8 +88,13 @@ class Adversaries:
             context = self.prompts.context(encoder, draw.prompt, embeddings)
             return attack_loss(denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
-        result = self._all(pgd(objective, share(start), config, self.prompts.sigma, on_step, self.quirks))
+        # An attack that goes on from the last one stays in the ball of the first: else radius would bound nothing.
+        centre = last.get("centre", start)
+        own = pgd(objective, share(start), config, self.prompts.sigma, on_step, self.quirks, share(centre))
+        result = self._all(own)
         found = {"prompts": result.embeddings}
+        if config.start == "latest":
+            found["centre"] = centre
         if config.words:
             found["words"] = self._learned(encoder, denoiser, last.get("words"), number, on_step)
         return found, result

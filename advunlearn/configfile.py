@@ -93,16 +93,16 @@ def resolved(
         args: what `parser` made of `argv`. Commands that have no `config` are left alone; those that have name their
             own parser as `parser`.
     """
+    if (named := getattr(args, "bundle", "")) and dest(ConceptConfig, "concept") in vars(args):
+        raise AdvUnlearnError(f"--concept and --bundle {named} both name what to erase; give one of them")
     if not hasattr(args, "config"):
         return args
     file = args.config
     if file is None and getattr(args, "resume", False):
         kept = pathlib.Path(args.out) / NAME
         file = kept if kept.is_file() else None
-    if args.bundle and dest(ConceptConfig, "concept") in vars(args):
-        raise AdvUnlearnError(f"--concept and --bundle {args.bundle} both name what to erase; give one of them")
-    named = {dest(ConceptConfig, name): value for name, value in bundle(args.bundle).items()}
-    args.parser.set_defaults(**{**(read(file) if file else {}), **of_preset(args.preset), **named})
+    concepts = {dest(ConceptConfig, name): value for name, value in bundle(args.bundle).items()}
+    args.parser.set_defaults(**{**(read(file) if file else {}), **of_preset(args.preset), **concepts})
     return parser.parse_args(argv)
 
 

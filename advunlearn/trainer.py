@@ -217,7 +217,7 @@ def train(
         checkpoints: where the run keeps its state.
         resume: go on from that state. On a CPU the weights end up the same, bit for bit, as without the interruption;
             on a GPU as far as its own arithmetic repeats itself.
-        quirks: what to do as the published code does; all of it in mode `official` unless given, else nothing.
+        quirks: what to do as the published code does, in place of what `config` says.
         processes: share the work among them; all call this with the same arguments, but for the callback.
 
     Raises AdvUnlearnError for settings that cannot work and TrainingDiverged for a loss that is not finite.
@@ -226,7 +226,7 @@ def train(
         raise AdvUnlearnError("resume needs checkpoints to go on from, and takes its banks from them")
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
-    quirks = quirks or quirks_of(config.mode)
+    quirks = quirks or quirks_of(config.mode, config.quirks)
     retained = list(retain_prompts) if config.retains else []
     kind = bank_kind(config.mode, quirks)
     size = len(banks.concept) if banks else bank.trajectories * kind.keeps

@@ -101,7 +101,7 @@ def retained(own: RunConfig, concept: ConceptConfig) -> list[str]:
         name = "miniature" if own.model == "miniature" else "coco"
     if not own.retain and name != "miniature":
         return retain.chosen(concept.names, name, also)
-    return retain.without(retain.read(own.retain) if own.retain else retain_prompts(concept), "", also or ())
+    return retain.without(retain.read(own.retain) if own.retain else retain_prompts(concept), also or ())
 
 
 def estimate_command(args: Namespace) -> None:
@@ -126,6 +126,8 @@ def demo(args: Namespace) -> None:
     if own.model != "miniature":
         raise AdvUnlearnError("demo runs on the miniature; use train and evaluate for other models")
     config = settings(EvaluateConfig, args, **DEMO_BUDGET)
+    changes = DEMO_TRAIN | {"seed": args.seed}
+    recipes = {k: replace(RECIPES[k], train=replace(RECIPES[k].train, **changes)) for k in BASELINES}
     model, judge, folder = load_model(own), load_judge(args), out_folder(args)
     bars: dict[str, Bar] = {}
 
@@ -138,7 +140,6 @@ def demo(args: Namespace) -> None:
         bars[name], follow = measuring(name)
         return follow
 
-    recipes = {k: replace(RECIPES[k], train=replace(RECIPES[k].train, **DEMO_TRAIN)) for k in BASELINES}
     done = study(
         model, judge, concept, recipes, BankConfig(**DEMO_BANK), config,
         seed=args.seed, command=command_line(), on_train=on_train, on_measure=on_measure,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
+from typing import Any
+
+from torch import Tensor
 
 from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
+from ..wording import meaning
+from .metrics import count as counted
 
 PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
 
@@ -33,6 +38,13 @@ class Cases:
     keywords: list[str]
     retained: list[Labelled]  # everything else, the neighbours included
     neighbours: list[Labelled]  # the concept's own family; for a style, the other styles
+    concepts: tuple[str, ...] = ("",)  # the plain prompts ask for them in turn
+    kind: str = "object"  # what a neighbour is judged by: its object or its style
+
+    def by_concept(self, found: Tensor) -> dict[str, Any]:
+        """Return the parts of what was found in the plain prompts (N,) that are of each concept, where several are."""
+        size = len(self.concepts)
+        return {"by": {name: counted(found[i::size]) for i, name in enumerate(self.concepts)}} if size > 1 else {}
 
 
 def _fill(prompts: Sequence[str], count: int) -> list[str]:
@@ -72,7 +84,7 @@ def style_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases:
         for i, o in enumerate(objects)
         for r in range(repeats)
     ]
-    return Cases(_fill(plain, count), [], _fill(keywords, count), retained, retained)
+    return Cases(_fill(plain, count), [], _fill(keywords, count), retained, retained, kind="style")
 
 
 def plain_prompts(concept: ConceptConfig) -> list[str]:
@@ -116,29 +128,51 @@ def make_cases(
 
     Raises AdvUnlearnError when the judge does not know the concept or a label, or for more prompts than cases.
     """
-    judge.concept_label(concept)
+    labels = [judge.concept_label(one) for one in concept.each]
+    if len(labels) > count:
+        raise AdvUnlearnError(f"there are {len(labels)} concepts and {count} cases; raise cases to {len(labels)}")
     if len(prompts) > count:
         raise AdvUnlearnError(f"there are {len(prompts)} prompts and {count} cases; raise cases to {len(prompts)}")
-    if isinstance(judge, ConvJudge):
-        make = object_cases if concept.kind == "object" else style_cases
-        cases = make(concept.concept, judge, count, repeats)
-    else:
-        cases = Cases(_fill(plain_prompts(concept), count), [], [], [], [])
+    each = [_cases_of(one, label, judge, count, repeats) for one, label in zip(concept.each, labels, strict=True)]
+    cases = each[0] if len(each) == 1 else together(each, concept.names, labels)
     if prompts:
-        cases = replace(cases, plain=_fill(prompts, count), foreign=[], keywords=[])
+        cases = replace(cases, plain=_fill(prompts, count), foreign=[], keywords=[], concepts=("",))
     if retained:
         rows = [row for row in labelled(retained, judge) for _ in range(repeats)]
         cases = replace(cases, retained=rows, neighbours=[])
     return cases
 
 
+def _cases_of(concept: ConceptConfig, label: str, judge: Judge, count: int, repeats: int) -> Cases:
+    """Return the cases of one concept, which has this label."""
+    if not isinstance(judge, ConvJudge):
+        return Cases(_fill(plain_prompts(concept), count), [], [], [], [])
+    make = object_cases if label in judge.objects else style_cases
+    return make(label, judge, count, repeats)
+
+
+def together(each: Sequence[Cases], names: Sequence[str], labels: Sequence[str]) -> Cases:
+    """Return as many cases of several concepts in turn, and what is retained: nothing that is one of them."""
+
+    def in_turn(rows: Sequence[list[str]]) -> list[str]:
+        some = [row for row in rows if row]
+        return list(islice(chain.from_iterable(zip(*some, strict=False)), min(map(len, some), default=0)))
+
+    retained = [row for row in each[0].retained if {row.object, row.style}.isdisjoint(labels)]
+    near = {row.object for cases in each for row in cases.neighbours}
+    return Cases(
+        in_turn([c.plain for c in each]), in_turn([c.foreign for c in each]), in_turn([c.keywords for c in each]),
+        retained, [row for row in retained if row.object in near], tuple(names), each[0].kind,
+    )  # fmt: skip
+
+
 def retain_prompts(concept: ConceptConfig) -> list[str]:
     """Return the miniature's retained prompts for training: every other thing, by several of its own routes."""
-    objects, styles = captions.objects(), captions.styles()
+    objects, styles, named = captions.objects(), captions.styles(), [meaning(name) for name in concept.names]
     if concept.kind == "style":
         rows = [captions.caption(o) for o in objects]
-        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in concept.names]
-    others = [name for name in objects if name not in concept.names]
+        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in named]
+    others = [name for name in objects if name not in named]
     kinds: list[list[tuple[str, str]]] = [
         [(name, style) for name, style in zip(others, cycle(("", *styles)), strict=False)],
         [(captions.keyword_route(name), "") for name in others],
@@ -150,5 +184,5 @@ def retain_prompts(concept: ConceptConfig) -> list[str]:
     # Kind by kind, so that any stretch of the list covers every object and a small bank does too.
     pairs = [pair for kind in kinds for pair in kind]
     rows = [captions.caption(s, PLAIN[i % len(PLAIN)], style) for i, (s, style) in enumerate(pairs)]
-    erased = {word for name in concept.names if name in objects for word in (name, *captions.foreign_routes(name))}
+    erased = {word for name in named if name in objects for word in (name, *captions.foreign_routes(name))}
     return [row for row in rows if not erased & set(row.replace(",", "").split())]

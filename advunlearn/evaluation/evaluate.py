@@ -66,7 +66,7 @@ class Evaluator:
         known = names.of_miniature if isinstance(judge, ConvJudge) else names.shipped
         self.routes, self.given = list(routes) or known(concept), dict(given or {})
         self.cases: Cases = make_cases(concept, judge, config.cases, config.repeats, prompts, retained)
-        self.label = judge.concept_label(concept)
+        self.labels = [judge.concept_label(one) for one in concept.each]
         generator = torch.Generator().manual_seed(config.seed)
         shape = model.denoiser.latent_shape
         self.noise = torch.randn(config.cases, *shape, generator=generator).to(model.denoiser.device)
@@ -92,11 +92,11 @@ class Evaluator:
 
     def look(self, images: Tensor) -> Seen:
         """Judge pictures (N, 3, H, W)."""
-        return self.judge.look(images, self.label)
+        return self.judge.look(images, self.labels[0])
 
     def hits(self, images: Tensor) -> Tensor:
-        """Return which pictures show the concept (N,)."""
-        return self.look(images).shows(self.label)
+        """Return which pictures show the concept, or any of several (N,)."""
+        return torch.stack([self.judge.look(images, label).shows(label) for label in self.labels]).any(0)
 
     def pictures(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
         """Draw a conditioning (N, L, D): pictures (N, 3, H, W) in [0, 1], on the CPU as the judge is."""
@@ -118,7 +118,8 @@ class Evaluator:
     def plain(self, subject: Subject, out: Measurement) -> Tensor:
         """Measure the plain prompts and the concept's other routes; return the plain pictures."""
         images = self.drawn(subject, self.cases.plain, self.noise)
-        out.asr["clean"] = count(self.hits(images))
+        found = self.hits(images)
+        out.asr["clean"] = count(found) | self.cases.by_concept(found)
         by = {"foreign": self.cases.foreign, "keywords": self.cases.keywords}
         routes = self.cases.foreign + self.cases.keywords
         if routes:
@@ -199,7 +200,8 @@ class Evaluator:
     def note(self, name: str, run: Attacked, out: Measurement) -> None:
         """Write down what an attack did. The routes' own key in `asr` is of one route a case, without an attack."""
         if name != "routes":
-            out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())}
+            by = self.cases.by_concept(run.found)
+            out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())} | by
         out.asr_by_budget[name], out.pictures[name] = run.curve, run.best[: self.shown].clone()
         out.cases[name], out.seconds[name] = run.cases(self.cases.plain, self.config.seed), run.seconds()
         texts = [text | {"case": case} for case, text in run.won.items() if "prompt" in text]
@@ -214,7 +216,7 @@ class Evaluator:
         prompts = [r.prompt for r in rows]
         images = self.drawn(subject, prompts, self.retained_noise)
         seen = self.look(images)
-        out.utility |= accuracies(self.cases, seen, self.concept.kind)
+        out.utility |= accuracies(self.cases, seen)
         if self.quality is not None:
             out.utility |= self.quality.measure(prompts, images, self.reference())
         if seen.features is not None and len(rows) > 1:  # one picture has no covariance

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
 
 def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Image.Image:
     """Lay pictures (N, 3, H, W) in [0, 1] out in rows on white."""
@@ -39,6 +41,12 @@ def overview(rows: Mapping[str, Tensor], scale: int = 2, margin: int = 190) -> I
 
 def png(image: Image.Image, scale: int = 1) -> bytes:
     """Return a picture as PNG bytes, enlarged by whole pixels."""
+    return encoded(image, ".png", scale)
+
+
+def encoded(image: Image.Image, ending: str, scale: int = 1) -> bytes:
+    """Return a picture as the bytes of a file with one of `ENDINGS`, enlarged by whole pixels."""
     buffer = io.BytesIO()
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    large.save(buffer, ENDINGS[ending], quality=95)  # which PNG has not, and passes over
     return buffer.getvalue()
