@@ -26,20 +26,21 @@ await page.waitForTimeout(3000);
 await page.keyboard.press("Escape"); // the template browser of a first visit
 fs.mkdirSync(path.join(to, "nodes"), { recursive: true });
 
-// Take a picture of some nodes at their full size, side by side as they stand; a page drawn small has no texts.
+// Take a picture of some nodes at their full size, side by side as they stand; a page drawn small has no texts. The room
+// around them is for what the page lays over its graph: a bar above while it runs, a panel at the right.
 async function picture(ids, file) {
-  await page.setViewportSize({ width: 1600, height: 2400 });
+  await page.setViewportSize({ width: 2200, height: 2400 });
   const clip = await page.evaluate((ids) => {
     const { canvas, graph } = window.app;
     const bounds = ids.map((id) => graph.getNodeById(id).boundingRect);
     const [x, y] = [0, 1].map((k) => Math.min(...bounds.map((b) => b[k])));
     const [width, height] = [0, 1].map((k) => Math.max(...bounds.map((b) => b[k] + b[k + 2])) - [x, y][k]);
     const room = canvas.canvas.getBoundingClientRect();
-    const scale = Math.min(1, (room.height - 200) / height, (room.width - 400) / width);
+    const scale = Math.min(1, (room.height - 300) / height, (room.width - 900) / width);
     canvas.ds.scale = scale;
-    canvas.ds.offset = [300 / scale - x, 100 / scale - y];
+    canvas.ds.offset = [300 / scale - x, 200 / scale - y];
     canvas.setDirty(true, true);
-    return { x: room.left + 290, y: room.top + 90, width: width * scale + 20, height: height * scale + 20 };
+    return { x: room.left + 290, y: room.top + 190, width: width * scale + 20, height: height * scale + 20 };
   }, ids);
   await page.waitForTimeout(1000);
   fs.mkdirSync(path.dirname(file), { recursive: true });
