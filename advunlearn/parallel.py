@@ -119,10 +119,12 @@ class Group(Processes):
         return mean * ((rows.stop - rows.start) / n)
 
     def add(self, tensors: Iterable[Tensor | None]) -> None:
-        """See `Processes.add`."""
-        for tensor in tensors:
-            if tensor is not None:
-                dist.all_reduce(tensor)
+        """See `Processes.add`; all of them are one message, since gradients are hundreds of tensors."""
+        present = [tensor for tensor in tensors if tensor is not None]
+        message = torch.cat([tensor.flatten() for tensor in present])
+        dist.all_reduce(message)
+        for tensor, total in zip(present, message.split([t.numel() for t in present]), strict=True):
+            tensor.copy_(total.view_as(tensor))
 
     def totals(self, values: Iterable[float]) -> list[float]:
         """See `Processes.totals`."""

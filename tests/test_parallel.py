@@ -50,7 +50,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         port = free.getsockname()[1]
     pair = [launched(rank, port, ["tests/parallel_worker.py", str(folder)]) for rank in range(2)]
     try:
-        printed = [process.communicate(timeout=300) for process in pair]
+        printed = [process.communicate(timeout=600) for process in pair]
     finally:
         for process in pair:
             process.kill()
