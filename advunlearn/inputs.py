@@ -93,10 +93,12 @@ def recipe_of(path: str) -> dict[str, Any]:
 
     Of SDXL's two encoders in a folder one speaks for both.
     """
-    place = pathlib.Path(path)
-    files = [place] if place.is_file() else sorted(f for f in place.rglob("*.safetensors") if not f.is_symlink())
-    with opened(files[0] if files else place) as weights:
-        found = parsed(weights.metadata).get("recipe")
+    place, found = pathlib.Path(path), None
+    inside = (sorted(place.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors"))
+    files = [place] if place.is_file() else [file for some in inside for file in some]
+    if files and files[0].suffix == ".safetensors":  # pickles say nothing of themselves
+        with opened(files[0]) as weights:
+            found = parsed(weights.metadata).get("recipe")
     return {"seconds": None, "config": found if isinstance(found, dict) else {}}
 
 

@@ -107,13 +107,6 @@ def test_a_device_that_is_full_is_one_line(capsys: pytest.CaptureFixture[str], m
     assert "advunlearn estimate" in error and "--checkpointing" in error
 
 
-@pytest.mark.parametrize(("name", "kind"), [("x.png", "PNG"), ("x.JPG", "JPEG"), ("x.webp", "WEBP")])
-def test_pictures_are_what_their_name_says(name: str, kind: str, tmp_path: pathlib.Path) -> None:
-    flags = ["--count", "1", "--sampling-steps", "1", "--out", str(tmp_path / name)]
-    assert main(["sample", "a dog", *flags]) == 0
-    assert Image.open(tmp_path / name).format == kind
-
-
 @pytest.mark.parametrize("argv", [["train", "--mode", "magic"], ["train", "--lr", "fast"], ["fly"], []])
 def test_bad_flags_are_one_line_and_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 
 from advunlearn import miniature
+from advunlearn.cli import main
 from advunlearn.config import BankConfig, ConceptConfig
 from advunlearn.denoisers.base import add_noise
 from advunlearn.denoisers.diffusers_unet import DiffusersDenoiser
@@ -111,3 +115,10 @@ def test_small_bank_covers_every_object_and_prompts_take_turns(model: TextToImag
     bank.draw(1)
     bank.refresh()
     assert bank.prompt.tolist() == [1] and bank.sampled == 2
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x.png", "PNG"), ("x.JPG", "JPEG"), ("x.webp", "WEBP")])
+def test_pictures_are_what_their_name_says(name: str, kind: str, tmp_path: pathlib.Path) -> None:
+    flags = ["--count", "1", "--sampling-steps", "1", "--out", str(tmp_path / name)]
+    assert main(["sample", "a dog", *flags]) == 0
+    assert Image.open(tmp_path / name).format == kind
