@@ -120,8 +120,7 @@ class Trainer:
         With `checkpoints`, the state is kept now and then, at the end, and when anything interrupts the run.
         Raises TrainingDiverged, with the last good state as its `result`, when a loss is not finite.
         """
-        report, state = callback or (lambda progress: None), self.state
-        config = self.config
+        report, state, config = callback or (lambda progress: None), self.state, self.config
         state.keep_good()
         with self.processes.interrupts(), self._training(), state.kept(checkpoints):
             while len(state.history) < config.iterations:
