@@ -117,6 +117,8 @@ def other(config: type, field: dataclasses.Field[Any]) -> Any:
     kind = get_type_hints(config)[field.name]
     if field.name == "position":
         return "add"  # the only one in the conditioning's space
+    if field.name == "quirks":
+        return "words_for_tokens"
     if options := choices(config, field.name):
         return options[1]
     if kind is str:
