@@ -24,7 +24,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import Kept
+from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     recipe = RECIPES["advunlearn"]
     for name in args.concepts:
         concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-        evaluator = Evaluator(model, judge, concept, EvaluateConfig(**kept.settings["evaluate"]))
+        config = EvaluateConfig(**kept.settings["evaluate"])
+        evaluator = Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY)
         for seed in args.seeds:
             for study in args.study:
                 for value, change in STUDIES[study].items():

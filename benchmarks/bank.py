@@ -23,7 +23,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import Kept
+from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
@@ -60,7 +60,8 @@ def main() -> None:
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
     prompts = retain_prompts(concept)
-    evaluator = Evaluator(model, judge, concept, EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps))
+    config = EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps)
+    evaluator = Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY)
     kept = Kept("bank.json", settings_of(args))
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):

@@ -20,6 +20,8 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from kept import WHOLE_VOCABULARY
+
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.judges.convnet import ConvJudge
@@ -50,7 +52,8 @@ def run(concepts: list[str], seeds: list[int], config: EvaluateConfig) -> None:
             chosen = {k: r for k, r in RECIPES.items() if seed == 0 or k not in ONE_SEED}
             done = study(
                 model, judge, concept, chosen, BankConfig(), config,
-                seed=seed, original=seed == 0, command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
+                seed=seed, original=seed == 0, given=WHOLE_VOCABULARY,
+                command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
             )  # fmt: skip
             report = done.report | {"losses": {k: _every(rows, 10) for k, rows in done.losses.items()}}
             path.write_text(json.dumps(report, indent=1) + "\n")
