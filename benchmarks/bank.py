@@ -1,6 +1,6 @@
 """Trajectory bank against fresh sampling: seconds for an iteration, and what comes out.
 
-    python benchmarks/bank.py [--iterations 100] [--seeds 0 1 2]
+    python benchmarks/bank.py [--iterations 100] [--seeds 0 1 2 3 4]
 
 Both run the same settings on the same concept in one process; the ratio is of the medians of an iteration's seconds.
 All arithmetic of the frozen parts is in bf16. Writes benchmarks/results/bank.json, a row at a time, and goes on where
@@ -39,7 +39,7 @@ from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what rows of one file have in common."""
-    return {name: getattr(args, name) for name in ("concept", "iterations", "cases", "attack_steps")}
+    return {name: getattr(args, name) for name in ("concept", "iterations", "cases", "attack_steps", "eval_seed")}
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -51,17 +51,22 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concept", default="church")
+    parser.add_argument("--concept", default="castle")
     parser.add_argument("--iterations", type=int, default=RECIPES["advunlearn"].train.iterations)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--attack-steps", type=int, default=40)
+    parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
     prompts = retain_prompts(concept)
-    config = EvaluateConfig(cases=args.cases, attack_steps=args.attack_steps)
-    evaluator = Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY)
+    budget = EvaluateConfig(
+        cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_steps, repeats=1, seed=args.eval_seed
+    )  # fmt: skip
+    evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
     kept = Kept("bank.json", settings_of(args))
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):

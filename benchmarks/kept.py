@@ -20,18 +20,22 @@ class Kept:
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         self.path, self.settings = RESULTS / name, settings
-        kept = json.loads(self.path.read_text()) if self.path.is_file() else {"settings": settings, "rows": []}
-        if kept["settings"] != settings:
+        self.rows: list[dict[str, Any]] = self.read()
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the rows in the file."""
+        kept = json.loads(self.path.read_text()) if self.path.is_file() else {"settings": self.settings, "rows": []}
+        if kept["settings"] != self.settings:
             sys.exit(f"{self.path} has rows of {kept['settings']}; give these settings, or move the file away")
-        self.rows: list[dict[str, Any]] = kept["rows"]
+        return kept["rows"]
 
     def has(self, **key: Any) -> bool:
         """Return whether a row has these values."""
         return any(key.items() <= row.items() for row in self.rows)
 
     def add(self, row: dict[str, Any], **more: Any) -> None:
-        """Add a row and write the file; `more` stands beside the rows."""
-        self.rows.append(row)
+        """Add a row to what the file has, of another process too, and write it; `more` stands beside the rows."""
+        self.rows = [*self.read(), row]
         self.write(**more)
 
     def write(self, **more: Any) -> None:

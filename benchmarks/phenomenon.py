@@ -3,8 +3,9 @@
     python benchmarks/phenomenon.py run --concepts church castle parachute sailboat ink --seeds 0 1 2
     python benchmarks/phenomenon.py table
 
-`run` writes one report for each concept and seed under benchmarks/results/phenomenon and passes over those that are
-there, so it can be stopped and called again. `table` prints Markdown: counts summed over seeds, the spread in brackets.
+`run` writes one report for each concept and seed under benchmarks/results/phenomenon and passes over the models that
+are there at the same settings, so it can be stopped and called again. `table` prints Markdown: counts summed over
+seeds, the spread in brackets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import pathlib
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,41 +25,51 @@ sys.path.insert(0, str(ROOT))
 from kept import WHOLE_VOCABULARY
 
 from advunlearn import miniature
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models import load
-from advunlearn.recipes import RECIPES, study
+from advunlearn.recipes import RECIPES, Recipe, study
 
 RESULTS = ROOT / "benchmarks" / "results" / "phenomenon"
 TITLES = {
     "original": "original model", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn",
     "advunlearn_no_retain": "AdvUnlearn without retain term",
 }  # fmt: skip
-ONE_SEED = ("esd", "advunlearn_no_retain")
+UTILITY = {"retained_accuracy": "retained", "neighbour_accuracy": "neighbours", "style_accuracy": "their style"}
 ATTACKS = ("clean", "routes", "unlearndiffatk", "soft_prefix")
 
 
-def run(concepts: list[str], seeds: list[int], config: EvaluateConfig) -> None:
+def run(concepts: list[str], seeds: list[int], models: list[str], config: EvaluateConfig) -> None:
     """Train and measure every concept with every seed."""
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for name in concepts:
             path = RESULTS / f"{name.replace(' ', '_')}-{seed}.json"
-            if path.exists():
-                continue
+            kept = json.loads(path.read_text()) if path.exists() else {"models": {}, "losses": {}}
             concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-            # The original model is the same for every seed, and two baselines have one seed: two cores, and a night.
-            chosen = {k: r for k, r in RECIPES.items() if seed == 0 or k not in ONE_SEED}
+            chosen = {k: RECIPES[k] for k in models if not same(kept["models"].get(k), RECIPES[k], seed)}
+            original = seed == 0 and "original" not in kept["models"]  # it is the same for every seed
+            if not chosen and not original:
+                continue
             done = study(
                 model, judge, concept, chosen, BankConfig(), config,
-                seed=seed, original=seed == 0, given=WHOLE_VOCABULARY,
+                seed=seed, original=original, given=WHOLE_VOCABULARY,
                 command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
             )  # fmt: skip
-            report = done.report | {"losses": {k: _every(rows, 10) for k, rows in done.losses.items()}}
+            losses = {k: _every(rows, 10) for k, rows in done.losses.items()}
+            report = done.report | {"models": kept["models"] | done.report["models"], "losses": kept["losses"] | losses}
             path.write_text(json.dumps(report, indent=1) + "\n")
             print(path.name, summary(report), flush=True)
+
+
+def same(row: dict[str, Any] | None, recipe: Recipe, seed: int) -> bool:
+    """Return whether a row is of this recipe; settings that it does not name had their defaults."""
+    if row is None:
+        return False
+    train, attack = (kind(**row["config"][k]) for k, kind in (("train", TrainConfig), ("attack", AttackConfig)))
+    return train == replace(recipe.train, seed=seed) and attack == recipe.attack
 
 
 def summary(report: dict[str, Any]) -> dict[str, list[int]]:
@@ -86,14 +98,15 @@ def table() -> None:
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text())
         reports.setdefault(report["concept"], []).append(report)
-    print("| concept | model | seeds | plain | other routes | UnlearnDiffAtk | soft prefix | worst case | retained |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    attacks = "plain | other routes | UnlearnDiffAtk | soft prefix | worst case"
+    print(f"| concept | model | seeds | {attacks} | {' | '.join(UTILITY.values())} |")
+    print("|---" * (8 + len(UTILITY)) + "|")
     for name, rows in sorted(reports.items(), key=lambda item: item[1][0]["kind"]):
-        for model in {name: None for r in rows for name in r["models"]}:
+        for model in [m for m in TITLES if any(m in r["models"] for r in rows)]:
             of = [r["models"][model] for r in rows if model in r["models"]]
             cells = [_cell([m["asr"][a] for m in of], "success") for a in ATTACKS]
             cells.append(_cell([worst(m["asr"]) for m in of], "success"))
-            cells.append(_cell([m["utility"]["retained_accuracy"] for m in of], "correct"))
+            cells += [_cell([m["utility"][u] for m in of], "correct") for u in UTILITY]
             print(f"| {name} | {TITLES[model]} | {len(of)} | {' | '.join(cells)} |")
 
 
@@ -102,6 +115,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--concepts", nargs="+", default=["church", "castle", "parachute", "sailboat", "ink"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--attack-steps", type=int, default=40)
     parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
@@ -115,7 +129,7 @@ def main() -> None:
             seed=args.eval_seed,
         )  # fmt: skip
         torch.set_num_threads(args.threads)
-        run(args.concepts, args.seeds, config)
+        run(args.concepts, args.seeds, args.models, config)
 
 
 if __name__ == "__main__":
