@@ -69,6 +69,15 @@ class ZeroShotConfig(Validated):
         return tuple(dict.fromkeys(name for name in names if name))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CombinedConfig(Validated):
+    """Several judges as one."""
+
+    shown_by: Literal["any", "all"] = setting(
+        "any", "of judges A+B: a picture shows what any of them sees, or what all of them see"
+    )
+
+
 # A demo has five minutes on two cores: shorter runs, fewer cases, a smaller bank.
 DEMO_TRAIN: dict[str, Any] = {"iterations": 120}
 DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}

@@ -36,18 +36,34 @@ def test_bookkeeping_by_hand() -> None:
     """Three cases, the first won without attack, two restarts of the others."""
     run = Attacked(torch.tensor([True, False, False]), torch.zeros(3, 1, 1, 1), 2)
     assert run.rows.tolist() == [1, 1, 2, 2]
-    images = torch.arange(1.0, 5.0).view(4, 1, 1, 1)
-    assert run.saw(5, images, torch.tensor([True, False, False, False]), torch.arange(4)) == [0]
-    run.note(0, 5, {"prompt": "found"}, torch.zeros(2, 3))
+    images, words = torch.arange(1.0, 5.0).view(4, 1, 1, 1), torch.arange(4.0).view(4, 1, 1)
+    notes = [{"prompt": name, "exact": name == "one"} for name in ("one", "two", "three", "four")]
+    run.saw(5, images, torch.tensor([True, False, False, False]), torch.arange(4), notes, words)
     assert run.best.flatten().tolist() == [0, 1, 4] and run.open_rows().tolist() == [2, 3]
-    assert run.saw(6, images[:2], torch.tensor([False, True]), run.open_rows()) == [3]
+    run.saw(6, images[:2], torch.tensor([False, True]), run.open_rows(), notes[:2], words[:2])
     assert run.curve == [[0, 1], [5, 2], [6, 3]] and run.best.flatten().tolist() == [0, 1, 2]
+    assert {case: float(word) for case, word in run.embeddings.items()} == {1: 0.0, 2: 1.0}
     counts = run.counts()
     assert [counts[k]["success"] for k in ("without_attack", "by_attack", "sum")] == [1, 2, 3]
+    assert counts["exact"] == 1  # only one of the prompts found can be typed
     assert counts["without_attack"]["interval"] == pytest.approx([0.0615, 0.7923], abs=1e-4)
-    rows = run.cases(["a", "b", "c"], 9)
-    assert rows[1] == {"case": 1, "seed": 9, "prompt": "found", "success": True, "without_attack": False, "step": 5}
-    assert rows[0]["without_attack"] and rows[2]["prompt"] == "c"
+    rows = run.cases([{"case": case, "prompt": "plain"} for case in range(3)])
+    assert rows[1] == {
+        "case": 1, "prompt": "one", "exact": True, "success": True, "without_attack": False, "step": 5
+    }  # fmt: skip
+    assert rows[0] == {"case": 0, "prompt": "plain", "success": True, "without_attack": True}
+
+
+def test_a_case_that_does_not_come_back_says_what_its_last_picture_was_drawn_of() -> None:
+    run = Attacked(torch.tensor([False]), torch.zeros(1, 1, 1, 1), 1)
+    for step in (1, 2):
+        at = run.open_rows()
+        run.saw(
+            step, torch.full((1, 1, 1, 1), step), torch.tensor([False]), at, [{"prompt": f"p{step}"}], at[None, None]
+        )
+    (row,) = run.cases([{"case": 0, "prompt": "plain"}])
+    assert row["prompt"] == "p2" and row["step"] == 2 and not row["success"] and float(run.best) == 2
+    assert not run.won() and not run.embeddings
 
 
 def test_the_evaluator_runs_any_attack_and_says_what_it_cost(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ..files import write_atomic
 
 
 def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Image.Image:
@@ -35,6 +38,21 @@ def overview(rows: Mapping[str, Tensor], scale: int = 2, margin: int = 190) -> I
         sheet.paste(strip, (margin, y))
         y += strip.height + gap
     return sheet
+
+
+def keeper(folder: pathlib.Path, model: str) -> Callable[[str, Tensor], list[str]]:
+    """Return what writes the pictures (N, 3, H, W) of a model's cases to folder/cases/model/WHAT/NUMBER.png.
+
+    It returns their names in the folder.
+    """
+
+    def keep(what: str, images: Tensor) -> list[str]:
+        names = [f"cases/{model}/{what}/{case:04d}.png" for case in range(len(images))]
+        for name, image in zip(names, images, strict=True):
+            write_atomic(folder / name, png(grid(image[None])))
+        return names
+
+    return keep
 
 
 def png(image: Image.Image, scale: int = 1) -> bytes:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..text_encoder import frozen
-from .base import Seen, match
+from .base import Seen, match, weights_hash
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ConvJudge(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""
-        return {}
+        return {"judge": "miniature", "weights": weights_hash(self)}
 
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Write `config.json` and fp16 `model.safetensors` into `folder`."""
