@@ -58,9 +58,8 @@ def test_a_case_that_does_not_come_back_says_what_its_last_picture_was_drawn_of(
     run = Attacked(torch.tensor([False]), torch.zeros(1, 1, 1, 1), 1)
     for step in (1, 2):
         at = run.open_rows()
-        run.saw(
-            step, torch.full((1, 1, 1, 1), step), torch.tensor([False]), at, [{"prompt": f"p{step}"}], at[None, None]
-        )
+        picture, miss = torch.full((1, 1, 1, 1), step), torch.tensor([False])
+        run.saw(step, picture, miss, at, [{"prompt": f"p{step}"}], at[None, None])
     (row,) = run.cases([{"case": 0, "prompt": "plain"}])
     assert row["prompt"] == "p2" and row["step"] == 2 and not row["success"] and float(run.best) == 2
     assert not run.won() and not run.embeddings
