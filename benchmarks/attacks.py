@@ -151,7 +151,7 @@ def at_cost(row: dict[str, Any], forwards: int, look: int) -> str:
         if spent > forwards:
             return str(found)
         found = after
-    return f"{'' if found == total else '>='}{found}"
+    return f"{'' if found == total or spent == forwards else '>='}{found}"
 
 
 def table(kept: Kept) -> str:
