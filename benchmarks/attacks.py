@@ -68,7 +68,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     tries = math.ceil((COSTLIEST * args.attack_steps + look * looks) / look)
     given = {
         "ring_a_bell": {"population": args.population, "positions": args.positions},
-        "mma": {"candidates": args.candidates}, "cce": {"batch": args.batch},
+        "mma": {"candidates": args.candidates}, "cce": {"batch": args.batch, "lr": args.cce_lr},
     } | {name: {"steps": tries} for name in BASELINES}  # fmt: skip
     training = {name: getattr(args, name) for name in ("iterations", "trajectories", "train_seed")}
     return {"evaluate": evaluate.to_dict(), "given": given, "training": training}
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=8, help="that Ring-A-Bell compares")
     parser.add_argument("--candidates", type=int, default=16, help="of MMA")
     parser.add_argument("--batch", type=int, default=16, help="of concept inversion")
+    parser.add_argument("--cce-lr", type=float, default=0.01, help="the published one, for 5000 steps, is too large here")
     parser.add_argument("--iterations", type=int, default=RECIPE.train.iterations, help="of training")
     parser.add_argument("--trajectories", type=int, default=BankConfig().trajectories, help="of the training bank")
     parser.add_argument("--train-seed", type=int, default=0)

@@ -24,7 +24,7 @@ STRONG: dict[str, dict[str, Any]] = {
     "unlearndiffatk": {"steps": 20, "lr": 0.5},
     "p4d_n": {"steps": 15, "tokens": 6, "lr": 0.3},
     "p4d_k": {"steps": 15, "every": 1, "lr": 0.3},
-    "cce": {"steps": 20, "batch": 6, "lr": 0.1},
+    "cce": {"steps": 30, "batch": 6, "lr": 0.01},
     "routes": {},
 }
 
