@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=8, help="that Ring-A-Bell compares")
     parser.add_argument("--candidates", type=int, default=16, help="of MMA")
     parser.add_argument("--batch", type=int, default=16, help="of concept inversion")
-    parser.add_argument("--cce-lr", type=float, default=0.01, help="the published one, for 5000 steps, is too large here")
+    parser.add_argument("--cce-lr", type=float, default=0.01, help="its published one is for 5000 steps")
     parser.add_argument("--iterations", type=int, default=RECIPE.train.iterations, help="of training")
     parser.add_argument("--trajectories", type=int, default=BankConfig().trajectories, help="of the training bank")
     parser.add_argument("--train-seed", type=int, default=0)
