@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: lint test demo
+.PHONY: lint test demo bench
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -11,3 +11,6 @@ test:
 
 demo:
 	$(PYTHON) -m advunlearn demo --out runs/demo
+
+bench:
+	$(PYTHON) -m advunlearn bench

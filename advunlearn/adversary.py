@@ -20,11 +20,14 @@ from .config import AttackConfig, ConceptConfig
 from .denoisers import Denoiser
 from .losses import attack_loss
 from .models import TextToImage
+from .parallel import ALONE, Processes
 from .quirks import NONE, Quirks
 from .text_encoder import tokenize
 from .trajectories import TrajectoryBank
 
-Found = dict[str, Tensor]  # by adversary: "prompts" (N, k, D) of the first, "words" (G * W, 1, D) of the second
+# By adversary: "prompts" (N, k, D) of the first and "centre", where its first attack started, if it goes on from the
+# last one; "words" (G * W, 1, D) of the second.
+Found = dict[str, Tensor]
 
 
 class Adversaries:
@@ -38,6 +41,7 @@ class Adversaries:
         bank: where the samples to attack on come from.
         generator: source of every random draw.
         quirks: what the first does as the published code does.
+        processes: share the first's restarts among them; the second works alone.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class Adversaries:
         bank: TrajectoryBank,
         generator: torch.Generator,
         quirks: Quirks = NONE,
+        processes: Processes = ALONE,
     ) -> None:
         self.config, self.bank, self.generator, self.quirks = config, bank, generator, quirks
+        self.processes = processes
         self.prompts = AttackedPrompts(model.text_encoder, model.tokenizer, concept.prompts, ids, config)
         self.groups = len(concept.groups)
         self.group = torch.arange(len(ids), device=ids.device) // (len(ids) // self.groups)  # (P,) all are as large
@@ -70,22 +76,34 @@ class Adversaries:
             number: how many attacks there were before.
             on_step: called after each step with its number and the mean loss; may raise.
         """
-        config, last = self.config, last or {}
+        config, last, share = self.config, last or {}, self.processes.share
         kept = self.bank.draw(config.restarts)
         start = last.get("prompts")
         if start is None or config.start != "latest":
             start = self.prompts.start(kept.prompt, self.generator)
+        kept = share(kept)
 
         def objective(embeddings: Tensor) -> Tensor:
-            draw = kept if config.redraw == "iteration" else self.bank.draw(config.restarts)
+            draw = kept if config.redraw == "iteration" else share(self.bank.draw(config.restarts))
             context = self.prompts.context(encoder, draw.prompt, embeddings)
             return attack_loss(denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
-        result = pgd(objective, start, config, self.prompts.sigma, on_step, self.quirks)
+        # An attack that goes on from the last one stays in the ball of the first: else radius would bound nothing.
+        centre = last.get("centre", start)
+        own = pgd(objective, share(start), config, self.prompts.sigma, on_step, self.quirks, share(centre))
+        result = self._all(own)
         found = {"prompts": result.embeddings}
+        if config.start == "latest":
+            found["centre"] = centre
         if config.words:
             found["words"] = self._learned(encoder, denoiser, last.get("words"), number, on_step)
         return found, result
+
+    def _all(self, result: AttackResult) -> AttackResult:
+        """Return what all processes found, of what this one found for its share of the restarts."""
+        losses = [self.processes.part(loss, self.config.restarts) for loss in result.losses]
+        whole = self.processes.whole(result.embeddings, self.config.restarts)
+        return AttackResult(whole, self.processes.totals(losses))
 
     def _learned(
         self, encoder: torch.nn.Module, denoiser: Denoiser, words: Tensor | None, number: int,
@@ -120,7 +138,9 @@ class Adversaries:
         """Return the places in (G * W, 1, D) of words by their numbers (B,), each of its prompt's concept."""
         return self.group[prompts] * self.config.words + words.to(prompts.device)
 
-    def contexts(self, encoder: torch.nn.Module, numbers: Tensor, found: Found, turn: int) -> list[Tensor]:
+    def contexts(
+        self, encoder: torch.nn.Module, numbers: Tensor, found: Found, turn: int, start: int = 0
+    ) -> list[Tensor]:
         """Encode prompts by their numbers (B,) with what was found in them: the last part of them has words.
 
         Args:
@@ -128,6 +148,7 @@ class Adversaries:
             numbers: (B,) of the prompts.
             found: by the adversaries.
             turn: how many batches of B there were before: the words take turns, and so do parts of a sample.
+            start: how many attacked prompts of the same batch other processes encode before these.
         """
         words = found.get("words")
         first, last = (int(self.config.word_share * len(numbers) * n) for n in (turn, turn + 1))
@@ -135,7 +156,7 @@ class Adversaries:
         plain, worded = numbers[: len(numbers) - by_word], numbers[len(numbers) - by_word :]
         out = []
         if len(plain):
-            rows = torch.arange(len(plain), device=numbers.device) % len(found["prompts"])
+            rows = torch.arange(start, start + len(plain), device=numbers.device) % len(found["prompts"])
             out.append(self.prompts.context(encoder, plain, found["prompts"][rows]))
         if words is not None and by_word:
             rows = self._rows(worded, torch.arange(first, last) % self.config.words)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from .errors import AdvUnlearnError, TrainingDiverged
 from .files import PARTIAL, write_atomic
+from .parallel import ALONE, Processes
 from .trajectories import Banks
 
 STATE, BANK = "state.pt", "bank-{}.pt"
@@ -82,12 +83,14 @@ class RunState:
         adam: its optimiser.
         banks: the trajectories it draws from.
         generator: source of its own draws.
+        processes: all have the same state but for the banks, which are gathered to be saved.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], adam: torch.optim.Optimizer, banks: Banks, generator: torch.Generator
-    ) -> None:
-        self.parameters, self.adam, self.banks = parameters, adam, banks
+        self, parameters: Sequence[Tensor], adam: torch.optim.Optimizer, banks: Banks, generator: torch.Generator,
+        processes: Processes = ALONE,
+    ) -> None:  # fmt: skip
+        self.parameters, self.adam, self.banks, self.processes = parameters, adam, banks, processes
         self.generators = [generator, *(bank.generator for bank in banks.all().values())]
         self.history: list[dict[str, float]] = []
         self.latest: dict[str, Tensor] | None = None  # what each adversary found last
@@ -142,13 +145,16 @@ class RunState:
 
     @contextlib.contextmanager
     def kept(self, checkpoints: Checkpoints | None) -> Iterator[None]:
-        """Save the last whole iteration when anything but a diverged loss interrupts the run, and at its end."""
+        """Save the last whole iteration when anything but a diverged loss interrupts the run, and at its end.
+
+        One of several processes that is interrupted does not save: the others may be anywhere, and send it nothing.
+        """
         try:
             yield
         except TrainingDiverged:
             raise
         except BaseException:
-            if checkpoints and self.mark and not self.stepping:
+            if checkpoints and self.mark and not self.stepping and self.processes.count == 1:
                 if self.undo is not None:
                     self.go_back()
                     self.adam.load_state_dict(self.undo)
@@ -164,7 +170,10 @@ class RunState:
             "parameters": [p.detach() for p in self.parameters], **self.mark,
         }  # fmt: skip
         version = "-".join([self.run, *(str(bank.sampled) for bank in self.banks.all().values())])
-        checkpoints.save(state, self.banks.tensors(), version)
+        tensors = self.banks.tensors()
+        if self.processes.main:
+            checkpoints.save(state, tensors, version)
+        self.processes.agreed(False)  # nobody goes on before it is written
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state; the banks have theirs already."""

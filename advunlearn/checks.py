@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .attacks.attacked import check_attack
-from .config import AttackConfig, ConceptConfig, TrainConfig
+from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import DiffusersDenoiser
 from .dual_encoder import DualTextEncoder
 from .errors import AdvUnlearnError
 from .models import TextToImage
 from .spans import check_room
-from .trajectories import Banks
+from .trajectories import Banks, TrajectoryBank
 
 
 def check(
@@ -40,3 +40,30 @@ def check(
             f"schedule round_robin needs a trajectory of each of the {len(concept.prompts)} prompts, and the bank has "
             f"{trajectories}; give at least that many, or use schedule mixed"
         )
+
+
+def check_shared(
+    processes: int, attack: AttackConfig, config: TrainConfig, bank: BankConfig, kind: type[TrajectoryBank]
+) -> None:
+    """Raise AdvUnlearnError for what so many processes cannot share; `kind` is where the samples come from."""
+    if processes == 1:
+        return
+    if kind is not TrajectoryBank:
+        raise AdvUnlearnError(
+            f"mode {config.mode} samples anew for every draw, which {processes} processes cannot share; train in one"
+        )
+    if config.attacks and attack.words:
+        raise AdvUnlearnError(
+            f"{processes} processes cannot share the second adversary's words; set words to 0, or train in one process"
+        )
+    shared = {"batch": config.batch, "bank trajectories": bank.trajectories}
+    if config.retains:
+        shared |= {"retain_batch": config.retain_batch, "bank retain_trajectories": bank.retain_trajectories}
+    if config.attacks:
+        shared["attack restarts"] = attack.restarts
+    for name, count in shared.items():
+        if count < processes:
+            raise AdvUnlearnError(
+                f"{name} is {count}, which {processes} processes cannot share; give at least {processes}, or start "
+                "fewer processes"
+            )

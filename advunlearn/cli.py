@@ -115,6 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         more = f"; {args.out} keeps the {kept[0]}; to go on: {kept[1]}" if kept else ""
         sys.stderr.write(f"\nadvunlearn {args.command}: interrupted{more}\n")
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported for the sake of its name
+            raise
+        sys.stderr.write(
+            f"advunlearn {args.command}: the device has too little memory ({' '.join(str(error).split())[:200]}); "
+            "`advunlearn estimate` says which training settings fit, --checkpointing needs the least; every command "
+            "needs less with --dtype bfloat16\n"
+        )
+        return 2
     return 0
 
 

@@ -5,12 +5,13 @@ Command-line flags, node widgets, tooltips and the metadata of saved files are m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .adversary_config import AttackConfig as AttackConfig  # asked for together with those here
 from .errors import AdvUnlearnError
 from .evaluation_config import EvaluateConfig as EvaluateConfig  # asked for together with those here
+from .quirks_config import quirks_of, quirks_setting
 from .settings import Validated, setting
 from .settings import choices as choices  # beside the settings that it is asked of
 from .wording import SUBJECTS, article, joined
@@ -21,6 +22,7 @@ Trainable = Literal["layers", "attention", "mlp", "all"]
 Encoders = Literal["both", "clip_l", "clip_g"]
 FinalNorm = Literal["auto", "train", "freeze"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+PARTS: tuple[str, ...] = get_args(Encoders)[1:]  # SDXL's encoders one by one
 DTYPES: tuple[str, ...] = get_args(Dtype)
 CONVERSIONS = {
     "safetensors": "one file for any loader of CLIP-L",
@@ -55,6 +57,11 @@ class ConceptConfig(Validated):
     def names(self) -> tuple[str, ...]:
         """The concepts, one for each line."""
         return tuple(line.strip() for line in self.concept.splitlines() if line.strip())
+
+    @property
+    def each(self) -> tuple[ConceptConfig, ...]:
+        """The concepts one by one."""
+        return tuple(replace(self, concept=name) for name in self.names)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -128,6 +135,7 @@ class TrainConfig(Validated):
     )
     retain_steps: int = setting(1, "steps of retain_by step in each iteration", 1, 1000)
     seed: int = setting(0, "seed of every random draw", 0, 2**63 - 1)
+    quirks: str = quirks_setting()
     checkpointing: bool = setting(
         False, "gradient checkpointing: keep only what goes into the UNet's blocks, and compute the rest again in the "
         "backward pass; less memory, more time, the same weights"
@@ -135,6 +143,7 @@ class TrainConfig(Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        quirks_of(self.mode, self.quirks)  # refuses what there is not
         if self.attacks and self.warmup >= self.iterations:
             raise AdvUnlearnError(
                 f"warmup is {self.warmup} of {self.iterations} iterations, which leaves none to attack in; "
@@ -178,8 +187,8 @@ class RunConfig(Validated):
         "that is shipped"
     )  # fmt: skip
     retain_set: Literal["auto", "coco", "imagenet", "miniature"] = setting(
-        "auto", "the shipped set: photos of COCO's or ImageNet's classes without the concept's words, or what the "
-        "miniature can draw; auto is miniature for that model, else coco"
+        "auto", "the shipped set: photos of COCO's or ImageNet's classes without those that name the concept, or what "
+        "the miniature can draw; auto is miniature for that model, else coco"
     )  # fmt: skip
     retain_without: str = setting(
         "auto", "words or phrases, separated by commas, whose prompts are left out too; auto is, for concepts that "

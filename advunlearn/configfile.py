@@ -32,7 +32,7 @@ PRESET, ABOUT = "preset", "about"  # keys that are no settings: other settings b
 SECTIONS: dict[str, type] = {"concept": ConceptConfig, "train": TrainConfig, "attack": AttackConfig, "bank": BankConfig}
 KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 # YAML 1.1, which PyYAML reads, takes 1e-4 for text; JSON and everybody else takes it for a number.
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 
 
 def known() -> dict[str, tuple[type, str]]:
@@ -93,16 +93,16 @@ def resolved(
         args: what `parser` made of `argv`. Commands that have no `config` are left alone; those that have name their
             own parser as `parser`.
     """
+    if (named := getattr(args, "bundle", "")) and dest(ConceptConfig, "concept") in vars(args):
+        raise AdvUnlearnError(f"--concept and --bundle {named} both name what to erase; give one of them")
     if not hasattr(args, "config"):
         return args
     file = args.config
     if file is None and getattr(args, "resume", False):
         kept = pathlib.Path(args.out) / NAME
         file = kept if kept.is_file() else None
-    if args.bundle and dest(ConceptConfig, "concept") in vars(args):
-        raise AdvUnlearnError(f"--concept and --bundle {args.bundle} both name what to erase; give one of them")
-    named = {dest(ConceptConfig, name): value for name, value in bundle(args.bundle).items()}
-    args.parser.set_defaults(**{**(read(file) if file else {}), **of_preset(args.preset), **named})
+    concepts = {dest(ConceptConfig, name): value for name, value in bundle(args.bundle).items()}
+    args.parser.set_defaults(**{**(read(file) if file else {}), **of_preset(args.preset), **concepts})
     return parser.parse_args(argv)
 
 
@@ -161,7 +161,7 @@ def _flat(content: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Any]]:
 def _typed(config: type, name: str, value: Any, where: str) -> Any:
     """Return a value of the type that the setting has."""
     kind = str if choices(config, name) else get_type_hints(config)[name]
-    if kind is float and (type(value) is int or (isinstance(value, str) and EXPONENT.fullmatch(value))):
+    if kind is float and (type(value) is int or (isinstance(value, str) and re.fullmatch(EXPONENT, value))):
         return float(value)
     if type(value) is not kind:
         raise AdvUnlearnError(f"{where} is {_kind(value)}; it must be {KINDS[kind]}")

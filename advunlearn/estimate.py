@@ -160,7 +160,7 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     renewed = -(-attacked // attack.every)  # iterations that attack anew
     share = renewed / attacked if attacked else 0
     per_step = {name: bank.forwards for name, bank in banks.all().items()}  # type: ignore[attr-defined]
-    kind = bank_kind(config.mode, quirks_of(config.mode))
+    kind = bank_kind(config.mode, quirks_of(config.mode, config.quirks))
 
     def drawing(name: str, count: int) -> float:
         """Return the F that a draw of `count` triples costs beside their use."""

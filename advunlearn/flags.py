@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from .attack_config import ATTACK_NAMES, DEFAULT_ATTACKS, FLAGS
 from .config import (
     CONVERSIONS,
+    PARTS,
     AttackConfig,
     BankConfig,
     ConceptConfig,
@@ -87,6 +88,11 @@ def add_run_settings(sub: argparse.ArgumentParser, skip: Sequence[str] = ()) -> 
         "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
         "that are given win (default: %(default)s, our own)"
     )  # fmt: skip
+    add_bundle(sub)
+
+
+def add_bundle(sub: argparse.ArgumentParser) -> None:
+    """Add what names several concepts."""
     sub.add_argument("--bundle", choices=tuple(BUNDLES), default="", help="several concepts by one name")
 
 
@@ -110,7 +116,7 @@ def add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
     info.add_argument("file", metavar="FILE")
     info.add_argument("--base", metavar="FILE|MODEL", help="compare it with the text encoder of this file or model")
     convert = command("convert", "write a text encoder in another form, bit for bit", model="")
-    convert.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP-L text encoder")
+    convert.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP text encoder")
     convert.add_argument("out", metavar="OUT", help="what to write: a .safetensors file, or for diffusers a folder")
     convert.add_argument("--to", required=True, choices=tuple(CONVERSIONS), help="; ".join(
         f"{name}: {help}" for name, help in CONVERSIONS.items()
@@ -118,6 +124,10 @@ def add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
     convert.add_argument(
         "--base", metavar="FILE|MODEL", help="the encoder before training, or the checkpoint to put this one into"
     )
+    convert.add_argument(
+        "--part", choices=PARTS, default=PARTS[0], help="which text encoder, where IN is a checkpoint of Stable "
+        "Diffusion XL (default: %(default)s)"
+    )  # fmt: skip
     convert.add_argument("--rank", type=int, default=32, help="rank of a LoRA (default: %(default)s)")
     convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -160,6 +170,7 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     attack.set_defaults(clip_score="", fid="")
     for sub in (evaluate, attack):
         _add_asked(sub)
+        add_bundle(sub)
         add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
         add_flags(sub, EvaluateConfig)
         for prefix, own in FLAGS.items():

@@ -17,7 +17,8 @@ from .config import RunConfig
 from .denoisers import Denoiser, DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .flags import settings
-from .formats import load_encoder, part_hashes
+from .formats import load_encoder, opened, part_hashes
+from .formats.compare import parsed
 from .judges import load as judges
 from .judges.base import Judge
 from .models import TextToImage, best_device, load
@@ -86,6 +87,18 @@ def unet_of(path: str | None, model: TextToImage) -> Denoiser:
     denoiser, metadata = load_unet(path, model.denoiser)
     _require_base(path, metadata, model)
     return denoiser
+
+
+def recipe_of(path: str) -> dict[str, Any]:
+    """Return what a report says of a trained file or folder: the settings in its metadata; its seconds are not known.
+
+    Of SDXL's two encoders in a folder one speaks for both.
+    """
+    place = pathlib.Path(path)
+    files = [place] if place.is_file() else sorted(f for f in place.rglob("*.safetensors") if not f.is_symlink())
+    with opened(files[0] if files else place) as weights:
+        found = parsed(weights.metadata).get("recipe")
+    return {"seconds": None, "config": found if isinstance(found, dict) else {}}
 
 
 def _require_base(file: str, metadata: Mapping[str, str], model: TextToImage) -> None:

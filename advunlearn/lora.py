@@ -13,7 +13,7 @@ from .errors import AdvUnlearnError
 from .files import write_safetensors
 from .formats import PREFIX
 
-START = "lora_te_"
+STARTS = ("lora_te_", "lora_te2_")  # of CLIP-L, as Stable Diffusion 1.x has it alone; of SDXL's CLIP-G
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ def low_rank(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
-def lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int) -> LowRank:
+def lora(
+    base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = STARTS[0]
+) -> LowRank:
     """Approximate `trained - base` in every linear layer; both have `text_model.` keys.
 
-    Biases and norms have no place in a LoRA and count as residual, as does what exceeds the rank.
+    `start` is what kohya's names begin with. Biases and norms have no place in a LoRA and count as residual, as does
+    what exceeds the rank.
     Raises AdvUnlearnError for a rank below 1, or two encoders of different shapes.
     """
     if rank < 1:
@@ -51,7 +54,7 @@ def lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int) -
         total += square
         if square and name.startswith(PREFIX + "encoder.layers.") and old.dim() == 2:
             up, down = low_rank(difference, rank)
-            key = START + name.removesuffix(".weight").replace(".", "_")
+            key = start + name.removesuffix(".weight").replace(".", "_")
             out |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
             out[f"{key}.alpha"] = torch.tensor(float(len(down)))
             square = (difference - up @ down).square().sum().item()

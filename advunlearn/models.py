@@ -23,6 +23,7 @@ from .text_encoder import embedding_table, encode_prompts
 # CLIP's own vocabulary, for checkpoints that bring no tokenizer.
 CLIP_TOKENIZER = pathlib.Path(__file__).parent / "clip_tokenizer"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+WRONG = {"missing_keys": "lacks", "unexpected_keys": "has unknown"}  # by the names of a library's report on loading
 SECOND = "text_encoder_2"  # of Stable Diffusion XL
 
 
@@ -129,14 +130,14 @@ def _from_folder(
 
     vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = _encoder(CLIPTextModel, folder / "text_encoder", attention)
+    encoder = _part(CLIPTextModel, folder / "text_encoder", **attention).float()
     if (folder / SECOND).is_dir():
         padding = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True).pad_token_id
         encoder = DualTextEncoder(
-            encoder, _encoder(CLIPTextModelWithProjection, folder / SECOND, attention), padding
+            encoder, _part(CLIPTextModelWithProjection, folder / SECOND, **attention).float(), padding
         )  # fmt: skip
     unet, vae = (
-        kind.from_pretrained(folder / part, torch_dtype=dtype, local_files_only=True)
+        _part(kind, folder / part, ("missing_keys", "unexpected_keys"), torch_dtype=dtype)
         for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
     )
     chosen = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
@@ -153,15 +154,16 @@ def vae_dtype(vae: Any, encoder: Any, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if upcast else dtype
 
 
-def _encoder(kind: Any, folder: pathlib.Path, attention: dict[str, Any]) -> Any:
-    """Return the text encoder of a folder, in fp32."""
-    loaded: Any = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **attention)
-    if missing := loaded[1]["missing_keys"]:
-        raise AdvUnlearnError(
-            f"model {str(folder.parent)!r}: its {folder.name} lacks {len(missing)} tensors, first {min(missing)!r}; "
-            "they would be random"
-        )
-    return loaded[0].float()
+def _part(kind: Any, folder: pathlib.Path, wrong: Sequence[str] = ("missing_keys",), **how: Any) -> Any:
+    """Return a part of a model's folder. Raises AdvUnlearnError for tensors that are `wrong`, of those in `WRONG`."""
+    part, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **how)
+    for fault in wrong:
+        if names := info[fault]:
+            raise AdvUnlearnError(
+                f"model {str(folder.parent)!r}: its {folder.name} {WRONG[fault]} {len(names)} tensors, first "
+                f"{min(names)!r}; it would not draw what it was trained to: save or fetch that folder anew"
+            )
+    return part
 
 
 def _from_file(

@@ -22,8 +22,9 @@ def _published(retain_weight: float, kind: str, **concept: str) -> Preset:
             "retain_weight": retain_weight, "retain_by": "loss", "trainable": "layers", "layers": 0,
             "final_norm": "auto",
         },
+        # Its start "random" draws rows of the embedding table, which is `token` here.
         "AttackConfig": {
-            "steps": 30, "step_size": 1e-3, "unit": "absolute", "update": "adam", "tokens": 1, "start": "random",
+            "steps": 30, "step_size": 1e-3, "unit": "absolute", "update": "adam", "tokens": 1, "start": "token",
             "restarts": 1, "redraw": "step", "radius": 0.0, "position": "prefix", "space": "embedding", "every": 1,
         },
         "BankConfig": {"sampling_steps": 50, "guidance_scale": 3.0},

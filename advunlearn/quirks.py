@@ -7,23 +7,17 @@ from the description of what that code does, not copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .config import BankConfig
-from .trajectories import FreshSampler, TrajectoryBank, Triples
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quirks:
-    """Switches; all off is the paper."""
-
-    result_before_last_step: bool = False  # K attack steps apply K - 1 updates: one step trains on a random token
-    gradient_accumulates: bool = False  # never zeroed; a signed step leaves its sign in it, so its direction freezes
-    words_for_tokens: bool = False  # behind the prefix stand as many tokens as the prompt has words: "nudity" is "nu"
-    cleaner_latents: bool = False  # latents are 39 to 58 timesteps cleaner than the UNet is told
+from .fresh import FreshSampler
+from .quirks_config import NONE as NONE  # asked for together with what does them
+from .quirks_config import OFFICIAL as OFFICIAL
+from .quirks_config import Quirks as Quirks
+from .quirks_config import quirks_of as quirks_of
+from .trajectories import TrajectoryBank, Triples
 
 
 def bank_kind(mode: str, quirks: Quirks) -> type[TrajectoryBank]:
@@ -31,15 +25,6 @@ def bank_kind(mode: str, quirks: Quirks) -> type[TrajectoryBank]:
     if quirks.cleaner_latents:
         return PublishedSampler
     return FreshSampler if mode == "official" else TrajectoryBank
-
-
-def quirks_of(mode: str) -> Quirks:
-    """Return what a mode does as the published code does."""
-    return OFFICIAL if mode == "official" else NONE
-
-
-NONE = Quirks()
-OFFICIAL = Quirks(result_before_last_step=True, gradient_accumulates=True, words_for_tokens=True, cleaner_latents=True)
 
 
 def cut_to_words(ids: Tensor, prompts: Sequence[str], eos: int) -> Tensor:

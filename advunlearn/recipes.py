@@ -77,7 +77,7 @@ def recipe_metadata(
 def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:
     """Return a report without models."""
     return {
-        "concept": concept.concept, "kind": concept.kind, "models": {}, "budget": config.to_dict(),
+        "concept": ", ".join(concept.names), "kind": concept.kind, "models": {}, "budget": config.to_dict(),
         "environment": environment(), "command": command,
     }  # fmt: skip
 

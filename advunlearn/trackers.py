@@ -71,7 +71,8 @@ class Trackers:
     def finish(self) -> None:
         """End; what was told is written."""
         if self.accelerator is not None:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # its `end_training` would part the run's processes too
+                tracker.finish()
             self.accelerator = None
 
 

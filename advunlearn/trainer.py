@@ -14,7 +14,7 @@ from torch import Tensor
 from .adversary import Adversaries, Found
 from .attacks.pgd import AttackResult
 from .checkpoint import Checkpoints, RunState
-from .checks import check
+from .checks import check, check_shared
 from .config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from .denoisers import DiffusersDenoiser
 from .denoisers.base import checkpointed
@@ -22,7 +22,9 @@ from .errors import AdvUnlearnError, TrainingDiverged
 from .events import Callback, Progress, TrainResult, filling
 from .losses import erase_loss, retain_loss
 from .models import TextToImage
+from .parallel import ALONE, Processes
 from .quirks import NONE, Quirks, bank_kind, cut_to_words, quirks_of
+from .sharded import sharded
 from .text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
 from .trajectories import Banks, TrajectoryBank, Triples, make_banks
 
@@ -40,8 +42,9 @@ class Trainer:
         retain_prompts: Sequence[str],
         generator: torch.Generator,
         quirks: Quirks = NONE,
+        processes: Processes = ALONE,
     ) -> None:
-        self.concept, self.config, self.banks, self.generator = concept, config, banks, generator
+        self.concept, self.config, self.banks, self.processes = concept, config, banks, processes
         self.attack = attack.in_mode(config.mode)
         self.quirks, self.period = quirks, attack.every if config.attacks else 1
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
@@ -58,10 +61,11 @@ class Trainer:
         cut = quirks.words_for_tokens
         ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
         self.adversaries = Adversaries(
-            model, concept, ids, self.attack, banks.concept, generator, quirks
+            model, concept, ids, self.attack, banks.concept, generator, quirks, processes
         )  # fmt: skip
         self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)
-        self.state = RunState(self.parameters, torch.optim.Adam(self.parameters, lr=config.lr), banks, generator)
+        adam = torch.optim.Adam(self.parameters, lr=config.lr)
+        self.state = RunState(self.parameters, adam, banks, generator, processes)
 
     def find_adversarial(self, on_step: Callable[[int, float], None]) -> AttackResult:
         """Attack the current encoder, eq. (4): one attacked prompt for each of `restarts` draws."""
@@ -72,29 +76,31 @@ class Trainer:
         return result
 
     def concept_context(self, draw: Triples, adversarial: Found | None) -> Tensor:
-        """Encode the concept's prompts (B, L, D): the first part clean, the rest as the attacks found them."""
-        ids, clean = self.ids[draw.prompt], len(draw.prompt)
+        """Encode this process's concept prompts (b, L, D): of all B the first part is clean, the rest attacked."""
+        ids = self.ids[draw.prompt]
         if adversarial is None:
             return encode(self.encoder, ids)
-        clean = round(self.config.clean_share * clean)
+        first, clean = self.processes.rows(self.config.batch).start, round(self.config.clean_share * self.config.batch)
+        clean, before = min(max(0, clean - first), len(ids)), max(0, first - clean)
         turn = len(self.state.history) - self.config.warmup
-        contexts = self.adversaries.contexts(self.encoder, draw.prompt[clean:], adversarial, turn)
+        contexts = self.adversaries.contexts(self.encoder, draw.prompt[clean:], adversarial, turn, before)
         return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
 
     def loss(self, adversarial: Found | None) -> dict[str, Tensor]:
         """Eq. (6), or eq. (3) alone where nothing is retained or that has its own steps: one denoiser batch for all."""
-        draw = self.banks.concept.draw(self.config.batch)
+        draw = self.processes.share(self.banks.concept.draw(self.config.batch))
         x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)
         bank = self._retained("loss")
-        kept = None if bank is None else bank.draw(self.config.retain_batch)
+        kept = None if bank is None else self.processes.share(bank.draw(self.config.retain_batch))
         if kept is not None:
             x_t, t = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t])
             context = torch.cat([context, encode(self.encoder, self.retain_ids[kept.prompt])])
         predicted = self.denoiser.noise_pred(x_t, t, context)
-        erase = erase_loss(predicted[: len(draw.t)], draw.anchor, draw.cond, self.concept.negative_guidance)
+        erase = erase_loss(predicted[: len(draw)], draw.anchor, draw.cond, self.concept.negative_guidance)
+        erase = self.processes.part(erase, self.config.batch)
         if kept is None:
             return {"loss": erase, "erase": erase}
-        retain = retain_loss(predicted[len(draw.t) :], kept.cond)
+        retain = self.processes.part(retain_loss(predicted[len(draw) :], kept.cond), self.config.retain_batch)
         return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
 
     def _retained(self, by: str) -> TrajectoryBank | None:
@@ -103,9 +109,9 @@ class Trainer:
 
     def loss_retained(self, bank: TrajectoryBank) -> dict[str, Tensor]:
         """Second term of eq. (6), for a step of its own."""
-        kept = bank.draw(self.config.retain_batch)
+        kept = self.processes.share(bank.draw(self.config.retain_batch))
         predicted = self.denoiser.noise_pred(kept.x_t, kept.t, encode(self.encoder, self.retain_ids[kept.prompt]))
-        retain = retain_loss(predicted, kept.cond)
+        retain = self.processes.part(retain_loss(predicted, kept.cond), self.config.retain_batch)
         return {"loss": self.config.retain_weight * retain, "retain": retain}
 
     def run(self, callback: Callback | None = None, checkpoints: Checkpoints | None = None) -> TrainResult:
@@ -117,7 +123,7 @@ class Trainer:
         report, state = callback or (lambda progress: None), self.state
         config = self.config
         state.keep_good()
-        with self._training(), state.kept(checkpoints):
+        with self.processes.interrupts(), self._training(), state.kept(checkpoints):
             while len(state.history) < config.iterations:
                 i = len(state.history)
                 state.begin()
@@ -134,7 +140,7 @@ class Trainer:
                 stop = report(seen)
                 if checkpoints and (i + 1) % checkpoints.every == 0:
                     state.save(checkpoints)
-                if stop:
+                if self.processes.agreed(bool(stop)):
                     break
         return self._result(state.history)
 
@@ -152,7 +158,8 @@ class Trainer:
         """Take gradients; return the values. Where one is not finite, go back to the last good weights."""
         self.state.adam.zero_grad()
         losses["loss"].backward()
-        row = {name: value.item() for name, value in losses.items()}
+        self.processes.add(parameter.grad for parameter in self.parameters)
+        row = dict(zip(losses, self.processes.totals(value.item() for value in losses.values()), strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf).item()
         if not math.isfinite(row["loss"] + norm):
             self.state.go_back()
@@ -197,6 +204,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     quirks: Quirks | None = None,
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Erase a concept from a copy of a model's text encoder, or of its UNet where `train_method` says so.
 
@@ -209,7 +217,8 @@ def train(
         checkpoints: where the run keeps its state.
         resume: go on from that state. On a CPU the weights end up the same, bit for bit, as without the interruption;
             on a GPU as far as its own arithmetic repeats itself.
-        quirks: what to do as the published code does; all of it in mode `official` unless given, else nothing.
+        quirks: what to do as the published code does, in place of what `config` says.
+        processes: share the work among them; all call this with the same arguments, but for the callback.
 
     Raises AdvUnlearnError for settings that cannot work and TrainingDiverged for a loss that is not finite.
     """
@@ -217,18 +226,20 @@ def train(
         raise AdvUnlearnError("resume needs checkpoints to go on from, and takes its banks from them")
     attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
-    quirks = quirks or quirks_of(config.mode)
+    quirks = quirks or quirks_of(config.mode, config.quirks)
     retained = list(retain_prompts) if config.retains else []
     kind = bank_kind(config.mode, quirks)
     size = len(banks.concept) if banks else bank.trajectories * kind.keeps
     check(model, concept, attack, config, retained, banks, size)
+    check_shared(processes.count, attack, config, bank, kind)
+    kind = sharded(processes) if processes.count > 1 else kind
     settings = {
         "concept": concept.to_dict(), "attack": attack.to_dict(), "train": config.to_dict(), "bank": bank.to_dict(),
         "retain_prompts": retained, "quirks": asdict(quirks), **(model.fingerprints() if checkpoints else {}),
     }  # fmt: skip
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
     banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), kind, kept)
-    trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks)
+    trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks, processes)
     trainer.state.settings = settings
     if state:
         trainer.state.restore(state)

@@ -9,7 +9,7 @@ for 2 T forward passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -34,6 +34,12 @@ class Triples:
     anchor: Tensor  # (B, C, h, w) prediction for what is to be drawn instead
     cond: Tensor  # (B, C, h, w)
     prompt: Tensor  # (B,) index of the prompt each sample was drawn for
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, rows: slice) -> Triples:
+        return Triples(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class TrajectoryBank:
@@ -76,7 +82,7 @@ class TrajectoryBank:
         self.draws, self.oldest, self.sampled = 0, 0, 0
         self.allocate(size)
         if state is not None:
-            vars(self).update(state)
+            self.restore(state)
             return
         step = batch_of(self.chunk, self.x_t)
         for start in range(0, size, step):
@@ -103,6 +109,10 @@ class TrajectoryBank:
         """Return what was sampled."""
         return {k: getattr(self, k) for k in ("x_t", "eps_anchor", "eps_cond", "timesteps", "prompt")}
 
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `tensors` and `counters` returned."""
+        vars(self).update(state)
+
     def counters(self) -> dict[str, int]:
         """Return how far the bank has come."""
         return {k: getattr(self, k) for k in ("draws", "oldest", "sampled")}
@@ -115,8 +125,13 @@ class TrajectoryBank:
         """Fill some rows with new trajectories, of the prompts whose turn it is; stop after step `last`."""
         numbers = self._next(len(rows))
         self.prompt[list(rows)] = numbers
-        shape = (len(rows), *self.denoiser.latent_shape)
-        noise = torch.randn(shape, generator=self.generator).to(self.denoiser.device)
+        noise = torch.randn((len(rows), *self.denoiser.latent_shape), generator=self.generator)
+        self._fill(rows, numbers, noise, last)
+        self.sampled += len(rows)
+
+    def _fill(self, rows: Sequence[int], numbers: Tensor, noise: Tensor, last: int | None = None) -> None:
+        """Sample trajectories of prompts by their numbers (B,) from noise (B, C, h, w) into B rows."""
+        noise = noise.to(self.denoiser.device)
         anchor = None if self.anchor is None else self.anchor(numbers)
         count, scale = self.config.sampling_steps, self.config.guidance_scale
         steps = ddim_steps(self.denoiser, self.cond(numbers), self.uncond, noise, count, scale)
@@ -128,7 +143,6 @@ class TrajectoryBank:
                 store[list(rows), k] = value.to(store.device, store.dtype)
             if k == last:
                 break
-        self.sampled += len(rows)
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
@@ -165,33 +179,6 @@ class TrajectoryBank:
         device = self.denoiser.device
         x_t, anchor, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_anchor, self.eps_cond))
         return Triples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
-
-
-class FreshSampler(TrajectoryBank):
-    """The published way, for comparison: every draw samples its trajectories anew, and none are kept."""
-
-    keeps = False
-
-    def _next(self, count: int) -> Tensor:
-        """Return the prompts in turn, of those that draws are of."""
-        prompts = self.only or range(self.prompts)
-        return prompts.start + torch.arange(self.sampled, self.sampled + count) % len(prompts)
-
-    @classmethod
-    def sampling_of(cls, count: int, config: BankConfig) -> float:
-        """All are sampled as far as the last step drawn: on average count / (count + 1) of the way."""
-        return count * config.sampling_steps * count / (count + 1)
-
-    def draw(self, batch: int) -> Triples:
-        """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""
-        return self.sampled_at(torch.randint(self.config.sampling_steps, (batch,), generator=self.generator))
-
-    def sampled_at(self, k: Tensor) -> Triples:
-        """Sample a trajectory for each step number in `k` (B,); return its triple there."""
-        if len(k) > len(self):
-            self.allocate(len(k))
-        self._sample(list(range(len(k))), last=int(k.max()))
-        return self._triples(torch.arange(len(k)), k)
 
 
 @dataclass(frozen=True)

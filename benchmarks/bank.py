@@ -30,11 +30,12 @@ from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluate import Evaluator, Subject
 from advunlearn.events import Progress
+from advunlearn.fresh import FreshSampler
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models import load
 from advunlearn.recipes import RECIPES
 from advunlearn.trainer import train
-from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
+from advunlearn.trajectories import TrajectoryBank, make_banks
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

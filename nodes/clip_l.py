@@ -58,7 +58,11 @@ def text_encoder(clip: Any, device: torch.device) -> Any:
         num_attention_heads=width // 64, hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407,
         pad_token_id=49407, projection_dim=width,
     )  # fmt: skip
-    encoder = CLIPTextModel(config).float().train(False).requires_grad_(False)
+    with torch.device("meta"):  # random weights would take longer than all the rest
+        encoder = CLIPTextModel(config).float().train(False).requires_grad_(False)
+    encoder.to_empty(device="cpu")
+    for position_ids in encoder.buffers():
+        position_ids.copy_(torch.arange(position_ids.shape[-1]))
     load_state(encoder, state, "the CLIP")
     return encoder.to(device)
 

@@ -12,7 +12,8 @@ from ..advunlearn.events import Progress
 from ..advunlearn.quirks import bank_kind, quirks_of
 from .host import Bar, HostModel
 
-SIZE, LEFT, PAD = (512, 288), 56, 28
+SIZE, LEFT, PAD = (512, 288), 72, 32
+TEXT = 18  # pixels high: a node shows the picture at little more than half its size
 SIDE = 128  # of a sample picture
 COLOURS = {"loss": "#4c9be8", "erase": "#e8a04c", "retain": "#5fbf77", "attack_end": "#d46a9f"}
 Rows = Mapping[int, Mapping[str, float]]  # iteration -> losses
@@ -84,15 +85,23 @@ class Samples(samples.Samples):
         """Return a picture with the samples in a row under it."""
         from PIL import Image, ImageDraw
 
-        both = Image.new("RGB", (image.width, image.height + SIDE + 20), "#202020")
+        head = TEXT + 8
+        both = Image.new("RGB", (image.width, image.height + SIDE + head), "#202020")
         both.paste(image)
         draw = ImageDraw.Draw(both)
         for i, prompt in enumerate(self.prompts):
-            text = f"{prompt[:36]}  (iteration {self.iteration})"
-            draw.text((2 + i * samples.COUNT * SIDE, image.height + 4), text, fill="#c0c0c0")
+            text = f"{prompt[:20]} (at {self.iteration})"
+            draw.text((2 + i * samples.COUNT * SIDE, image.height + 2), text, fill="#c0c0c0", font=font())
         if self.strip is not None:
-            both.paste(self.strip, (0, image.height + 20))
+            both.paste(self.strip, (0, image.height + head))
         return both
+
+
+def font() -> Any:
+    """Return the font of the texts in a picture; it needs no file."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(TEXT)
 
 
 def curve(rows: Rows, total: int) -> Any:
@@ -111,11 +120,12 @@ def curve(rows: Rows, total: int) -> Any:
     for share in (0.0, 0.5, 1.0):
         y = place(0, share * top)[1]
         draw.line([(LEFT, y), (width - PAD, y)], fill="#404040")
-        draw.text((6, y - 6), f"{share * top:.3g}", fill="#c0c0c0")
-    draw.text((width - PAD - 130, height - PAD + 8), f"iteration {max(rows)} of {total}", fill="#c0c0c0")
+        draw.text((LEFT - 8, y), f"{share * top:.3g}", fill="#c0c0c0", font=font(), anchor="rm")
+    count = f"iteration {max(rows)} of {total}"
+    draw.text((width - PAD, height - PAD + 4), count, fill="#c0c0c0", font=font(), anchor="ra")
     for k, name in enumerate(names):
         points = [place(i, row[name]) for i, row in rows.items() if name in row]
         if len(points) > 1:
             draw.line(points, fill=COLOURS[name], width=2)
-        draw.text((LEFT + 90 * k, 8), name.removesuffix("_end"), fill=COLOURS[name])
+        draw.text((LEFT + 100 * k, 4), name.removesuffix("_end"), fill=COLOURS[name], font=font())
     return image

@@ -148,7 +148,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
 
 
 def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
-    """Return the retained prompts of a shipped set, without the concept's words, and of the user's own lines."""
+    """Return the retained prompts of a shipped set, but those that name the concept, and of the user's own lines."""
     from ..advunlearn import retain
     from ..advunlearn.evaluation.cases import retain_prompts
 

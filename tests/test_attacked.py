@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from advunlearn import adversary
 from advunlearn.attacks.attacked import AttackedPrompts, check_attack
-from advunlearn.attacks.pgd import pgd
+from advunlearn.attacks.pgd import AttackResult, pgd
 from advunlearn.attacks.projections import project_l2
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
@@ -116,6 +120,24 @@ def test_the_norm_of_the_ball(norm: str, end: float) -> None:
     config = AttackConfig(steps=1, step_size=0.5, radius=0.25, norm=norm)  # type: ignore[arg-type]
     found = pgd(lambda x: (x - 9).square().flatten(1).sum(1), torch.zeros(1, 1, 2), config, sigma=2.0).embeddings
     assert found.flatten().tolist() == pytest.approx([end, end])
+
+
+def test_attacks_that_go_on_stay_in_the_ball_of_the_first(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, found = [], []
+
+    def spy(objective: Any, start: Tensor, *rest: Any) -> AttackResult:
+        starts.append(start.clone())
+        found.append(pgd(objective, start, *rest).embeddings)
+        return AttackResult(found[-1], [0.0])
+
+    monkeypatch.setattr(adversary, "pgd", spy)
+    attack = AttackConfig(steps=2, step_size=0.4, restarts=2, tokens=1, start="latest", radius=0.5)
+    config = TrainConfig(iterations=4, warmup=0, batch=2, retain_weight=0.0)
+    train(model, ConceptConfig(), attack, config, BankConfig(trajectories=2, sampling_steps=2))
+    bound = 0.5 * embedding_table(model.text_encoder).std().item()
+    moved = [(x - starts[0]).abs().max().item() for x in found]
+    assert len(moved) == 4 and all(torch.equal(a, b) for a, b in zip(starts[1:], found, strict=False))
+    assert max(moved) == pytest.approx(bound, rel=1e-4) and moved[-1] > 0  # four steps go further than the ball
 
 
 POSITIONS = ("prefix", "suffix", "middle", "interleaved", "per_k", "replace", "add")

@@ -14,8 +14,9 @@ from advunlearn.bench.memory import Case, by_allocator
 from advunlearn.cli import main
 from advunlearn.config import BankConfig
 from advunlearn.denoisers.counting import counting
+from advunlearn.fresh import FreshSampler
 from advunlearn.models import TextToImage
-from advunlearn.trajectories import FreshSampler, TrajectoryBank
+from advunlearn.trajectories import TrajectoryBank
 
 
 @pytest.fixture

@@ -78,8 +78,9 @@ def test_another_seed_is_another_run(model: TextToImage, whole: TrainResult) -> 
     assert not same(run(model, config=dataclasses.replace(CONFIG, seed=1)), whole)
 
 
-def test_the_latest_attack_goes_on_too(model: TextToImage, tmp_path: pathlib.Path) -> None:
-    attack = AttackConfig(steps=2, restarts=2, start="latest")
+@pytest.mark.parametrize("radius", [0.0, 0.5])
+def test_the_latest_attack_goes_on_too(model: TextToImage, tmp_path: pathlib.Path, radius: float) -> None:
+    attack = AttackConfig(steps=2, restarts=2, start="latest", radius=radius)
     with pytest.raises(Cancelled):
         run(model, tmp_path, stop=(3, 1), attack=attack)
     assert same(run(model, tmp_path, resume=True, attack=attack), run(model, attack=attack))

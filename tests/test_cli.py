@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tiny_models import constant_classifier
 
+from advunlearn import commands
 from advunlearn.cli import main
 from advunlearn.formats import save_encoder
 from advunlearn.models import TextToImage
@@ -36,9 +37,12 @@ def json_of(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    code = "import sys; from advunlearn.cli import build_parser; build_parser(); print('torch' in sys.modules)"
+    heavy = ("torch", "numpy", "transformers", "diffusers", "huggingface_hub", "accelerate", "PIL", "yaml")
+    code = "import atexit, sys; from advunlearn.cli import main\n"
+    code += f"atexit.register(lambda: print({set(heavy)} & set(sys.modules)))\n"
+    code += "main(['train', '--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.endswith("\nset()\n") and "--attack-restarts" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["train", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         (["train", "--out", "a-file"], "--out 'a-file' is a file; give a folder"),
         (["demo", "--kind", "style"], "the judge knows no style 'church'; it knows noto"),
+        (["demo", "--seed", "-1"], "seed is -1; it must be between 0"),
+        (["train", "--quirks", "fast"], "quirks has 'fast'; there are result_before_last_step, gradient_accumulates"),
+        (["evaluate", "--bundle", "fruit", "--concept", "apple"], "--concept and --bundle fruit both name"),
+        (["evaluate", "--bundle", "fruit", "--cases", "4"], "there are 5 concepts and 4 cases; raise cases to 5"),
+        (["evaluate", "--kind", "prompt", "--concept", "a unicorn"], "in the prompt 'a unicorn'; it knows dog"),
+        (["evaluate", "--kind", "prompt", "--concept", "a dog and a cat"], "names dog, cat; give one of them"),
+        (["sample", "a dog", "--out", "x.gif"], "--out 'x.gif': give a name that ends in .png, .jpg"),
         (["evaluate", "--judge", "."], "no config.json there"),
         (["sample", "a dog", "--out", "."], "--out '.' is a folder"),
         (["train", "--model", "nowhere"], "model 'nowhere': no such folder or file; give 'miniature'"),
@@ -86,6 +97,24 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert says in error and error.count("\n") == 1 and "Traceback" not in error
 
 
+def test_a_device_that_is_full_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(args: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
+
+    monkeypatch.setitem(commands.COMMANDS, "train", full)
+    assert main(["train"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("advunlearn train: ") and error.count("\n") == 1 and "Tried to allocate 20.00 MiB" in error
+    assert "advunlearn estimate" in error and "--checkpointing" in error
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x.png", "PNG"), ("x.JPG", "JPEG"), ("x.webp", "WEBP")])
+def test_pictures_are_what_their_name_says(name: str, kind: str, tmp_path: pathlib.Path) -> None:
+    flags = ["--count", "1", "--sampling-steps", "1", "--out", str(tmp_path / name)]
+    assert main(["sample", "a dog", *flags]) == 0
+    assert Image.open(tmp_path / name).format == kind
+
+
 @pytest.mark.parametrize("argv", [["train", "--mode", "magic"], ["train", "--lr", "fast"], ["fly"], []])
 def test_bad_flags_are_one_line_and_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -108,6 +137,8 @@ def test_train_then_info_evaluate_attack_and_sample(capsys: pytest.CaptureFixtur
     assert set(report["models"]) == {"original", "run"}
     assert set(report["models"]["run"]["asr"]) == {"clean", "routes", "unlearndiffatk", "soft_prefix"}
     assert report["models"]["run"]["utility"]["retained_accuracy"]["total"] == 63
+    assert report["models"]["run"]["config"]["train"]["iterations"] == 2 and report["models"]["run"]["seconds"] is None
+    assert report["models"]["original"]["config"] == {} and report["models"]["original"]["seconds"] == 0.0
     assert report == json.loads((tmp_path / "e" / "report.json").read_text())
     assert main(["attack", "--encoder", encoder, "--out", str(tmp_path / "a"), *QUICK]) == 0
     assert json.loads((tmp_path / "a" / "attack.json").read_text())["asr"]["unlearndiffatk"]["total"] == 2
@@ -174,6 +205,7 @@ def test_a_unet_is_trained_saved_in_both_forms_measured_attacked_and_drawn_with(
     models = json_of(capsys)["models"]
     assert list(models) == ["original", "run", single]
     assert models["run"]["asr_by_budget"] == models[single]["asr_by_budget"]
+    assert models["run"]["config"]["train"]["mode"] == "esd_unet" == models[single]["config"]["train"]["mode"]
     assert main(["attack", "--unet", folder, "--out", str(tmp_path / "a"), *quick]) == 0
     assert json_of(capsys)["asr"]["unlearndiffatk"] == models["run"]["asr"]["unlearndiffatk"]
     save_unet(tmp_path / "other", a.unet, {"advunlearn.base_sha256": "0" * 64, "advunlearn.base_model": "sd15"})

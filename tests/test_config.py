@@ -57,7 +57,13 @@ def test_flags_come_from_the_settings_and_a_command_can_have_defaults_of_its_own
 
 @pytest.mark.parametrize(
     ("name", "kind", "prompt"),
-    [("church", "object", "a church"), ("anchor", "object", "an anchor"), ("ink", "style", "a dog, ink style")],
+    [
+        ("church", "object", "a church"),
+        ("anchor", "object", "an anchor"),
+        ("a photo of a church", "object", "a photo of a church"),
+        ("the Eiffel tower", "object", "the Eiffel tower"),
+        ("ink", "style", "a dog, ink style"),
+    ],
 )
 def test_concept_prompts(name: str, kind: str, prompt: str) -> None:
     assert ConceptConfig(concept=name, kind=kind).prompts[0] == prompt  # type: ignore[arg-type]

@@ -12,11 +12,13 @@ from torch import Tensor
 from advunlearn import presets
 from advunlearn.attacks.pgd import pgd
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.errors import AdvUnlearnError
+from advunlearn.fresh import FreshSampler
 from advunlearn.models import TextToImage
-from advunlearn.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words
+from advunlearn.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words, quirks_of
 from advunlearn.text_encoder import tokenize
 from advunlearn.trainer import train
-from advunlearn.trajectories import FreshSampler, TrajectoryBank, make_banks
+from advunlearn.trajectories import TrajectoryBank, make_banks
 
 
 def quadratic(x: Tensor) -> Tensor:
@@ -90,12 +92,43 @@ def test_mode_official_is_all_of_them_and_samples_anew(model: TextToImage, conce
     assert any(not torch.equal(official[k], tidy[k]) for k in official)
 
 
+@pytest.mark.parametrize(
+    ("mode", "names", "quirks"),
+    [
+        ("official", "", OFFICIAL),
+        ("advunlearn", "", NONE),
+        ("official", "none", NONE),
+        ("fast", "words_for_tokens, cleaner_latents", Quirks(words_for_tokens=True, cleaner_latents=True)),
+        ("official", "gradient_accumulates", Quirks(gradient_accumulates=True)),
+    ],
+)
+def test_quirks_are_a_setting(mode: str, names: str, quirks: Quirks) -> None:
+    assert quirks_of(mode, names) == quirks
+    for wrong in ("words", "none, words_for_tokens"):
+        with pytest.raises(AdvUnlearnError, match="there are result_before_last_step, .*or none alone"):
+            TrainConfig(quirks=wrong)
+
+
+def test_a_runs_quirks_are_those_of_its_settings(model: TextToImage, concept: ConceptConfig) -> None:
+    config = TrainConfig(iterations=2, warmup=0, batch=2, retain_weight=0.0)
+    attack, bank = AttackConfig(steps=2, restarts=1, tokens=1), BankConfig(sampling_steps=2, trajectories=2)
+
+    def run(**more: Any) -> dict[str, Tensor]:
+        named = dataclasses.replace(config, quirks=more.pop("names", ""))
+        return train(model, concept, attack, named, bank, **more).encoder.state_dict()
+
+    plain, named, given = run(), run(names="result_before_last_step"), run(quirks=Quirks(result_before_last_step=True))
+    assert all(torch.equal(named[k], given[k]) for k in named)
+    assert any(not torch.equal(named[k], plain[k]) for k in named)
+
+
 def test_presets_are_the_published_numbers_and_leave_custom_alone() -> None:
     configs = (ConceptConfig, TrainConfig, AttackConfig, BankConfig)
     assert all(presets.of("custom", config) == {} for config in configs)
     nudity = [config(**presets.of("nudity", config)) for config in configs]
     assert nudity[0].prompts == ("nudity",) and nudity[1].retain_weight == 0.3 and nudity[1].lr == 1e-5
     assert nudity[2].steps == 30 and nudity[2].unit == "absolute" and nudity[3].sampling_steps == 50
+    assert nudity[2].start == "token"  # rows of the embedding table; `random` is noise here
     for name in ("style", "object"):
         assert TrainConfig(**presets.of(name, TrainConfig)).retain_weight == 0.5
         assert "concept" not in presets.of(name, ConceptConfig)

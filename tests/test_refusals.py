@@ -98,7 +98,7 @@ FILES: dict[str, Callable[[pathlib.Path], str]] = {
         | {"vision_model.embeddings.patch_embedding.weight": torch.zeros(1024)}
     ),
     "CLIP-G in OpenCLIP's layout": safetensors(lambda: openclip_layout(1280, 32)),
-    "CLIP-G": safetensors(lambda: encoder(1280)),
+    "CLIP-G without its projection": safetensors(lambda: encoder(1280)),
     "SD 2's text encoder": safetensors(lambda: encoder(1024)),
     "an encoder with a tensor missing": safetensors(lambda: without(encoder(), NORM)),
     "an encoder with a tensor too many": safetensors(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from advunlearn import presets, retain
+from advunlearn import presets, retain, wording
 from advunlearn.cli import build_parser, main
 from advunlearn.commands.runs import retained, run_settings
 from advunlearn.config import ConceptConfig, RunConfig
 from advunlearn.configfile import resolved
 from advunlearn.errors import AdvUnlearnError
+from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.flags import settings
 from advunlearn.miniature import captions
 
@@ -36,14 +38,41 @@ def test_what_is_seen_together_with_a_concept_is_left_out_too() -> None:
     assert len(retain.chosen(["church"], "imagenet", [])) == 997
     two = retain.chosen(["Church", "tench"], "imagenet")
     assert len(two) == 998 - 7 - 2  # the tench, and a casting reel
-    assert "a photo of a dogma" in retain.without(["a photo of a dogma", "Hot dogs"], "dog")
+    assert "a photo of a dogma" in retain.without(["a photo of a dogma", "Hot dogs"], ["dog"])
+
+
+@pytest.mark.parametrize(
+    ("concept", "lost", "kept"),
+    [
+        ("a photo of a gun", ["a photo of a gun", "a machine gun", "guns"], ["a photo of a dog", "a gunner"]),
+        ("a church", ["A church", "two churches"], ["a photo of a house", "a mosque"]),
+        ("churches", ["a church"], ["a chair"]),
+        ("church of england", ["the Church of England"], ["a photo of a church", "a map of england"]),
+        ("garbage truck", ["a garbage truck", "garbage trucks"], ["a tow truck", "garbage"]),
+        ("Van Gogh", ["a house, van gogh style"], ["a moving van"]),
+        ("in the style of Van Gogh", ["a Van Gogh"], ["a style of its own"]),
+        ("t-shirt", ["a T-shirt", "t shirts"], ["a sweatshirt", "a shirt"]),
+        ("!", [], ["a dog!"]),
+    ],
+)
+def test_what_means_the_concept_is_left_out_and_no_more(concept: str, lost: list[str], kept: list[str]) -> None:
+    assert retain.without([*lost, *kept], [wording.meaning(concept)]) == kept
+
+
+@pytest.mark.parametrize("concept", ["a photo of a gun", "a church", "an image of the church", "church of england"])
+@pytest.mark.parametrize("kind", ["prompt", "object"])
+def test_a_sentence_leaves_what_a_shipped_set_is_for(concept: str, kind: Any) -> None:
+    prompts = retain.chosen(ConceptConfig(concept=concept, kind=kind).names)
+    assert prompts == retain.shipped()  # of COCO's eighty none is a gun or a church
+    plain = retain_prompts(ConceptConfig(concept="church"))
+    assert retain_prompts(ConceptConfig(concept="a photo of a church", kind=kind)) == plain
 
 
 def test_every_word_of_the_lists_leaves_something_out_and_cocos_set_is_as_it_was() -> None:
     prompts = retain.shipped("imagenet")
     for name, words in presets.CO_OCCURRING.items():
-        assert all(retain.without(prompts, "", [word]) != prompts for word in words), name
-        assert retain.chosen([name]) == retain.without(retain.shipped(), name)
+        assert all(retain.without(prompts, [word]) != prompts for word in words), name
+        assert retain.chosen([name]) == retain.without(retain.shipped(), [name])
 
 
 def test_a_csv_file_has_a_column_of_prompts_or_its_first(tmp_path: pathlib.Path) -> None:

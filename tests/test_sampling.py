@@ -8,9 +8,10 @@ from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig
 from advunlearn.denoisers.base import add_noise
 from advunlearn.denoisers.diffusers_unet import DiffusersDenoiser
+from advunlearn.fresh import FreshSampler
 from advunlearn.models import TextToImage
 from advunlearn.sampling import ddim_sample, ddim_timesteps
-from advunlearn.trajectories import FreshSampler, TrajectoryBank
+from advunlearn.trajectories import TrajectoryBank
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20, 50, 1000])

@@ -16,11 +16,12 @@ from advunlearn.checkpoint import Checkpoints
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.events import Progress
+from advunlearn.fresh import FreshSampler
 from advunlearn.losses import erase_loss, retain_loss
 from advunlearn.models import TextToImage
 from advunlearn.text_encoder import encode, tokenize, trainable_parameters
 from advunlearn.trainer import Trainer, train
-from advunlearn.trajectories import Banks, FreshSampler, make_banks
+from advunlearn.trajectories import Banks, make_banks
 
 RETAIN = ["a dog", "a photo of a castle"]
 BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=3, reuse=0.75)

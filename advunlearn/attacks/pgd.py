@@ -47,8 +47,9 @@ def pgd(
     sigma: float,
     on_step: OnStep | None = None,
     quirks: Quirks = NONE,
+    centre: Tensor | None = None,
 ) -> AttackResult:
-    """Minimise `objective` by signed or Adam steps of `step_size * sigma`, inside a ball around `start`.
+    """Minimise `objective` by signed or Adam steps of `step_size * sigma`, inside a ball.
 
     Args:
         objective: maps (N, k, D) embeddings to (N,) losses; each row is attacked on its own.
@@ -58,12 +59,14 @@ def pgd(
             they are absolute.
         on_step: called after each step with its number and the mean loss; may raise to cancel.
         quirks: what to do as the published code does.
+        centre: (N, k, D) of the ball; `start` unless given.
 
     The result is the point after the last step. Gradients are taken afresh in every step.
     """
     unit = sigma if config.unit == "sigma" else 1.0
     x = start.detach().clone().requires_grad_(True)
     result, step, radius, losses = x, config.step_size * unit, config.radius * unit, []
+    middle = start if centre is None else centre
     adam, project = torch.optim.Adam([x], lr=step), PROJECTIONS[config.norm]
     for i in range(config.steps):
         if quirks.result_before_last_step:
@@ -76,7 +79,7 @@ def pgd(
                 x -= step * x.grad.sign_()
             else:
                 adam.step()
-            x.copy_(project(x, start, radius))
+            x.copy_(project(x, middle, radius))
         losses.append(loss.mean().item())
         if on_step is not None:
             on_step(i + 1, losses[-1])

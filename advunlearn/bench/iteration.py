@@ -16,10 +16,11 @@ import torch
 from ..config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from ..denoisers.counting import counting
 from ..events import Progress
+from ..fresh import FreshSampler
 from ..models import TextToImage, best_device, load
 from ..text_encoder import frozen
 from ..trainer import Trainer
-from ..trajectories import Banks, FreshSampler, TrajectoryBank, make_banks
+from ..trajectories import Banks, TrajectoryBank, make_banks
 from .clock import now
 
 CONCEPT = ConceptConfig(concept="church")

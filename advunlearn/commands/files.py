@@ -36,7 +36,7 @@ def info(args: Namespace) -> None:
 
 def convert_command(args: Namespace) -> None:
     """Write a text encoder in another form."""
-    done = convert(args.file, args.out, args.to, args.base, args.rank, args.overwrite)
+    done = convert(args.file, args.out, args.to, args.base, args.rank, args.overwrite, args.part)
     finish(args, done.facts, done.text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from argparse import Namespace
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -20,15 +21,16 @@ from ..evaluation.quality import Quality
 from ..files import write_atomic
 from ..flags import given, settings
 from ..formats import embedding_file
-from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, unet_of
+from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, recipe_of, unet_of
 from ..models import TextToImage
+from ..presets import bundle
 from ..recipes import empty_report
 from ..sampling import ddim_sample
 from .common import finish, measuring
 
 
 def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
-    concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
+    concept, config = settings(ConceptConfig, args, **bundle(args.bundle)), settings(EvaluateConfig, args)
     prompts = asked.read(args.prompts, "prompt") if args.prompts else []
     kept = getattr(args, "retained", None)
     retained = asked.read(kept, '"prompt | label"', labels=True) if kept else []
@@ -46,7 +48,7 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
 def evaluate(args: Namespace) -> None:
     """Measure the original model, encoder files and UNets at one budget."""
     model, evaluator = _evaluator(args)
-    subjects = {"original": evaluator.original}
+    subjects, recipes = {"original": evaluator.original}, dict[str, Any]()
     encoders = dict.fromkeys([*args.files, *args.encoders])
     files = [(path, Subject(encoder_of(path, model), model.denoiser)) for path in encoders]
     files += [(path, Subject(model.text_encoder, unet_of(path, model))) for path in dict.fromkeys(args.unet)]
@@ -54,7 +56,8 @@ def evaluate(args: Namespace) -> None:
         stem = pathlib.Path(path).stem
         nameless = stem in ("", "encoder", "unet", "checkpoint", "clip_l", "clip_g")
         name = pathlib.Path(path).resolve().parent.name if nameless else stem
-        subjects[name if name not in subjects else path] = subject
+        name = name if name not in subjects else path
+        subjects[name], recipes[name] = subject, recipe_of(path)
     folder, measured = out_folder(args), {}
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
     attacks = chosen_attacks(args.attacks, evaluator.lacking)
@@ -66,7 +69,7 @@ def evaluate(args: Namespace) -> None:
             evaluator.on_pictures = pictures.keeper(folder, kept[name].label)
         measured[name] = evaluator.measure(subject, attacks, out=done.get(name), keep=kept[name].save)
         bar.close()
-        report["models"][name] = measured[name].row() | {"seconds": 0.0, "config": {}}
+        report["models"][name] = measured[name].row() | recipes.get(name, {"seconds": 0.0, "config": {}})
     report_files.write(folder, report, measured, {})
     finish(args, report, f"{report_files.table(report)}\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
 
@@ -99,7 +102,9 @@ def sample(args: Namespace) -> None:
         raise AdvUnlearnError(f"--count is {args.count}; it must be at least 1")
     path = pathlib.Path(args.out)
     if path.is_dir():
-        raise AdvUnlearnError(f"--out {args.out!r} is a folder; give the name of a PNG file")
+        raise AdvUnlearnError(f"--out {args.out!r} is a folder; give the name of a picture file")
+    if path.suffix.lower() not in pictures.ENDINGS:
+        raise AdvUnlearnError(f"--out {args.out!r}: give a name that ends in {', '.join(pictures.ENDINGS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     config, model = settings(EvaluateConfig, args), load_model(settings(RunConfig, args))
     encoder, denoiser = encoder_of(args.encoder, model), unet_of(args.unet, model)
@@ -110,5 +115,5 @@ def sample(args: Namespace) -> None:
         denoiser, context, model.encode([""], encoder), noise.to(model.denoiser.device),
         config.sampling_steps, config.guidance_scale,
     )  # fmt: skip
-    path.write_bytes(pictures.png(pictures.grid(model.decode(latents), count), 2))
+    path.write_bytes(pictures.encoded(pictures.grid(model.decode(latents), count), path.suffix.lower(), 2))
     finish(args, {"file": str(path), "prompts": args.prompts, "seed": config.seed}, f"wrote {path}")

@@ -13,6 +13,7 @@ import torch
 from .. import report as report_files
 from .. import retain
 from ..advice import fitting, sentence
+from ..checkpoint import Checkpoints
 from ..config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig
 from ..configfile import saved
 from ..errors import AdvUnlearnError, TrainingDiverged
@@ -24,7 +25,8 @@ from ..events import Progress
 from ..flags import settings
 from ..formats import save_encoder
 from ..inputs import command_line, estimated_device, load_judge, load_model, out_folder
-from ..models import TextToImage
+from ..models import TextToImage, best_device
+from ..parallel import ALONE, Processes
 from ..plan import Plan
 from ..progress import Bar
 from ..recipes import BASELINES, RECIPES, environment, recipe_metadata, study
@@ -41,17 +43,24 @@ def run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AttackCon
     return concept, train, settings(AttackConfig, args), settings(BankConfig, args)
 
 
-def train_command(args: Namespace) -> None:
-    """Train one encoder, or the UNet, and save it with its recipe."""
+def train_command(args: Namespace, processes: Processes = ALONE) -> None:
+    """Train one encoder, or the UNet, and save it with its recipe; of several processes the main one writes."""
     own, (concept, config, attack, bank) = settings(RunConfig, args), run_settings(args)
-    model, folder = load_model(own), out_folder(args)
-    prompts = retained(own, concept)
+    own = replace(own, device=processes.device(own.device or best_device()))
+    model, prompts = load_model(own), retained(own, concept)
     if args.single_file:
         check_single_file(model)
+    work = functools.partial(
+        run, model, concept, attack, config, bank, prompts, resume=args.resume, processes=processes
+    )  # fmt: skip
+    if not processes.main:
+        work(checkpoints=Checkpoints(args.out, own.checkpoint_every))
+        return
+    folder = out_folder(args)
     configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", config), ("attack", attack), ("bank", bank))}
     own = replace(own, device=str(model.denoiser.device))
     samples = Samples(model, [concept.prompts[0], *prompts[:1]]) if own.sample_every else None
-    keep = RunFolder(folder, own, saved(own, configs, _about(model, prompts)), prompts, samples, args.resume)
+    keep = RunFolder(folder, own, saved(own, configs, _about(model, prompts, processes)), prompts, samples, args.resume)
     bar = Bar(config.mode)
 
     def follow(progress: Progress) -> None:
@@ -60,9 +69,7 @@ def train_command(args: Namespace) -> None:
 
     try:
         with keep:
-            result = run(
-                model, concept, attack, config, bank, prompts, follow, checkpoints=keep.checkpoints, resume=args.resume
-            )
+            result = work(callback=follow, checkpoints=keep.checkpoints)
     except TrainingDiverged as error:
         save_trained(folder, error.result, config, {"advunlearn.error": str(error)}, last_good=True)
         raise
@@ -78,11 +85,11 @@ def train_command(args: Namespace) -> None:
     finish(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": configs}, text)
 
 
-def _about(model: TextToImage, prompts: list[str]) -> dict[str, Any]:
+def _about(model: TextToImage, prompts: list[str], processes: Processes) -> dict[str, Any]:
     """Return what a run depends on beside its settings."""
     return {
         "environment": environment(), "base_sha256": model.base_hash(), "retain_prompts": len(prompts),
-        "command": command_line(),
+        "command": command_line(), "processes": processes.count,
     }  # fmt: skip
 
 
@@ -94,7 +101,7 @@ def retained(own: RunConfig, concept: ConceptConfig) -> list[str]:
         name = "miniature" if own.model == "miniature" else "coco"
     if not own.retain and name != "miniature":
         return retain.chosen(concept.names, name, also)
-    return retain.without(retain.read(own.retain) if own.retain else retain_prompts(concept), "", also or ())
+    return retain.without(retain.read(own.retain) if own.retain else retain_prompts(concept), also or ())
 
 
 def estimate_command(args: Namespace) -> None:
@@ -119,6 +126,8 @@ def demo(args: Namespace) -> None:
     if own.model != "miniature":
         raise AdvUnlearnError("demo runs on the miniature; use train and evaluate for other models")
     config = settings(EvaluateConfig, args, **DEMO_BUDGET)
+    changes = DEMO_TRAIN | {"seed": args.seed}
+    recipes = {k: replace(RECIPES[k], train=replace(RECIPES[k].train, **changes)) for k in BASELINES}
     model, judge, folder = load_model(own), load_judge(args), out_folder(args)
     bars: dict[str, Bar] = {}
 
@@ -131,7 +140,6 @@ def demo(args: Namespace) -> None:
         bars[name], follow = measuring(name)
         return follow
 
-    recipes = {k: replace(RECIPES[k], train=replace(RECIPES[k].train, **DEMO_TRAIN)) for k in BASELINES}
     done = study(
         model, judge, concept, recipes, BankConfig(**DEMO_BANK), config,
         seed=args.seed, command=command_line(), on_train=on_train, on_measure=on_measure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from argparse import Namespace
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from ..configfile import NAME, saved
 from ..errors import AdvUnlearnError
 from ..flags import settings
 from ..inputs import out_folder
+from ..parallel import Processes, joined
 from ..report import write_json
 from .runs import run_settings
 from .runs import train_command as train_one
@@ -26,16 +28,25 @@ def folders_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def train_command(args: Namespace) -> None:
-    """Train once, or with --separately once for each concept, each run in a folder of its own."""
-    if not args.separately:
-        return train_one(args)
+    """Train once, or with --separately once for each concept, each run in a folder of its own.
+
+    Processes that were launched together train every run together.
+    """
+    with joined() as processes:
+        if args.separately:
+            return train_each(args, processes)
+        return train_one(args, processes)
+
+
+def train_each(args: Namespace, processes: Processes) -> None:
+    """Train once for each concept."""
     concept, train, attack, bank = run_settings(args)
-    folders, out = folders_of(concept.names), out_folder(args)
+    folders, out = folders_of(concept.names), pathlib.Path(args.out)
     configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", train), ("attack", attack), ("bank", bank))}
-    write_json(out / NAME, saved(settings(RunConfig, args), configs, {}))  # what --resume goes on with
+    if processes.main:
+        write_json(out_folder(args) / NAME, saved(settings(RunConfig, args), configs, {}))  # what --resume goes on with
     for name, folder in folders.items():
         # A run that had not begun when the others were interrupted begins.
         resume = args.resume and Checkpoints(out / folder).exists()
         one = {"ConceptConfig.concept": name, "out": str(out / folder), "separately": False, "resume": resume}
-        train_one(Namespace(**(vars(args) | one)))
-    return None
+        train_one(Namespace(**(vars(args) | one)), processes)

@@ -12,13 +12,13 @@ from .cases import Cases, Labelled
 from .metrics import count
 
 
-def accuracies(cases: Cases, seen: Seen, kind: str) -> dict[str, Any]:
+def accuracies(cases: Cases, seen: Seen) -> dict[str, Any]:
     """Return the counts of retained pictures that show their object, that of neighbours, and their style.
 
     Args:
-        cases: whose retained rows the pictures are of.
+        cases: whose retained rows the pictures are of. The neighbours of an object are its family; those of a style are
+            the other styles.
         seen: what the judge saw in them.
-        kind: the concept's: the neighbours of an object are its family; those of a style are the other styles.
     """
     rows = cases.retained
     object_right, style_right = (
@@ -30,7 +30,7 @@ def accuracies(cases: Cases, seen: Seen, kind: str) -> dict[str, Any]:
         for flags in ([bool(r.object) for r in rows], [bool(r.style) for r in rows],
                       [r in cases.neighbours for r in rows])
     )  # fmt: skip
-    kept = object_right if kind == "object" else style_right
+    kept = object_right if cases.kind == "object" else style_right
     parts = {
         "retained_accuracy": object_right[labelled], "neighbour_accuracy": kept[near],
         "style_accuracy": style_right[styled],

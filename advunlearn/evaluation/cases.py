@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
+from typing import Any
+
+from torch import Tensor
 
 from .. import retain
 from ..config import ConceptConfig
@@ -13,8 +16,10 @@ from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
+from ..wording import meaning
 from .asked import Asked
 from .asked import labelled as parsed
+from .metrics import count as counted
 
 PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
 
@@ -40,6 +45,13 @@ class Cases:
     neighbours: list[Labelled]  # the concept's own family; for a style, the other styles
     co_occurring: list[Labelled] = field(default_factory=list)  # what is seen together with the concept, by its words
     seeds: list[int | None] = field(default_factory=list)  # of the plain prompts' noise; [] where none has its own
+    concepts: tuple[str, ...] = ("",)  # the plain prompts ask for them in turn
+    kind: str = "object"  # what a neighbour is judged by: its object or its style
+
+    def by_concept(self, found: Tensor) -> dict[str, Any]:
+        """Return the parts of what was found in the plain prompts (N,) that are of each concept, where several are."""
+        size = len(self.concepts)
+        return {"by": {name: counted(found[i::size]) for i, name in enumerate(self.concepts)}} if size > 1 else {}
 
 
 def _fill(prompts: Sequence[str], count: int) -> list[str]:
@@ -81,7 +93,7 @@ def style_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases:
         for i, o in enumerate(objects)
         for r in range(repeats)
     ]
-    return Cases(_fill(plain, count), [], _fill(keywords, count), retained, retained)
+    return Cases(_fill(plain, count), [], _fill(keywords, count), retained, retained, kind="style")
 
 
 def plain_prompts(concept: ConceptConfig) -> list[str]:
@@ -129,19 +141,18 @@ def make_cases(
 
     Raises AdvUnlearnError when the judge does not know the concept or a label, or for more prompts than cases.
     """
-    judge.concept_label(concept)
+    labels = [judge.concept_label(one) for one in concept.each]
+    if len(labels) > count:
+        raise AdvUnlearnError(f"there are {len(labels)} concepts and {count} cases; raise cases to {len(labels)}")
     if len(prompts) > count:
         raise AdvUnlearnError(f"there are {len(prompts)} prompts and {count} cases; raise cases to {len(prompts)}")
-    if isinstance(judge, ConvJudge):
-        make = object_cases if concept.kind == "object" else style_cases
-        cases = make(concept.concept, judge, count, repeats)
-    else:
-        near = [row for row in co_occurring(concept, judge) for _ in range(repeats)]
-        cases = Cases(_fill(plain_prompts(concept), count), [], [], [], [], near)
+    each = [_cases_of(one, label, judge, count, repeats) for one, label in zip(concept.each, labels, strict=True)]
+    cases = each[0] if len(each) == 1 else together(each, concept.names, labels)
     if prompts:
         asked = [Asked(row) if isinstance(row, str) else row for row in prompts]
         seeds = [row.seed for row in asked] + [None] * (count - len(asked))  # a prompt's second case is of other noise
-        cases = replace(cases, plain=_fill([row.prompt for row in asked], count), seeds=seeds, foreign=[], keywords=[])
+        plain = _fill([row.prompt for row in asked], count)
+        cases = replace(cases, plain=plain, seeds=seeds, foreign=[], keywords=[], concepts=("",))
     if retained:
         rows = labelled(retained, judge)
         times = (repeats if row.seed is None else min(repeats, 1) for row in rows)
@@ -150,13 +161,41 @@ def make_cases(
     return cases
 
 
+def _cases_of(concept: ConceptConfig, label: str, judge: Judge, count: int, repeats: int) -> Cases:
+    """Return the cases of one concept, which has this label."""
+    if not isinstance(judge, ConvJudge):
+        near = [row for row in co_occurring(concept, judge) for _ in range(repeats)]
+        return Cases(_fill(plain_prompts(concept), count), [], [], [], [], near)
+    make = object_cases if label in judge.objects else style_cases
+    return make(label, judge, count, repeats)
+
+
+def together(each: Sequence[Cases], names: Sequence[str], labels: Sequence[str]) -> Cases:
+    """Return as many cases of several concepts in turn, and what is retained: nothing that is one of them."""
+
+    def in_turn(rows: Sequence[list[str]]) -> list[str]:
+        some = [row for row in rows if row]
+        return list(islice(chain.from_iterable(zip(*some, strict=False)), min(map(len, some), default=0)))
+
+    retained = [row for row in each[0].retained if {row.object, row.style}.isdisjoint(labels)]
+    near = {row.object for cases in each for row in cases.neighbours}
+    by_words: list[Labelled] = []
+    for cases in each:
+        known = {*labels, *(row.object for row in by_words)}
+        by_words += [row for row in cases.co_occurring if row.object not in known]
+    return Cases(
+        in_turn([c.plain for c in each]), in_turn([c.foreign for c in each]), in_turn([c.keywords for c in each]),
+        retained, [row for row in retained if row.object in near], by_words, concepts=tuple(names), kind=each[0].kind,
+    )  # fmt: skip
+
+
 def retain_prompts(concept: ConceptConfig) -> list[str]:
     """Return the miniature's retained prompts for training: every other thing, by several of its own routes."""
-    objects, styles = captions.objects(), captions.styles()
+    objects, styles, named = captions.objects(), captions.styles(), [meaning(name) for name in concept.names]
     if concept.kind == "style":
         rows = [captions.caption(o) for o in objects]
-        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in concept.names]
-    others = [name for name in objects if name not in concept.names]
+        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in named]
+    others = [name for name in objects if name not in named]
     kinds: list[list[tuple[str, str]]] = [
         [(name, style) for name, style in zip(others, cycle(("", *styles)), strict=False)],
         [(captions.keyword_route(name), "") for name in others],
@@ -168,5 +207,5 @@ def retain_prompts(concept: ConceptConfig) -> list[str]:
     # Kind by kind, so that any stretch of the list covers every object and a small bank does too.
     pairs = [pair for kind in kinds for pair in kind]
     rows = [captions.caption(s, PLAIN[i % len(PLAIN)], style) for i, (s, style) in enumerate(pairs)]
-    erased = {word for name in concept.names if name in objects for word in (name, *captions.foreign_routes(name))}
+    erased = {word for name in named if name in objects for word in (name, *captions.foreign_routes(name))}
     return [row for row in rows if not erased & set(row.replace(",", "").split())]

@@ -18,12 +18,12 @@ OnPictures = Callable[[str, Tensor], Sequence[str]]  # what they are of, (N, 3, 
 
 
 class Drawing:
-    """Draws with a subject's encoder and denoiser, and has a judge look for one label."""
+    """Draws with a subject's encoder and denoiser, and has a judge look for the labels of one concept or several."""
 
     on_pictures: OnPictures | None = None  # keeps pictures; without it nothing keeps them
 
-    def __init__(self, model: TextToImage, judge: Judge, label: str, config: EvaluateConfig) -> None:
-        self.model, self.judge, self.label, self.config = model, judge, label, config
+    def __init__(self, model: TextToImage, judge: Judge, labels: Sequence[str], config: EvaluateConfig) -> None:
+        self.model, self.judge, self.labels, self.config = model, judge, list(labels), config
 
     def generate(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
         """Return final latents (N, C, h, w) for a conditioning (N, L, D), guided against the subject's empty prompt."""
@@ -35,11 +35,11 @@ class Drawing:
 
     def look(self, images: Tensor) -> Seen:
         """Judge pictures (N, 3, H, W)."""
-        return self.judge.look(images, self.label)
+        return self.judge.look(images, self.labels[0])
 
     def hits(self, images: Tensor) -> Tensor:
-        """Return which pictures show the concept (N,)."""
-        return self.look(images).shows(self.label)
+        """Return which pictures show the concept, or any of several (N,)."""
+        return torch.stack([self.judge.look(images, label).shows(label) for label in self.labels]).any(0)
 
     def pictures(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
         """Draw a conditioning (N, L, D): pictures (N, 3, H, W) in [0, 1], on the CPU as the judge is."""

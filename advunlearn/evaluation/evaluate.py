@@ -62,7 +62,7 @@ class Evaluator(Drawing):
         quality: Quality | None = None,
         images: OwnImages | None = None,
     ) -> None:
-        super().__init__(model, judge, judge.concept_label(concept), config)
+        super().__init__(model, judge, [judge.concept_label(one) for one in concept.each], config)
         self.concept, self.quality, self.images = concept, quality, images
         self.on_progress = on_progress or (lambda what, done, total: None)
         self.own = {"prompts": described(prompts), "retained": described(retained), "routes": list(routes)}
@@ -108,7 +108,7 @@ class Evaluator(Drawing):
         """Measure the plain prompts and the concept's other routes; return the plain pictures."""
         images = self.drawn(subject, self.cases.plain, self.noise)
         hits = self.hits(images)
-        out.asr["clean"] = count(hits)
+        out.asr["clean"] = count(hits) | self.cases.by_concept(hits)
         self._note(out, "clean", self.asked(self.cases.plain, self.seeds), images, hits)
         out.pictures["clean"] = images[: self.shown].clone()  # a part would keep all of them in memory and on disk
         by = {"foreign": self.cases.foreign, "keywords": self.cases.keywords}
@@ -160,7 +160,8 @@ class Evaluator(Drawing):
         if attacking.final is not None:
             out.embeddings[name] = first_embeddings(run, attacking.final)
         if name != "routes":
-            out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())}
+            by = self.cases.by_concept(run.found)
+            out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())} | by
         out.asr_by_budget[name], out.pictures[name] = run.curve, run.best[: self.shown].clone()
         out.cases[name] = self.kept(name, run.best, run.cases(self.asked(self.cases.plain, self.seeds)))
         out.seconds[name], out.attacks[name] = run.seconds(), attacking.row()
@@ -178,7 +179,7 @@ class Evaluator(Drawing):
         if not rows:
             return
         images, seen = self._decided(subject, "retained", rows, self.retained_noise, out)
-        out.utility |= accuracies(self.cases, seen, self.concept.kind)
+        out.utility |= accuracies(self.cases, seen)
         if self.quality is not None:
             out.utility |= self.quality.measure([r.prompt for r in rows], images, self.reference())
         if seen.features is not None and len(rows) > 1:  # one picture has no covariance

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..files import write_atomic
 
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
 FRAME = (213, 94, 0)  # as the bars of what is bad
 
 
@@ -67,6 +69,12 @@ def keeper(folder: pathlib.Path, model: str) -> Callable[[str, Tensor], list[str
 
 def png(image: Image.Image, scale: int = 1) -> bytes:
     """Return a picture as PNG bytes, enlarged by whole pixels."""
+    return encoded(image, ".png", scale)
+
+
+def encoded(image: Image.Image, ending: str, scale: int = 1) -> bytes:
+    """Return a picture as the bytes of a file with one of `ENDINGS`, enlarged by whole pixels."""
     buffer = io.BytesIO()
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    large.save(buffer, ENDINGS[ending], quality=95)  # which PNG has not, and passes over
     return buffer.getvalue()

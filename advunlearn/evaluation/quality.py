@@ -40,7 +40,7 @@ class Quality:
             if not pathlib.Path(inception).is_file():
                 raise AdvUnlearnError(f"{inception}: no such file; give the TorchScript file of a feature extractor")
             try:
-                self.inception = torch.jit.load(inception, map_location=device).eval()
+                self.inception = torch.jit.load(inception, map_location=device).train(False)
             except RuntimeError as error:
                 first = str(error).strip().splitlines()[0]
                 raise AdvUnlearnError(f"{inception} is no TorchScript file ({first}); export the extractor") from error

@@ -11,24 +11,24 @@ from torch import Tensor
 
 from .. import miniature
 from ..config import CONVERSIONS
+from ..dual_encoder import NAMES
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from ..identify import CLIP_G, checkpoint_of, clip_of, layer_count
-from ..lora import lora, save_lora
+from ..identify import checkpoint_of, layer_count
+from ..lora import STARTS, lora, save_lora
+from .clip_g import in_checkpoint, is_clip_g, read_part
 from .encoders import (
-    PREFIX,
     config_of,
     home_of_clip_l,
     homes_of,
     names_in,
-    read_encoder,
     require_state,
     shapes_of,
     text_shapes,
     write_encoder,
     write_folder,
 )
-from .weights import opened
+from .weights import Weights, opened
 
 NEEDS_BASE = ("lora", "checkpoint")
 # Of a checkpoint's own metadata: no longer true once a tensor is another one.
@@ -68,18 +68,20 @@ def require_free(out: pathlib.Path, kind: str, overwrite: bool, *sources: str) -
 
 
 def convert(
-    source: str, out: str | pathlib.Path, kind: str, base: str | None = None, rank: int = 32, overwrite: bool = False
+    source: str, out: str | pathlib.Path, kind: str, base: str | None = None, rank: int = 32, overwrite: bool = False,
+    part: str = NAMES[0],
 ) -> Converted:
-    """Write the CLIP-L text encoder of a file in another form; its tensors stay as they are, bit for bit.
+    """Write the text encoder of a file, CLIP-L or CLIP-G, in another form; its tensors stay as they are, bit for bit.
 
     Args:
-        source: a file or folder that holds a CLIP-L text encoder.
+        source: a file or folder that holds a CLIP text encoder.
         out: what to write.
         kind: one of `CONVERSIONS`.
         base: 'miniature', a file or a folder: for a LoRA the encoder before training, for a checkpoint the one to
             copy; otherwise asked for only where nothing else tells the encoder's configuration.
         rank: of a LoRA.
         overwrite: whether what is there may be replaced.
+        part: 'clip_l' or 'clip_g': which is meant where a checkpoint of SDXL has both.
 
     Raises AdvUnlearnError for a file without a text encoder, one of another shape, and where something would be lost.
     """
@@ -90,13 +92,8 @@ def convert(
         raise AdvUnlearnError(f"--to {kind} needs --base: {CONVERSIONS[kind]}")
     where = place_of(base) if base else None
     require_free(out, kind, overwrite, source, *([where] if where else []))
-    tensors, metadata = read_encoder(source)
-    table = tensors.get(PREFIX + "embeddings.token_embedding.weight")
-    if table is not None and table.shape[-1] == CLIP_G:
-        raise AdvUnlearnError(
-            f"{source} is {clip_of(CLIP_G)}; only CLIP-L is converted, whose forms would lose CLIP-G's projection. A "
-            "run's clip_g.safetensors is for any loader as it is"
-        )
+    with opened(source) as weights:
+        tensors, metadata = read_part(weights, part), weights.metadata
     if kind == "lora" and where:
         return _lora(out, source, tensors, metadata, where, rank)
     if kind == "checkpoint" and where:
@@ -114,9 +111,11 @@ def convert(
 def _lora(
     out: pathlib.Path, source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: str, rank: int
 ) -> Converted:
-    old, _ = read_encoder(base)
+    second = is_clip_g(tensors)
+    with opened(base) as weights:
+        old = read_part(weights, NAMES[second])
     require_state(shapes_of(old), tensors, source)
-    made = lora(old, tensors, rank)
+    made = lora(old, tensors, rank, STARTS[second])
     if not made.tensors:
         raise AdvUnlearnError(f"no linear layer differs from {base}: there is nothing to write into a LoRA")
     save_lora(out, made, {k: v for k, v in metadata.items() if k.startswith("advunlearn.")} | {
@@ -130,24 +129,30 @@ def _lora(
     return Converted(out, text, {"file": str(out), "rank": rank, "layers": layers, "residual": made.residual})
 
 
+def _clip_l_in(weights: Weights, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return what CLIP-L's tensors replace in a checkpoint, by the names there."""
+    base = weights.source
+    there = names_in(weights, home_of_clip_l(weights))
+    if not checkpoint_of(weights.names, weights.shape):
+        raise AdvUnlearnError(f"{base} is a text encoder alone; give the full checkpoint that it is to go into")
+    if len(homes_of(weights)) > 1:
+        raise AdvUnlearnError(f"{base} holds its text encoder twice; save it once more with one copy")
+    require_state({name: weights.shape(n) for name, n in there.items()}, tensors, source)
+    return {n: tensors[name].contiguous() for name, n in there.items()}
+
+
 def _checkpoint(
     out: pathlib.Path, source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: str
 ) -> Converted:
     if pathlib.Path(base).is_dir():
         raise AdvUnlearnError(f"{base} is a folder; --to checkpoint needs a checkpoint in one file as --base")
     with opened(base) as weights:
-        home = home_of_clip_l(weights)
-        there = names_in(weights, home)
-        if not (what := checkpoint_of(weights.names, weights.shape)):
-            raise AdvUnlearnError(f"{base} is a text encoder alone; give the full checkpoint that it is to go into")
-        if len(homes_of(weights)) > 1:
-            raise AdvUnlearnError(f"{base} holds its text encoder twice; save it once more with one copy")
-        require_state({name: weights.shape(n) for name, n in there.items()}, tensors, source)
-        state = {name: weights.read(name).contiguous() for name in weights.names}
-        state |= {n: tensors[name].contiguous() for name, n in there.items()}
+        new = in_checkpoint(weights, tensors, source) if is_clip_g(tensors) else _clip_l_in(weights, tensors, source)
+        what = checkpoint_of(weights.names, weights.shape)
+        state = {name: weights.read(name).contiguous() for name in weights.names} | new
         recipe = {k: v for k, v in metadata.items() if k.startswith("advunlearn.") and k != "advunlearn.format"}
         kept = {k: v for k, v in weights.metadata.items() if k not in STALE}
         write_safetensors(out, state, {"format": "pt"} | kept | recipe)
-    rest = len(state) - len(there)
+    rest = len(state) - len(new)
     text = f"wrote {out}, {what} with this text encoder; its other {rest} tensors are those of {base}, bit for bit"
-    return Converted(out, text, {"file": str(out), "replaced": len(there), "kept": rest, "checkpoint": what})
+    return Converted(out, text, {"file": str(out), "replaced": len(new), "kept": rest, "checkpoint": what})

@@ -22,7 +22,9 @@ from .weights import Weights, mismatch, opened, weights_file
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 FORMAT = "advunlearn.text_encoder.v1"
-SHIPPED = pathlib.Path(__file__).parents[1] / "shapes" / "sd15" / "text_encoder" / "config.json"  # CLIP-L's
+SHAPES = pathlib.Path(__file__).parents[1] / "shapes"
+SHIPPED = SHAPES / "sd15" / "text_encoder" / "config.json"  # CLIP-L's
+SECOND = SHAPES / "sdxl" / "text_encoder_2" / "config.json"  # CLIP-G's
 # Where CLIP-L's `encoder.` and `embeddings.` stand, with and without the prefix: the most telling first.
 HOMES = tuple(
     root + prefix
@@ -130,14 +132,16 @@ def save_folder(path: str | pathlib.Path, encoder: Any) -> pathlib.Path:
 def write_folder(
     path: str | pathlib.Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> pathlib.Path:
-    """Write an encoder's tensors and its configuration as a CLIPTextModel folder."""
+    """Write an encoder's tensors and its configuration as a CLIPTextModel folder, with its projection if it has one."""
     from transformers import CLIPTextConfig
 
     path = pathlib.Path(path)
     made = CLIPTextConfig(**{k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")})
-    made.architectures = ["CLIPTextModel"]
+    whole = PROJECTION in tensors  # CLIP-G's, which is its own
+    made.architectures = ["CLIPTextModelWithProjection" if whole else "CLIPTextModel"]
+    made.projection_dim = len(tensors[PROJECTION]) if whole else made.projection_dim
     write_atomic(path / "config.json", made.to_json_string().encode())
-    state = {k: v for k, v in portable(tensors).items() if k != PROJECTION}
+    state = {k: v for k, v in portable(tensors).items() if whole or k != PROJECTION}
     write_safetensors(path / WEIGHTS[0], state, {**as_text(metadata), "format": "pt"})
     return path
 
@@ -161,7 +165,7 @@ def config_of(tensors: Mapping[str, Tensor], source: str, *bases: str) -> dict[s
     if table is None or table.dim() != 2:  # whoever compares it with CLIP-L's shapes says so
         return json.loads(SHIPPED.read_text(encoding="utf-8"))
     vocabulary, width = table.shape
-    for file in [*(weights_file(place).with_name("config.json") for place in (source, *bases)), SHIPPED]:
+    for file in [*(weights_file(place).with_name("config.json") for place in (source, *bases)), SHIPPED, SECOND]:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if (config.get("vocab_size"), config.get("hidden_size")) == (vocabulary, width):
             return config

@@ -25,13 +25,13 @@ class CombinedJudge:
             raise AdvUnlearnError(f"{len(judges)} judge cannot be combined; give two or more, A+B")
         self.judges, self.config = list(judges), config or CombinedConfig()
         self.known: dict[str, list[tuple[int, str]]] = {}  # name -> which judges know it, and by which label
-        self.concept: list[str] = []  # each judge's label of the concept
+        self.concepts: dict[str, list[str]] = {}  # name of a concept -> each judge's label
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """See `Judge.concept_label`: the concept's name, which every judge must know."""
         name = concept.concept.strip()
-        self.concept = [judge.concept_label(concept) for judge in self.judges]
-        self.known[name] = list(enumerate(self.concept))
+        self.concepts[name] = [judge.concept_label(concept) for judge in self.judges]
+        self.known[name] = list(enumerate(self.concepts[name]))
         return name
 
     def label(self, name: str) -> str:
@@ -49,7 +49,7 @@ class CombinedJudge:
 
     def look(self, images: Tensor, concept: str) -> Seen:
         """See `Judge.look`. A picture's labels are the names asked for that it shows."""
-        seen = [judge.look(images, label) for judge, label in zip(self.judges, self.concept, strict=True)]
+        seen = [judge.look(images, label) for judge, label in zip(self.judges, self.concepts[concept], strict=True)]
         rule = any if self.config.shown_by == "any" else all
 
         def shown(picture: int) -> frozenset[str]:

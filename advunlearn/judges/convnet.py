@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,14 @@ from torch import Tensor, nn
 from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..text_encoder import frozen
+from ..wording import meaning
 from .base import Seen, match, weights_hash
+
+
+def named(text: str, names: Sequence[str]) -> list[str]:
+    """Return the names whose words are in a text, but for those inside another one: of "a hot dog" no dog."""
+    found = [name for name in names if re.search(rf"\b{re.escape(name)}\b", text)]
+    return [name for name in found if not any(name != other and name in other for other in found)]
 
 
 @dataclass(frozen=True)
@@ -58,14 +67,18 @@ class ConvJudge(nn.Module):
         return Verdict(self.object_head(h), self.style_head(h), self.background_head(h), h)
 
     def concept_label(self, concept: ConceptConfig) -> str:
-        """See `Judge.concept_label`: an object's or a style's own name, as the concept's kind says."""
-        known = self.objects if concept.kind == "object" else self.styles
-        if concept.concept not in known:
-            raise AdvUnlearnError(
-                f"the judge knows no {concept.kind} {concept.concept!r}; it knows {', '.join(known)}"
-                + ("" if concept.kind == "style" else f" (and the styles {', '.join(self.styles)})")
-            )
-        return concept.concept
+        """See `Judge.concept_label`: an object or a style, as the concept's kind says; of a prompt what it names."""
+        text, known = meaning(concept.concept), self.styles if concept.kind == "style" else self.objects
+        if text in known:
+            return text
+        found = named(text, self.objects) or named(text, self.styles) if concept.kind == "prompt" else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise AdvUnlearnError(f"the prompt {concept.concept!r} names {', '.join(found)}; give one of them")
+        what = "thing in the prompt" if concept.kind == "prompt" else concept.kind
+        styles = "" if concept.kind == "style" else f" (and the styles {', '.join(self.styles)})"
+        raise AdvUnlearnError(f"the judge knows no {what} {concept.concept!r}; it knows {', '.join(known)}{styles}")
 
     def label(self, name: str) -> str:
         """See `Judge.label`: an object or a style."""

@@ -9,35 +9,44 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import AdvUnlearnError
 from ..presets import CO_OCCURRING
+from ..wording import meaning
 
 SETS = ("coco", "imagenet")
 
 
-def without(prompts: Iterable[str], concept: str, also: Sequence[str] = ()) -> list[str]:
-    """Leave out the prompts that contain a word of the concept, or one of the words or phrases in `also`.
+def without(prompts: Iterable[str], phrases: Iterable[str]) -> list[str]:
+    """Leave out the prompts that contain one of the phrases: all of its words, one behind the other.
 
-    Words are whole words, singular or plural: "dog" leaves out "Hot dogs" and keeps "a dogma".
+    Words are whole words, singular or plural: "dog" and "dogs" leave out "Hot dogs" and keep "a dogma"; "garbage truck"
+    keeps "a truck".
     """
-    phrases = [*re.findall(r"\w+", concept.lower()), *(phrase.lower().strip() for phrase in also)]
-    words = "|".join(re.escape(phrase) for phrase in phrases if phrase)
-    pattern = re.compile(rf"\b({words})(s|es)?\b")
-    return [p for p in prompts if not words or not pattern.search(p.lower())]
+    wanted = [re.findall(r"\w+", phrase.lower()) for phrase in phrases]
+    pattern = "|".join(rf"\b{_either_number(words)}\b" for words in wanted if words)
+    return [p for p in prompts if not pattern or not re.search(pattern, p.lower())]
+
+
+def _either_number(words: Sequence[str]) -> str:
+    """Return a pattern of a phrase whose last word is singular or plural, whichever was given."""
+    last = words[-1]
+    singular = [last.removesuffix(end) for end in ("s", "es") if len(last) > 3 and last.endswith(end)]
+    forms = "|".join(map(re.escape, [last, *singular]))
+    return r"\W+".join([*map(re.escape, words[:-1]), f"(?:{forms})(?:s|es)?"])
 
 
 def co_occurring(names: Iterable[str]) -> list[str]:
     """Return the words for what is seen together with these concepts, of those that have a list."""
-    return [word for name in names for word in CO_OCCURRING.get(name.lower(), ())]
+    return [word for name in names for word in CO_OCCURRING.get(meaning(name), ())]
 
 
 def chosen(names: Sequence[str], name: str = "coco", also: Sequence[str] | None = None) -> list[str]:
     """Return a shipped retain set for concepts of these names.
 
     Args:
-        names: the concepts; prompts with one of their words are left out.
+        names: the concepts; prompts that name one, by what it means, are left out: "a photo of a gun" is "gun".
         name: one of `SETS`.
-        also: words for what is seen together with the concepts, left out too; by default those of `co_occurring`.
+        also: phrases for what is seen together with the concepts, left out too; by default those of `co_occurring`.
     """
-    return without(shipped(name), " ".join(names), co_occurring(names) if also is None else also)
+    return without(shipped(name), [*map(meaning, names), *(co_occurring(names) if also is None else also)])
 
 
 def lines(text: str) -> list[str]:

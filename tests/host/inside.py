@@ -5,6 +5,7 @@ python inside.py HOST_FOLDER PACK_FOLDER CHECKPOINT      prints one JSON object
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -18,7 +19,9 @@ sys.path.insert(0, host_folder)
 import comfy.options
 
 comfy.options.enable_args_parsing()
+import comfy.model_management as management
 import comfy.model_sampling
+import comfy.sample
 import comfy.sd
 import torch
 
@@ -35,9 +38,12 @@ def load_pack() -> Any:
     return importlib.import_module("pack.nodes.host")
 
 
-def digest(module: torch.nn.Module) -> float:
-    """Return a number that changes with any weight."""
-    return sum(v.double().sum().item() + v.double().square().sum().item() for v in module.state_dict().values())
+def digest(module: torch.nn.Module) -> str:
+    """Return what changes with any bit of any weight."""
+    bits = hashlib.blake2b()
+    for weight in module.state_dict().values():
+        bits.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return bits.hexdigest()
 
 
 def gradient(denoiser: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -66,6 +72,54 @@ def other_arithmetic(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor
     }  # fmt: skip
 
 
+def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    """Predict with a MODEL that has a LoRA's kind of patch on it, and press cancel; the same weights by hand."""
+    plain = host.text_to_image(model, clip, resolution=64).denoiser
+    key = next(k for k, _ in plain.patcher.model.named_parameters() if k.endswith("attn2.to_k.weight"))
+    weight = plain.patcher.model.get_parameter(key)
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * weight.detach().float().std()
+    base, kept = gradient(plain, *where), weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(change)
+    expected = gradient(plain, *where)
+    with torch.no_grad():
+        weight.copy_(kept)
+    other = model.clone()
+    other.add_patches({key: (change,)})
+    patched = host.text_to_image(other, clip, resolution=64).denoiser
+    found = gradient(patched, *where)
+    management.interrupt_current_processing(True)
+    try:
+        cancelled = gradient(patched, *where) and "went on"
+    except management.InterruptProcessingException:
+        cancelled = "raised"
+    plain.load()  # the host takes the patches off, as when the plain MODEL is used next
+    return {
+        "patch_seen": not torch.allclose(found[0], base[0], rtol=1e-3),
+        "patch_exact": all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, expected, strict=True)),
+        "cancelled": cancelled,
+    }
+
+
+def draw_both(model: Any, clip: Any, vae: Any, small: Any, steps: int = 10, scale: float = 3.0) -> dict[str, float]:
+    """Draw the same noise with the host's own sampler and VAE and with the library's; compare the pictures."""
+    ddim = importlib.import_module("pack.advunlearn.sampling").ddim_sample
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    said, nothing = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a church", ""))
+    empty = torch.zeros_like(noise)
+    latents = comfy.sample.sample(model, noise, steps, scale, "ddim", "ddim_uniform", said, nothing, empty, seed=0)
+    there = vae.decode(latents).movedim(-1, 1).cpu()
+    with torch.inference_mode(False), torch.no_grad():
+        own = small.denoiser.alphas_cumprod.clone()
+        # The host's last step goes to no noise at all, the library's to the first timestep's, as diffusers does it.
+        small.denoiser.alphas_cumprod = torch.cat([torch.ones(1), own[1:]])
+        # Below the last timestep the host begins with sigma times the noise: nothing of a picture is in it yet.
+        start = noise * (1 - own[1000 - 1000 // steps + 1]).sqrt()
+        here = small.decode(ddim(small.denoiser, small.encode(["a church"]), small.encode([""]), start, steps, scale))
+        small.denoiser.alphas_cumprod = own
+    return {"apart": (there - here).abs().max().item(), "contrast": here.std().item()}
+
+
 def main() -> dict[str, Any]:
     """Measure."""
     known, start = set(sys.modules), time.perf_counter()
@@ -76,8 +130,10 @@ def main() -> dict[str, Any]:
     clip_l = importlib.import_module("pack.nodes.clip_l")
     library = importlib.import_module("pack.advunlearn.models")
     with torch.inference_mode():  # as every node runs
-        model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
         before = digest(model.model), digest(clip.cond_stage_model)
+        small = library.load("miniature")
+        out["drawn"] = draw_both(model, clip, vae, small)
         with host.gradients():
             small = library.load("miniature")
             generator = torch.Generator().manual_seed(0)
@@ -108,6 +164,7 @@ def main() -> dict[str, Any]:
                     "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
                 }  # fmt: skip
             out |= other_arithmetic(host, model, clip, (x, t, hidden))
+            out |= patch_and_cancel(host, model, clip, (x, t, hidden))
             base = clip_l.state_of(clip)
             robust = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
             patched, half = (clip_l.with_encoder(clip, robust, s, "test") for s in (1.0, 0.5))

@@ -22,6 +22,7 @@ def test_predictions_and_gradients_are_the_librarys_in_eps_and_v(server: Server,
     found = json.loads(done.stdout.splitlines()[-1])
     # The checkpoint is in fp16 and the host computes in fp32 here: what differs is rounding of the widened weights.
     assert found["encoder"] < 5e-3 and found["stock_encode"] < 1e-4, found
+    assert found["drawn"]["apart"] < 0.02 < found["drawn"]["contrast"], found  # by the host's own sampler and VAE
     for kind in ("eps", "v"):
         assert found[kind]["prediction"] < 0.01 * found[kind]["scale"], found
         assert found[kind]["gradient"] < 0.01, found
@@ -29,6 +30,8 @@ def test_predictions_and_gradients_are_the_librarys_in_eps_and_v(server: Server,
     assert found["checkpointed"] and found["blocks"] > 10 and not found["own_forward"], found
     assert found["bfloat16"] == "torch.bfloat16" and found["rounded"] and found["cosine"] > 0.99, found
     assert found["as_before"], found
+    # LoRAs on the MODEL are part of it, and cancel is heard in every prediction.
+    assert found["patch_seen"] and found["patch_exact"] and found["cancelled"] == "raised", found
     # A patched CLIP is read with its patches, loaded or not.
     assert max(found["patched"].values()) < 1e-6, found
     assert found["heavy"] == []  # nothing heavy is imported before a node runs

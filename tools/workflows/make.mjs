@@ -26,31 +26,51 @@ await page.waitForTimeout(3000);
 await page.keyboard.press("Escape"); // the template browser of a first visit
 fs.mkdirSync(path.join(to, "nodes"), { recursive: true });
 
-// Take a picture of each of the pack's nodes that has none yet, with what it shows; a page drawn small has no texts.
-async function pictureNodes() {
-  await page.setViewportSize({ width: 1600, height: 2400 });
-  const nodes = await page.evaluate(() =>
-    window.app.graph.nodes.filter((n) => n.type.startsWith("AdvUnlearn")).map((n) => [n.id, n.type]),
-  );
-  for (const [id, type] of nodes) {
-    const file = path.join(to, "nodes", `${type}.png`);
-    if (fs.existsSync(file)) continue;
-    const clip = await page.evaluate((id) => {
-      const { canvas } = window.app;
-      const [x, y, width, height] = window.app.graph.getNodeById(id).boundingRect;
-      const room = canvas.canvas.getBoundingClientRect();
-      const scale = Math.min(1, (room.height - 200) / height);
-      canvas.ds.scale = scale;
-      canvas.ds.offset = [300 / scale - x, 100 / scale - y];
-      canvas.setDirty(true, true);
-      return {
-        x: room.left + 290, y: room.top + 90, width: width * scale + 20, height: height * scale + 20,
-      };
-    }, id);
-    await page.waitForTimeout(1000);
-    await page.screenshot({ path: file, clip });
-  }
+// Take a picture of some nodes at their full size, side by side as they stand; a page drawn small has no texts. The room
+// around them is for what the page lays over its graph: a bar above while it runs, a panel at the right.
+async function picture(ids, file) {
+  await page.setViewportSize({ width: 2200, height: 2400 });
+  const clip = await page.evaluate((ids) => {
+    const { canvas, graph } = window.app;
+    const bounds = ids.map((id) => graph.getNodeById(id).boundingRect);
+    const [x, y] = [0, 1].map((k) => Math.min(...bounds.map((b) => b[k])));
+    const [width, height] = [0, 1].map((k) => Math.max(...bounds.map((b) => b[k] + b[k + 2])) - [x, y][k]);
+    const room = canvas.canvas.getBoundingClientRect();
+    const scale = Math.min(1, (room.height - 300) / height, (room.width - 900) / width);
+    canvas.ds.scale = scale;
+    canvas.ds.offset = [300 / scale - x, 200 / scale - y];
+    canvas.setDirty(true, true);
+    return { x: room.left + 290, y: room.top + 190, width: width * scale + 20, height: height * scale + 20 };
+  }, ids);
+  await page.waitForTimeout(1000);
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  await page.screenshot({ path: file, clip });
   await page.setViewportSize(VIEW);
+}
+
+// Take a picture of each of the pack's nodes that has none yet, with what it shows.
+async function pictureNodes() {
+  for (const [id, type] of await nodesOf("AdvUnlearn")) {
+    const file = path.join(to, "nodes", `${type}.png`);
+    if (!fs.existsSync(file)) await picture([id], file);
+  }
+}
+
+const nodesOf = (start) =>
+  page.evaluate((s) => window.app.graph.nodes.filter((n) => n.type.startsWith(s)).map((n) => [n.id, n.type]), start);
+
+// The pictures in README.md: the training node while it runs, and the evaluation with what it says.
+async function pictureTraining() {
+  const [[id]] = await nodesOf("AdvUnlearnTrain");
+  await picture([id], path.join(to, "readme", "train-node.png"));
+}
+
+async function pictureEvaluation() {
+  const ids = await page.evaluate(() => {
+    const from = window.app.graph.nodes.find((n) => n.type === "AdvUnlearnEvaluate");
+    return [from.id, ...from.outputs.flatMap((o) => o.links ?? []).map((l) => window.app.graph.links[l].target_id)];
+  });
+  await picture(ids, path.join(to, "readme", "before-and-after.png"));
 }
 
 for (const file of files) {
@@ -60,11 +80,15 @@ for (const file of files) {
     async ([graph, name]) => {
       await window.app.loadApiJson(graph, name);
       // Room for the pictures and texts that come when it runs, so that nothing is laid over anything.
-      const room = { SaveImage: 280, PreviewAny: 200, LossGraphNode: 320, AdvUnlearnTrain: 320 };
+      const room = {
+        SaveImage: [260, 280], PreviewAny: [420, 240], LossGraphNode: [260, 320], AdvUnlearnTrain: [380, 320],
+      };
+      if (name === "before-and-after") room.SaveImage = [560, 620];
       for (const node of window.app.graph.nodes) {
         for (const widget of node.widgets ?? []) if (widget.name === "control_after_generate") widget.value = "fixed";
         const own = node.type === "AdvUnlearnTrain" ? node.size[1] : 0; // its widgets stay above its pictures
-        if (room[node.type]) node.setSize([Math.max(node.size[0], 260), own + room[node.type]]);
+        const [width, height] = room[node.type] ?? [];
+        if (width) node.setSize([Math.max(node.size[0], width), own + height]);
       }
       window.app.graph.arrange?.();
       window.app.canvas.setDirty(true, true);
@@ -76,12 +100,21 @@ for (const file of files) {
   await page.evaluate(async ([made]) => window.app.loadGraphData(made), [made]);
   await page.waitForTimeout(500);
   if (name !== "sdxl" && !process.env.NO_RUN) {
-    await page.evaluate(() => window.app.queuePrompt(0, 1));
+    await page.evaluate(() => {
+      window.previews = 0;
+      window.app.api.addEventListener("b_preview", () => window.previews++);
+      return window.app.queuePrompt(0, 1);
+    });
     await page.waitForTimeout(2000);
+    let taken = name !== "train";
     const start = Date.now();
     for (let left = 1; left; await page.waitForTimeout(1000)) {
       const queue = await (await fetch(`${url}/queue`)).json();
       left = queue.queue_running.length + queue.queue_pending.length;
+      if (left && !taken && (await page.evaluate(() => window.previews)) > 4) {
+        taken = true;
+        await pictureTraining();
+      }
       if (Date.now() - start > 30 * 60 * 1000) throw new Error(`${name} does not end`);
     }
   }
@@ -90,6 +123,7 @@ for (const file of files) {
   await page.screenshot({ path: path.join(to, `${name}.png`) });
   console.log(name, made.nodes.length, "nodes");
   await pictureNodes();
+  if (name === "before-and-after" && !process.env.NO_RUN) await pictureEvaluation();
 }
 // The nodes that no workflow has, as they are when they are put down.
 await page.evaluate(() => {

@@ -1,8 +1,9 @@
 """Make the pictures we ship of the screenshots that make.mjs took in a folder, and remove those.
 
-    python tools/workflows/thumbnails.py workflows web/docs
+    python tools/workflows/thumbnails.py workflows web/docs docs
 
-NAME.png becomes workflows/NAME.jpg, 640 pixels wide, and nodes/NODE.png becomes web/docs/NODE.jpg.
+NAME.png becomes workflows/NAME.jpg, 640 pixels wide, and nodes/NODE.png becomes web/docs/NODE.jpg. Those in readme/ go
+into docs, the training node cut in two: it is too tall for a page.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from PIL import Image
 WIDTH = 640
 
 
-def main(workflows: str, docs: str) -> None:
+def cut_in_two(image: Image.Image) -> Image.Image:
+    """Put the lower half of a picture at the right of its upper one."""
+    half = -(-image.height // 2)
+    both = Image.new("RGB", (2 * image.width, half))
+    both.paste(image.crop((0, 0, image.width, half)))
+    both.paste(image.crop((0, half, image.width, image.height)), (image.width, 0))
+    return both
+
+
+def main(workflows: str, docs: str, readme: str) -> None:
     folder = pathlib.Path(workflows)
     for path in sorted(folder.glob("*.png")):
         image = Image.open(path).convert("RGB")
@@ -26,7 +36,12 @@ def main(workflows: str, docs: str) -> None:
     for path in sorted((folder / "nodes").glob("*.png")):
         Image.open(path).convert("RGB").save(pathlib.Path(docs, path.name).with_suffix(".jpg"), quality=85)
         path.unlink()
-    (folder / "nodes").rmdir()
+    for path in sorted((folder / "readme").glob("*.png")):
+        image = Image.open(path).convert("RGB")
+        (cut_in_two(image) if path.stem == "train-node" else image).save(pathlib.Path(readme, path.name), optimize=True)
+        path.unlink()
+    for made in ("nodes", "readme"):
+        (folder / made).rmdir()
 
 
 if __name__ == "__main__":

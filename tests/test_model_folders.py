@@ -1,0 +1,48 @@
+"""A model's folder with a part that does not fit is refused in one line; nothing random or unused gets into a model."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from advunlearn import miniature
+from advunlearn.cli import main
+
+Tensors = dict[str, torch.Tensor]
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+def lost(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {k: v for k, v in tensors.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        (UNET, lost("conv_out.bias"), "its unet lacks 1 tensors, first 'conv_out.bias'"),
+        (VAE, lost("decoder.layers.0.bias"), "its vae lacks 1 tensors, first 'decoder.layers.0.bias'"),
+        (TEXT, lost("text_model.final_layer_norm.bias"), "its text_encoder lacks 1 tensors, first"),
+        (UNET, lambda t: t | {"more.weight": torch.zeros(2)}, "its unet has unknown 1 tensors, first 'more.weight'"),
+        (VAE, lambda t: t | {"more.weight": torch.zeros(2)}, "its vae has unknown 1 tensors, first 'more.weight'"),
+        (UNET, lambda t: t | {"conv_out.bias": torch.zeros(5)}, "could not be read: "),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused(
+    file: str,
+    change: Callable[[Tensors], Tensors],
+    says: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(miniature.path(), tmp_path / "model")
+    save_file(change(load_file(folder / file)), folder / file, {"format": "pt"})
+    assert main(["sample", "a dog", "--model", str(folder), "--out", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert f"model {str(folder)!r}" in error and says in error and error.count("\n") == 1
