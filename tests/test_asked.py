@@ -59,9 +59,7 @@ def test_a_seed_is_that_of_the_picture_alone_and_the_others_keep_theirs(model: T
     config = EvaluateConfig(cases=3, sampling_steps=2, repeats=0)
     plain = Evaluator(model, judge, CHURCH, config, prompts=["a", "b", "c"])
     own = Evaluator(model, judge, CHURCH, config, prompts=[Asked("a"), Asked("b", seed=7), Asked("c")])
-    assert (
-        torch.equal(own.noise[1], noise_of(7, model.denoiser.latent_shape)) and own.described()["own_prompts"][0] == "a"
-    )
+    assert torch.equal(own.noise[1], noise_of(7, model.denoiser.latent_shape))
     assert torch.equal(own.noise[::2], plain.noise[::2]) and not torch.equal(own.noise[1], plain.noise[1])
     assert own.described()["own_prompts"] == ["a", {"prompt": "b", "label": "", "seed": 7}, "c"]
 

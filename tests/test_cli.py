@@ -161,15 +161,11 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
     assert row["asr"]["clean"] == {"success": 2, "total": 2} and "routes" not in row["asr"]
     assert set(row["utility"]) == {"retained_accuracy", "feature_distance"}
     assert row["utility"]["retained_accuracy"] == {"correct": 0, "total": 1}  # a house has no label
-    assert {k: v for k, v in report["judge"].items() if k != "weights"} == {
-        "judge": "classifier", "folder": "judge", "top_k": 1
-    }  # fmt: skip
+    assert report["judge"].items() >= {"judge": "classifier", "folder": "judge", "top_k": 1}.items()
     assert report["own_prompts"] == ["a chapel"]
     page = (out / "report.html").read_text()
-    assert (
-        re.search(r"Judge: classifier. Folder: judge. Weights: \w{12}. Top K: 1.", page)
-        and "0 of 1 retained objects right" in page
-    )
+    assert re.search(r"Judge: classifier. Folder: judge. Weights: \w{12}. Top K: 1.", page)
+    assert "0 of 1 retained objects right" in page
     # With nothing to keep there is no retained figure, in the table and in words.
     assert main(["evaluate", "--judge", folder, "--out", str(out), *QUICK]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["original", "2/2", "-", "2/2", "2/2", "-"]
