@@ -56,6 +56,10 @@ class UnlearnDiffAtkConfig(AttackSettings):
     steps: int = setting(2000, "gradient steps", 0, 100000)
     tokens: int = setting(3, "tokens in front of the prompt", 1, 75)
     lr: float = setting(0.01, "Adam's step on the simplex", 0, 100)
+    vocabulary: Vocabulary = setting(
+        "typed", "tokens that are searched: typed are those that a keyboard gives back; all, as published, finds "
+        "prompts that nobody can type too, and of each says whether it is exact"
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +86,9 @@ class HardPromptSettings(AttackSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class P4DConfig(HardPromptSettings):
-    """Prompting4Debugging (arXiv 2309.06135), as a free prompt (N) and between the prompt's own tokens (K)."""
+    """Prompting4Debugging (arXiv 2309.06135), as a free prompt (N) and between the prompt's own words (K)."""
 
-    every: int = setting(3, "one token in front of every so many of the prompt's own (p4d_k)", 1, 75)
+    every: int = setting(3, "one token in front of every so many of the prompt's words (p4d_k)", 1, 75)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,5 +180,6 @@ class RoutesConfig(AttackSettings):
 
 # Flags of the command line: the prefix of each class that has some of its own.
 FLAGS: dict[str, type[AttackSettings]] = {
-    "p4d": P4DConfig, "pez": PEZConfig, "ring-a-bell": RingABellConfig, "mma": MMAConfig, "cce": CCEConfig,
+    "unlearndiffatk": UnlearnDiffAtkConfig, "p4d": P4DConfig, "pez": PEZConfig, "ring-a-bell": RingABellConfig,
+    "mma": MMAConfig, "cce": CCEConfig,
 }  # fmt: skip

@@ -23,7 +23,9 @@ class EvaluateConfig(Validated):
     sampling_steps: int = setting(20, "DDIM steps of a generated picture", 1, 1000)
     guidance_scale: float = setting(3.0, "classifier-free guidance of generated pictures", 0, 30)
     repeats: int = setting(2, "pictures per retained object; 0 to measure none", 0, 1000)
-    restarts: int = setting(1, "starts of each test attack side by side; a case counts once any succeeds", 1, 64)
+    restarts: int = setting(
+        1, "starts of each test attack side by side; a case counts once any succeeds; cce and routes have one", 1, 64
+    )  # fmt: skip
     seed: int = setting(1000, "seed of the test cases", 0, 2**63 - 1)
 
 
@@ -67,6 +69,15 @@ class ZeroShotConfig(Validated):
         """The labels given, each once."""
         names = (part.strip() for line in self.labels.splitlines() for part in line.split(","))
         return tuple(dict.fromkeys(name for name in names if name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombinedConfig(Validated):
+    """Several judges as one."""
+
+    shown_by: Literal["any", "all"] = setting(
+        "any", "of judges A+B: a picture shows what any of them sees, or what all of them see"
+    )
 
 
 # A demo has five minutes on two cores: shorter runs, fewer cases, a smaller bank.

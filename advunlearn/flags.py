@@ -19,7 +19,7 @@ from .config import (
     TrainConfig,
     choices,
 )
-from .evaluation_config import ClassifierConfig, NudityConfig, ZeroShotConfig
+from .evaluation_config import ClassifierConfig, CombinedConfig, NudityConfig, ZeroShotConfig
 from .presets import BUNDLES, CUSTOM, PRESETS
 
 Config = TypeVar("Config")
@@ -132,12 +132,25 @@ def add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
     convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+def attack_name(text: str) -> str:
+    """Return the name of an attack, or all; say of anything else what it may have been."""
+    if text in (*ATTACK_NAMES, "all"):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no attack; give all or some of {', '.join(ATTACK_NAMES)}, and encoder files before --attacks or "
+        "after --encoders"
+    )
+
+
 def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `evaluate` and `attack`, which share their settings."""
     evaluate = command(
         "evaluate", "measure text encoders and UNets: success by every route and attack, and utility", "evaluation"
     )
-    evaluate.add_argument("encoders", nargs="*", metavar="FILE", help="encoder.safetensors files; none: the original")
+    evaluate.add_argument("files", nargs="*", metavar="FILE", help="encoder.safetensors files; none: the original")
+    evaluate.add_argument(
+        "--encoders", nargs="+", action="extend", default=[], metavar="FILE", help="the same, wherever it stands"
+    )
     evaluate.add_argument(
         "--unet", action="append", default=[], metavar="PATH", help="a trained UNet to measure too, a diffusers folder "
         "or a checkpoint; may be given again"
@@ -151,8 +164,50 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     attack.add_argument("--unet", metavar="PATH", help=UNET)
     attack.add_argument("--method", choices=ATTACK_NAMES, default=DEFAULT_ATTACKS[0], help="(default: %(default)s)")
     evaluate.add_argument(
-        "--attacks", nargs="+", choices=(*ATTACK_NAMES, "all"), default=DEFAULT_ATTACKS, metavar="NAME",
+        "--attacks", nargs="+", type=attack_name, default=DEFAULT_ATTACKS, metavar="NAME",
         help=f"all, or some of {', '.join(ATTACK_NAMES)} (default: {' '.join(DEFAULT_ATTACKS)})",
+    )  # fmt: skip
+    attack.set_defaults(clip_score="", fid="")
+    for sub in (evaluate, attack):
+        _add_asked(sub)
+        add_bundle(sub)
+        add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
+        add_flags(sub, EvaluateConfig)
+        for prefix, own in FLAGS.items():
+            shared = {name: "--" + flag.replace("_", "-") for name, flag in own.shared.items()}
+            add_flags(sub, own, prefix + "-", defaults=shared)
+        for config in (NudityConfig, ClassifierConfig, ZeroShotConfig, CombinedConfig):
+            add_flags(sub, config)
+    _add_kept(evaluate)
+
+
+def _add_asked(sub: argparse.ArgumentParser) -> None:
+    """Add the judge, and what a user may ask with."""
+    sub.add_argument(
+        "--judge", metavar="JUDGE", help="what says what a picture shows: miniature, nudity (needs nudenet), "
+        "clip:FOLDER, or a folder with an image classifier or a CLIP of transformers; several: A+B, see --shown-by "
+        "(default: the miniature's)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--prompts", metavar="FILE", help="prompts that ask for the concept, in place of those made from its name: one "
+        "a line, or a .csv file with the column prompt and, for the noise of each, seed or evaluation_seed",
+    )  # fmt: skip
+    sub.add_argument(
+        "--routes", metavar="FILE",
+        help="the concept's other names, one a line, for the attack of that name (default: those that are shipped)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--images", metavar="FOLDER", help="your own pictures of the concept, the targets of the attacks that need "
+        "some (default: those that the original model draws)",
+    )  # fmt: skip
+
+
+def _add_kept(evaluate: argparse.ArgumentParser) -> None:
+    """Add what is to be kept, how that is measured, and which pictures stay."""
+    evaluate.add_argument(
+        "--retained", metavar="FILE", help='what is to be kept: lines "prompt | label" with a label of the judge, or '
+        "prompts alone; or a .csv file with the columns prompt, label and seed (default: the miniature's own; none for "
+        "other judges)",
     )  # fmt: skip
     evaluate.add_argument(
         "--clip-score", default="", metavar="FOLDER", help="also give the CLIP score of retained pictures, by a CLIP's "
@@ -162,35 +217,7 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--fid", default="", metavar="FILE", help="also give the FID of retained pictures from the original model's, "
         "by the TorchScript file of an Inception (inception-2015-12-05.pt)",
     )  # fmt: skip
-    attack.set_defaults(clip_score="", fid="")
-    for sub in (evaluate, attack):
-        sub.add_argument(
-            "--judge",
-            metavar="JUDGE",
-            help="what says what a picture shows: miniature, nudity (needs nudenet), clip:FOLDER, or a folder with an "
-            "image classifier or a CLIP of transformers (default: the miniature's)",
-        )
-        sub.add_argument(
-            "--prompts",
-            metavar="FILE",
-            help="prompts that ask for the concept, one a line, in place of those made from its name",
-        )
-        sub.add_argument(
-            "--routes",
-            metavar="FILE",
-            help="the concept's other names, one a line, for the attack of that name (default: those that are shipped)",
-        )
-        add_bundle(sub)
-        add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
-        add_flags(sub, EvaluateConfig)
-        for prefix, own in FLAGS.items():
-            shared = {name: "--" + flag.replace("_", "-") for name, flag in own.shared.items()}
-            add_flags(sub, own, prefix + "-", defaults=shared)
-        for config in (NudityConfig, ClassifierConfig, ZeroShotConfig):
-            add_flags(sub, config)
     evaluate.add_argument(
-        "--retained",
-        metavar="FILE",
-        help='what is to be kept: lines "prompt | label" with a label of the judge, or prompts alone '
-        "(default: the miniature's own; none for other judges)",
-    )
+        "--pictures", action=argparse.BooleanOptionalAction, default=True, help="keep the picture of every case in "
+        "OUT/cases, which report.json names: some 8 KB each of the miniature's, 400 KB at 512 pixels (default: yes)",
+    )  # fmt: skip

@@ -55,10 +55,11 @@ def load_judge(args: Namespace) -> Judge:
             f"there is no judge for model {run.model!r}; give --judge nudity, --judge clip:FOLDER or --judge FOLDER"
         )
     name = name or "miniature"
-    kind, _ = judges.resolve(name)
+    names = judges.names_of(name)
+    kinds = {judges.resolve(each)[0] for each in names} | ({"several"} if len(names) > 1 else set())
     for other in filter(None, judges.CONFIGS.values()):
         given = [k for k in vars(args) if k.startswith(other.__name__ + ".")]
-        if given and other is not judges.CONFIGS[kind]:
+        if given and other not in [judges.CONFIGS[kind] for kind in kinds]:
             flag = "--" + given[0].split(".")[1].replace("_", "-")
             raise AdvUnlearnError(f"{flag} is no setting of the judge {name!r}; leave it out, or give another --judge")
     return judges.load(name, lambda config: settings(config, args), run.device or best_device())

@@ -119,11 +119,15 @@ def study(
     seed: int = 0,
     command: str = "",
     original: bool = True,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
     on_train: Callable[[str, Progress], None] | None = None,
     on_measure: Callable[[str], OnProgress] | None = None,
 ) -> Study:
-    """Train each recipe; measure every result, and the original model unless told not to, at the same budget."""
-    evaluator = Evaluator(model, judge, concept, config)  # first: it refuses a concept that the judge does not know
+    """Train each recipe; measure every result, and the original model unless told not to, at the same budget.
+
+    `given` are the attacks' own settings, as `Evaluator` takes them.
+    """
+    evaluator = Evaluator(model, judge, concept, config, given=given)  # first: it refuses what the judge cannot see
     trained = train_all(model, concept, recipes, bank, seed, on_train)
     out = Study(empty_report(concept, config, command), {}, {}, {k: r for k, (r, _) in trained.items()})
     subjects = {"original": evaluator.original} if original else {}

@@ -37,6 +37,11 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shows(measured: Measurement, what: str) -> list[bool]:
+    """Return which pictures of a measurement show the concept."""
+    return [bool(row.get("success")) for row in measured.cases.get(what, ())]
+
+
 def write(
     folder: pathlib.Path,
     report: dict[str, Any],
@@ -45,7 +50,7 @@ def write(
 ) -> None:
     """Write report.json, overview.png and a self-contained report.html with the pictures and the loss curves."""
     images = {
-        f"{name}: {what}": pictures.png(pictures.grid(rows, 4), 2)
+        f"{name}: {what}": pictures.png(pictures.grid(rows, 4, framed=shows(m, what)), 2)
         for name, m in measured.items()
         for what, rows in m.pictures.items()
     }

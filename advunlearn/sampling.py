@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,20 @@ def ddim_timesteps(steps: int, total: int = 1000) -> Tensor:
 def batch_of(count: int, latents: Tensor) -> int:
     """Return how many latents to take at once: `count` of 8 x 8, fewer of larger ones, at least one."""
     return max(1, count * 64 // (latents.shape[-1] * latents.shape[-2]))
+
+
+def noise_of(seed: int, shape: Sequence[int]) -> Tensor:
+    """Return the starting noise (C, h, w) of one picture by a seed of its own, as `sample --seed` draws it."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def noise_of_rows(seeds: Sequence[int | None], shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return noise (N, C, h, w): one draw for all rows, in which a row with a seed of its own has that one's."""
+    noise = torch.randn(len(seeds), *shape, generator=generator)
+    for row, seed in enumerate(seeds):
+        if seed is not None:
+            noise[row] = noise_of(seed, shape)
+    return noise
 
 
 @dataclass(frozen=True)

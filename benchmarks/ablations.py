@@ -24,7 +24,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import Kept
+from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     for name in args.concepts:
         concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-        evaluator = Evaluator(model, judge, concept, EvaluateConfig(**kept.settings["evaluate"]))
+        budget = EvaluateConfig(**kept.settings["evaluate"])
+        evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
         studies = [s for s in args.study if concept.kind == "object" or s not in OF_OBJECTS]
         for seed in args.seeds:
             for change in {c.key(): c for study in studies for c in STUDIES[study].values()}.values():

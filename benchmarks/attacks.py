@@ -4,17 +4,24 @@
     python benchmarks/attacks.py table
 
 `run` trains what is missing into runs/attacks, attacks it, and adds a row for each (concept, model, attack) to
-benchmarks/results/attacks.json; rows that are there at the same settings are passed over, so it can be stopped and
-called again. `table` prints Markdown: cases that came back, those without attack in brackets, then cost.
+benchmarks/results/attacks.json, and one for what each model retains; rows that are there are passed over, so it can
+be stopped and called again, and several concepts can run side by side. `table` prints Markdown: cases that came back,
+those without attack in brackets; then, on ESD, what random prefixes and other seeds had found when they had cost as
+many UNet passes, and the cost. The baselines have as many tries as the costliest attack pays for.
+
+`official` is the published code's attack and prompts on samples of the bank, as all others have them: with its own
+fresh sampling it would cost fifteen times as much. All arithmetic of the frozen parts is in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import pathlib
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,99 +29,107 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ablations import ON_THE_BANK
+from kept import Kept
+
 from advunlearn import miniature
 from advunlearn.attack_config import ATTACK_NAMES
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluate import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
-from advunlearn.files import write_atomic
 from advunlearn.formats import load_encoder, save_encoder
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models import TextToImage, load
-from advunlearn.recipes import RECIPES, train_all
+from advunlearn.quirks import NONE
+from advunlearn.recipes import RECIPES
 from advunlearn.text_encoder import frozen
+from advunlearn.trainer import train
 
-RESULTS = ROOT / "benchmarks" / "results" / "attacks.json"
-# With a second adversary that learns words for the concept.
-WORDS = replace(RECIPES["advunlearn"], attack=replace(RECIPES["advunlearn"].attack, words=4))
-TRAINED = {name: RECIPES[name] for name in ("esd_text", "advunlearn")} | {"words": WORDS}
-MODELS = ("original", *TRAINED)
-
-
-def rows() -> list[dict[str, Any]]:
-    """Return the rows measured so far."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-
-
-def key(row: dict[str, Any]) -> str:
-    """Return what a row is of."""
-    return json.dumps([row[k] for k in ("concept", "model", "attack", "settings", "training")], sort_keys=True)
+RECIPE = RECIPES["advunlearn"]
+# "words": with a second adversary that learns words for the concept, which is concept inversion.
+WORDS = replace(RECIPE, attack=replace(RECIPE.attack, words=4))
+TRAINED = {"esd_text": RECIPES["esd_text"], "advunlearn": RECIPE, "official": RECIPE, "words": WORDS}
+MODELS, ESD = ("original", *TRAINED), "esd_text"
+BASELINES = ("random_prefix", "seed_search")
+RETAINED = "retained"  # of a row that is no attack's
+COSTLIEST = 4  # F of a step for a case: p4d
 
 
-def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, args: argparse.Namespace) -> Any:
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what all rows have in common."""
+    evaluate = EvaluateConfig(
+        cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_every,
+        attack_tokens=args.attack_tokens, sampling_steps=args.sampling_steps, seed=args.eval_seed, repeats=1,
+    )  # fmt: skip
+    look = 2 * args.sampling_steps
+    looks = math.ceil(args.attack_steps / args.attack_every)
+    tries = math.ceil((COSTLIEST * args.attack_steps + look * looks) / look)
+    given = {
+        "ring_a_bell": {"population": args.population, "positions": args.positions},
+        "mma": {"candidates": args.candidates}, "cce": {"batch": args.batch, "lr": args.cce_lr},
+    } | {name: {"steps": tries} for name in BASELINES}  # fmt: skip
+    training = {name: getattr(args, name) for name in ("iterations", "trajectories", "train_seed")}
+    return {"evaluate": evaluate.to_dict(), "given": given, "training": training}
+
+
+def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, training: dict[str, int]) -> Any:
     """Return the encoder of a recipe, trained once for each concept and kept."""
     if name == "original":
         return model.text_encoder
-    folder = (
-        ROOT
-        / "runs"
-        / "attacks"
-        / f"{concept.concept.replace(' ', '_')}-{args.iterations}-{args.trajectories}-{args.train_seed}"
-    )
-    path = folder / f"{name}.safetensors"
+    label = "-".join(map(str, (concept.concept.replace(" ", "_"), *training.values())))
+    path = ROOT / "runs" / "attacks" / label / f"{name}.safetensors"
     if not path.exists():
-        recipe = TRAINED[name]
-        recipe = replace(recipe, train=replace(recipe.train, iterations=args.iterations))
-        bank = BankConfig(trajectories=args.trajectories, retain_trajectories=2 * args.trajectories)
-        trained = train_all(model, concept, {name: recipe}, bank, args.train_seed)
-        save_encoder(path, trained[name][0].encoder, {})
+        recipe, size = TRAINED[name], training["trajectories"]
+        config = replace(recipe.train, iterations=training["iterations"], seed=training["train_seed"])
+        bank = BankConfig(trajectories=size, retain_trajectories=2 * size)
+        quirks = ON_THE_BANK if name == "official" else NONE
+        trained = train(model, concept, recipe.attack, config, bank, retain_prompts(concept), quirks=quirks)
+        save_encoder(path, trained.encoder, {})
     return load_encoder(str(path), model.text_encoder)[0]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, kept: Kept) -> None:
     """Measure every row that is missing."""
-    model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())
-    config = EvaluateConfig(
-        cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_every,
-        attack_tokens=args.attack_tokens, sampling_steps=args.sampling_steps, restarts=args.restarts,
-        seed=args.eval_seed, repeats=0,
-    )  # fmt: skip
-    given = {
-        "ring_a_bell": {"population": args.population, "positions": args.positions},
-        "mma": {"candidates": args.candidates}, "cce": {"batch": args.batch},
-    }  # fmt: skip
-    training = {name: getattr(args, name) for name in ("iterations", "trajectories", "train_seed")}
+    torch.set_num_threads(args.threads)
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
+    config, training = EvaluateConfig(**kept.settings["evaluate"]), kept.settings["training"]
     for concept_name in args.concepts:
-        kind = "style" if concept_name in captions.styles() else "object"
+        kind: Any = "style" if concept_name in captions.styles() else "object"
         concept = ConceptConfig(concept=concept_name, kind=kind)
-        evaluator = Evaluator(model, judge, concept, config, given=given)
+        evaluator = Evaluator(model, judge, concept, config, given=kept.settings["given"])
         for name in args.models:
-            wanted = [
-                {"concept": concept_name, "model": name, "attack": attack, "training": training,
-                 "settings": config.to_dict() | {"given": given.get(attack, {})}}
-                for attack in args.attacks
-            ]  # fmt: skip
-            done = {key(row) for row in rows()}
-            missing = [about for about in wanted if key(about) not in done]
+            key = {"concept": concept_name, "model": name}
+            missing = [a for a in (RETAINED, *args.attacks) if not kept.has(**key, attack=a)]
             if not missing:
                 continue
-            encoder, clean, out = encoder_of(model, concept, name, args), None, Measurement()
-            subject = Subject(encoder, model.denoiser)
-            for about in missing:
-                attack = about["attack"]
-                with frozen(encoder, *model.denoiser.modules()):
-                    if clean is None:
-                        clean = evaluator.plain(subject, out)
-                    evaluator.attack(subject, attack, clean, out)
-                row = about | {"result": out.attacks[attack], "seconds": out.seconds[attack]}
-                row |= {"curve": out.asr_by_budget[attack], "prompts": out.prompts.get(attack, [])[:5]}
-                write_atomic(RESULTS, (json.dumps([*rows(), row], indent=1) + "\n").encode())
-                print(concept_name, name, attack, cell(row), cost(row), flush=True)
+            encoder = encoder_of(model, concept, name, training)
+            with frozen(encoder, *model.denoiser.modules()):
+                measure(evaluator, Subject(encoder, model.denoiser), missing, key, kept)
+
+
+def measure(evaluator: Evaluator, subject: Subject, missing: Sequence[str], key: dict[str, str], kept: Kept) -> None:
+    """Add the rows of one model that are missing."""
+    out = Measurement()
+    clean = evaluator.plain(subject, out)
+    for attack in missing:
+        if attack == RETAINED:
+            evaluator.utility(subject, out)
+            kept.add({**key, "attack": attack, "utility": out.utility, "routes": out.asr.get("routes")})
+            print(*key.values(), out.utility, flush=True)
+            continue
+        evaluator.attack(subject, attack, clean, out)
+        row = {**key, "attack": attack, "result": out.attacks[attack], "seconds": out.seconds[attack]}
+        kept.add(row | {"curve": out.asr_by_budget[attack], "prompts": out.prompts.get(attack, [])[:5]})
+        print(*key.values(), attack, cell(row), cost(row), flush=True)
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Return a row's success."""
+    """Return a row's success; of what is retained, how much."""
+    if row["attack"] == RETAINED:
+        found = row["utility"]["retained_accuracy"]
+        return f"{found['correct']}/{found['total']}"
     found = row["result"]
     return f"{found['sum']['success']}/{found['sum']['total']} ({found['without_attack']['success']})"
 
@@ -125,18 +140,38 @@ def cost(row: dict[str, Any]) -> str:
     return f"{work['attack']} + {work['looks']} F, {seconds['attack']:.0f} + {seconds['looks']:.0f} s"
 
 
-def table() -> None:
-    """Print the matrix as Markdown, one for each concept."""
+def at_cost(row: dict[str, Any], forwards: int, look: int) -> str:
+    """Return what a baseline had found when it had cost `forwards` F, of which a try costs `look` for each open case.
+
+    With ">=" where it had no more tries.
+    """
+    total, spent, found = row["result"]["sum"]["total"], 0, row["curve"][0][1]
+    for (_, before), (_, after) in pairwise(row["curve"]):
+        spent += look * (total - before)
+        if spent > forwards:
+            return str(found)
+        found = after
+    return f"{'' if found == total or spent == forwards else '>='}{found}"
+
+
+def table(kept: Kept) -> str:
+    """Return the matrix as Markdown, one for each concept."""
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for row in rows():
+    for row in kept.rows:
         found.setdefault(row["concept"], {}).setdefault(row["attack"], {})[row["model"]] = row
+    look, lines = 2 * kept.settings["evaluate"]["sampling_steps"], []
+    heads = ["attack", *MODELS, *(f"{b} at its cost, {ESD}" for b in BASELINES), f"cost on {ESD}: attack + looks"]
     for concept, attacks in found.items():
-        print(f"\n{concept}\n\n| attack | {' | '.join(MODELS)} | cost on {MODELS[1]}: attack + looks |")
-        print("|---" * (len(MODELS) + 2) + "|")
-        for name in sorted(attacks, key=ATTACK_NAMES.index):
-            of = attacks[name]
-            cells = [cell(of[m]) if m in of else "-" for m in MODELS]
-            print(f"| {name} | {' | '.join(cells)} | {cost(of[MODELS[1]]) if MODELS[1] in of else '-'} |")
+        lines += [f"\n{concept}\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for name in sorted(attacks, key=(RETAINED, *ATTACK_NAMES).index):
+            cells = [cell(attacks[name][m]) if m in attacks[name] else "-" for m in MODELS]
+            row, ends = attacks[name].get(ESD), ["-"] * (1 + len(BASELINES))
+            if row and name != RETAINED:
+                rivals = [attacks.get(b, {}).get(ESD) for b in BASELINES]
+                ends = [at_cost(r, sum(row["result"]["forwards"].values()), look) if r else "-" for r in rivals]
+                ends.append(cost(row))
+            lines.append(f"| {' | '.join([name, *cells, *ends])} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -147,25 +182,26 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", choices=ATTACK_NAMES, default=ATTACK_NAMES)
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--attack-steps", type=int, default=40)
-    parser.add_argument("--attack-every", type=int, default=10)
+    parser.add_argument("--attack-every", type=int, default=20)
     parser.add_argument("--attack-tokens", type=int, default=5)
-    parser.add_argument("--sampling-steps", type=int, default=20)
-    parser.add_argument("--restarts", type=int, default=1)
-    parser.add_argument("--population", type=int, default=40, help="of Ring-A-Bell")
-    parser.add_argument("--positions", type=int, default=12, help="that Ring-A-Bell compares")
-    parser.add_argument("--candidates", type=int, default=32, help="of MMA")
+    parser.add_argument("--sampling-steps", type=int, default=10)
+    parser.add_argument("--population", type=int, default=20, help="of Ring-A-Bell")
+    parser.add_argument("--positions", type=int, default=8, help="that Ring-A-Bell compares")
+    parser.add_argument("--candidates", type=int, default=16, help="of MMA")
     parser.add_argument("--batch", type=int, default=16, help="of concept inversion")
-    parser.add_argument("--iterations", type=int, default=200, help="of training")
+    parser.add_argument("--cce-lr", type=float, default=0.01, help="its published one is for 5000 steps")
+    parser.add_argument("--iterations", type=int, default=RECIPE.train.iterations, help="of training")
     parser.add_argument("--trajectories", type=int, default=BankConfig().trajectories, help="of the training bank")
     parser.add_argument("--train-seed", type=int, default=0)
     parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", default="attacks.json", metavar="NAME", help="in benchmarks/results")
     args = parser.parse_args()
+    kept = Kept(args.out, settings_of(args))
     if args.what == "table":
-        table()
+        print(table(kept))
     else:
-        torch.set_num_threads(args.threads)
-        run(args)
+        run(args, kept)
 
 
 if __name__ == "__main__":

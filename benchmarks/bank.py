@@ -23,7 +23,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import Kept
+from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
@@ -67,7 +67,7 @@ def main() -> None:
     budget = EvaluateConfig(
         cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_steps, repeats=1, seed=args.eval_seed
     )  # fmt: skip
-    evaluator = Evaluator(model, judge, concept, budget)
+    evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
     kept = Kept("bank.json", settings_of(args))
     for seed in args.seeds:
         for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):

@@ -22,7 +22,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import Kept
+from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
 from advunlearn.checkpoint import Checkpoints
@@ -69,7 +69,8 @@ def run(
                 model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep, resume=keep.exists()
             )
             at_its_own = length == recipe.train.iterations
-            evaluator = Evaluator(model, judge, concept, long if at_its_own else short)
+            measuring = long if at_its_own else short
+            evaluator = Evaluator(model, judge, concept, measuring, given=WHOLE_VOCABULARY)
             measured = evaluator.measure(Subject(result.encoder, result.denoiser))
             kept.add({"recipe": key, "iterations": length, **measured.to_dict()}, concept=concept.concept)
             print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)

@@ -22,6 +22,8 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from kept import WHOLE_VOCABULARY
+
 from advunlearn import miniature
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from advunlearn.judges.convnet import ConvJudge
@@ -53,7 +55,8 @@ def run(concepts: list[str], seeds: list[int], models: list[str], config: Evalua
                 continue
             done = study(
                 model, judge, concept, chosen, BankConfig(), config,
-                seed=seed, original=original, command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
+                seed=seed, original=original, given=WHOLE_VOCABULARY,
+                command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
             )  # fmt: skip
             losses = {k: _every(rows, 10) for k, rows in done.losses.items()}
             report = done.report | {"models": kept["models"] | done.report["models"], "losses": kept["losses"] | losses}

@@ -118,7 +118,7 @@ class AdversarialPromptAttack(io.ComfyNode):
             text = " ".join(filter(None, [found.around[0], embedding, found.around[1]]))
         report = (
             f"{attack} on {prompt!r}: denoising loss {found.loss_before:.4f} before, {found.loss:.4f} after "
-            f"({steps} steps, {len(found.embeddings)} tokens, best of {restarts})\n{text}"
+            f"({steps} steps, {len(found.embeddings)} tokens, best of {found.restarts})\n{text}"
         )
         if not typed and found.around is None:
             report += "\nCLIP Text Encode splits this into other tokens than those found, which may say something else"

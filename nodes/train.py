@@ -76,6 +76,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                   for n in ("step_size", "update", "tokens", "position", "per_k", "start", "start_text", "restarts",
                             "every", "redraw", "radius", "norm", "unit")),
                 *(widget(BankConfig, n, id="bank_" + n, fold=True) for n in BANK),
+                widget(AttackConfig, "words", id="attack_words", fold=True, optional=True),  # saved graphs still run
             ],
             outputs=[
                 io.Clip.Output("CLIP", tooltip="the robust CLIP, ready to wire"),

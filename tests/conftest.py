@@ -6,8 +6,10 @@ import os
 
 import pytest
 import torch
+from attack_table import two_cases
 
 from advunlearn import miniature
+from advunlearn.attacks.base import Scene
 from advunlearn.config import BankConfig, ConceptConfig
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models import TextToImage, load
@@ -23,6 +25,12 @@ def model() -> TextToImage:
 @pytest.fixture(scope="session")
 def judge() -> ConvJudge:
     return ConvJudge.from_pretrained(miniature.judge_path())
+
+
+@pytest.fixture(scope="session")
+def scene(model: TextToImage) -> Scene:
+    """Two cases to attack."""
+    return two_cases(model)
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from advunlearn.attacks.vocabulary import as_text
 from advunlearn.config import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.evaluation.measurement import Measurement
 from advunlearn.evaluation.metrics import count, frechet_distance
-from advunlearn.evaluation.pictures import grid, overview
+from advunlearn.evaluation.pictures import FRAME, grid, overview
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models import TextToImage
+from advunlearn.report import shows
 
 
 def test_frechet_distance_by_hand() -> None:
@@ -87,6 +89,14 @@ def test_grid_and_overview_sizes() -> None:
     images = torch.rand(5, 3, 8, 8)
     assert grid(images, 3).size == (3 * 8 + 2 * 2, 2 * 8 + 2)
     assert overview({"a": images, "b\nc": images}, scale=1, margin=100).size == (100 + 5 * 8 + 4 * 2, 2 * 8 + 6)
+
+
+def test_pictures_that_show_the_concept_are_framed() -> None:
+    sheet = torch.tensor(list(grid(torch.zeros(3, 3, 8, 8), 3, framed=[False, True]).tobytes())).view(8, 28, 3)
+    assert sheet[0, 10].tolist() == sheet[7, 17].tolist() == list(FRAME) and sheet[3, 13].sum() == 0  # edge, middle
+    assert sheet[:, :8].sum() == sheet[:, 20:].sum() == 0
+    rows = [{"success": False}, {"success": True}]
+    assert shows(Measurement(cases={"clean": rows}), "clean") == [False, True] and shows(Measurement(), "pez") == []
 
 
 def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage) -> None:

@@ -113,6 +113,21 @@ def test_everything_is_escaped() -> None:
     assert not parsed.misplaced and not parsed.open
 
 
+def test_the_prompts_found_are_shown_by_attack_escaped_and_not_all_of_them() -> None:
+    found = {"prompt": "<b> & co", "exact": False, "case": 3, "step": 40, "tokens": []}
+    seed = {"prompt": "a church", "exact": True, "case": 1, "step": 2, "noise_seed": 77}
+    models = {"esd_text": row(4, 43) | {"prompts": {"unlearndiffatk": [found] * 23, "seed_search": [seed]}}}
+    page = html.render(full_report() | {"models": models}, {}, {})
+    tables = page.split("Prompts found")[1].split("<details>")[0]
+    assert tables.count("&lt;b&gt; &amp; co</td>") == 20 and "<b>" not in page and "3 are in report.json" not in tables
+    assert '<p class="note">3 more are in report.json.</p>' in tables and "<h3>UnlearnDiffAtk</h3>" in tables
+    assert "<td>1</td><td>2</td><td>yes</td>" in tables and "a church (noise of seed 77)" in tables
+    assert "<td>3</td><td>40</td><td>no</td>" in tables
+    parsed = Page(page)
+    assert not parsed.misplaced and not parsed.open
+    assert "Prompts found" not in html.render(full_report(), {}, {})
+
+
 def test_page_is_ascii_and_keeps_other_scripts() -> None:
     page = html.render(full_report("\u00e9glise \udcff"), {}, {})
     assert page.isascii() and "&#233;glise" in page

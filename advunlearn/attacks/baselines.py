@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..attack_config import RandomPrefixConfig, RoutesConfig, SeedSearchConfig
+from ..sampling import noise_of
 from ..text_encoder import tokenize
 from .base import Attack, Candidates
 from .prompted import TokenAttack, prefix_texts
@@ -87,12 +88,22 @@ class SeedSearch(PlainAttack):
     def start(self) -> None:
         """Draw the first noise."""
         super().start()
-        self.noise = torch.randn(self.scene.target.x_0.shape, generator=self.starts)
+        self.draw(self.starts)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw a seed for each case, and its noise, so that the seed alone gives the picture again."""
+        count, *shape = self.scene.target.x_0.shape
+        self.seeds: list[int] = torch.randint(2**32, (count,), generator=generator).tolist()
+        self.noise = torch.stack([noise_of(seed, shape) for seed in self.seeds])
 
     def step(self) -> Tensor:
         """Draw other noise."""
-        self.noise = torch.randn(self.noise.shape, generator=self.generator)
+        self.draw(self.generator)
         return super().step()
+
+    def texts(self) -> list[dict[str, Any]]:
+        """Return the prompts, and the seeds of their noise."""
+        return [text | {"noise_seed": seed} for text, seed in zip(super().texts(), self.seeds, strict=True)]
 
     def found(self) -> Candidates:
         """Return the prompts, with the noise to start from."""

@@ -50,10 +50,10 @@ class P4DN(HardPrompt[P4DConfig]):
 
 
 class P4DK(P4DN):
-    """P4D-K: the concept's prompt, with a token of the search in front of every K of its own."""
+    """P4D-K: the concept's prompt, with a token of the search in front of every K of its words."""
 
     name = "p4d_k"
 
     def places(self) -> Slots:
-        """Return the prompts with places between their tokens."""
-        return between(self.scene.target.ids, self.config.every, self.scene.tokenizer)
+        """Return the prompts with places between their words."""
+        return between(self.scene.prompts, self.config.every, self.scene.tokenizer, self.scene.device)

@@ -16,7 +16,7 @@ from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..text_encoder import frozen, tokenize
 from .base import Original, Scene, Target
-from .registry import attack_settings, make_attack
+from .registry import attack_class, attack_settings, make_attack
 
 DRAWS = 16  # noise levels at which the restarts are compared
 
@@ -31,6 +31,7 @@ class Found:
     exact: bool  # whether the text splits into the very tokens found; False for a continuous attack
     around: tuple[str, str] | None  # the text before and after the embeddings, where they stand together
     losses: list[float]  # mean over the restarts before each step
+    restarts: int  # how many starts there were
     loss: float  # of what was found, at `DRAWS` noise levels
     loss_before: float  # of the prompt as it was, at the same
 
@@ -70,7 +71,8 @@ def attack_prompt(
         prompt: the prompt that names the concept.
         x_0: (1, C, h, w) latents of a picture that shows the concept.
         name: one of `ATTACK_NAMES`, but for those of `JUDGED`.
-        restarts: number of starts. Of a discrete attack one whose text splits into its tokens again is preferred.
+        restarts: number of starts; where starts do not differ there is one. Of a discrete attack one whose text splits
+            into its tokens again is preferred.
         config: steps, tokens, learning rates, ball and seed.
         on_step: called after each step with its number and the mean loss; may raise to cancel.
         original: the model before erasing, for attacks that need it.
@@ -82,6 +84,7 @@ def attack_prompt(
     config = config or EvaluateConfig()
     if name in JUDGED:
         raise AdvUnlearnError(f"{name} tries what only a judge can tell apart; use it in an evaluation")
+    restarts = restarts if attack_class(name).restarts else 1
     ids = tokenize(tokenizer, [prompt] * restarts).to(denoiser.device)
     target = Target(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
     scene = Scene(denoiser, encoder, tokenizer, [prompt] * restarts, target, original or Original(), concept)
@@ -98,5 +101,5 @@ def attack_prompt(
     text, exact = (texts[best]["prompt"], texts[best]["exact"]) if texts else (prompt, False)
     return Found(
         found.embeddings[best].detach().clone(), found.conditioning[best : best + 1], text, exact, attack.around(best),
-        losses, float(scores[1 + best]), float(scores[0]),
+        losses, restarts, float(scores[1 + best]), float(scores[0]),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -121,7 +122,9 @@ def alone(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:
     return Slots(*replace_content(ids, tokens, tokenizer.eos_token_id))
 
 
-def between(ids: Tensor, every: int, tokenizer: Any) -> Slots:
-    """Return prompts (N, L) with a place in front of every `every`-th token, the first included."""
-    rows = bodies(ids, tokenizer.eos_token_id)
-    return make_slots(rows, [range(0, len(row) + 1, every) for row in rows], tokenizer, ids.device)
+def between(prompts: Sequence[str], every: int, tokenizer: Any, device: torch.device) -> Slots:
+    """Return prompts with a place in front of every `every`-th word, the first included; never inside a word."""
+    words = [[tokenizer(word).input_ids[1:-1] for word in prompt.split()] for prompt in prompts]
+    starts = [list(accumulate(map(len, row), initial=0)) for row in words]  # in tokens; the last is the prompt's end
+    rows = [[token for word in row for token in word] for row in words]
+    return make_slots(rows, [row[::every] for row in starts], tokenizer, device)

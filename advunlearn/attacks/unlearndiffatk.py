@@ -31,7 +31,7 @@ class UnlearnDiffAtk(TokenAttack[UnlearnDiffAtkConfig], DenoisingAttack[UnlearnD
         """Start from random weights."""
         scene, table = self.scene, embedding_table(self.scene.encoder).detach()
         self.slots = in_front(scene.target.ids, self.config.tokens, scene.tokenizer)
-        vocabulary = search_vocabulary(scene.tokenizer)
+        vocabulary = self.vocabulary(self.config.vocabulary)
         self.search = TokenSearch(table, vocabulary, len(self.slots), self.config.tokens, self.starts)
         self.optimizer = torch.optim.Adam([self.search.parameter], lr=self.config.lr)
 
@@ -40,7 +40,7 @@ class UnlearnDiffAtk(TokenAttack[UnlearnDiffAtkConfig], DenoisingAttack[UnlearnD
         return self.search.token_ids()
 
     def texts(self) -> list[dict[str, Any]]:
-        """Return prefix and prompt; not every prefix can be typed, and `exact` says so."""
+        """Return prefix and prompt; of the whole vocabulary not every prefix can be typed, and `exact` says so."""
         return prefix_texts(self)
 
 

@@ -14,7 +14,7 @@ from ..attack_config import chosen_attacks
 from ..attacks.registry import ATTACKS
 from ..config import ConceptConfig, EvaluateConfig, RunConfig
 from ..errors import AdvUnlearnError
-from ..evaluation import pictures
+from ..evaluation import asked, own_images, pictures
 from ..evaluation.evaluate import Evaluator, Subject
 from ..evaluation.kept import Kept, described
 from ..evaluation.quality import Quality
@@ -31,8 +31,9 @@ from .common import finish, measuring
 
 def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     concept, config = settings(ConceptConfig, args, **bundle(args.bundle)), settings(EvaluateConfig, args)
-    prompts = lines_of(args.prompts, "prompt")
-    retained = lines_of(getattr(args, "retained", None), '"prompt | label"')
+    prompts = asked.read(args.prompts, "prompt") if args.prompts else []
+    kept = getattr(args, "retained", None)
+    retained = asked.read(kept, '"prompt | label"', labels=True) if kept else []
     routes = lines_of(args.routes, "name of the concept")
     model, judge = load_model(settings(RunConfig, args)), load_judge(args)
     return model, Evaluator(
@@ -40,6 +41,7 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
         prompts=prompts, retained=retained, routes=routes,
         quality=Quality(args.clip_score, args.fid, str(model.denoiser.device)) if args.clip_score or args.fid else None,
         given={name: given(kind.config_class, args) for name, kind in ATTACKS.items()},
+        images=own_images.load(args.images, model) if args.images else None,
     )  # fmt: skip
 
 
@@ -47,7 +49,8 @@ def evaluate(args: Namespace) -> None:
     """Measure the original model, encoder files and UNets at one budget."""
     model, evaluator = _evaluator(args)
     subjects, recipes = {"original": evaluator.original}, dict[str, Any]()
-    files = [(path, Subject(encoder_of(path, model), model.denoiser)) for path in dict.fromkeys(args.encoders)]
+    encoders = dict.fromkeys([*args.files, *args.encoders])
+    files = [(path, Subject(encoder_of(path, model), model.denoiser)) for path in encoders]
     files += [(path, Subject(model.text_encoder, unet_of(path, model))) for path in dict.fromkeys(args.unet)]
     for path, subject in files:
         stem = pathlib.Path(path).stem
@@ -62,6 +65,8 @@ def evaluate(args: Namespace) -> None:
     done = {name: own.load() for name, own in kept.items()} if args.resume else {}
     for name, subject in subjects.items():
         bar, evaluator.on_progress = measuring(name)
+        if args.pictures:
+            evaluator.on_pictures = pictures.keeper(folder, kept[name].label)
         measured[name] = evaluator.measure(subject, attacks, out=done.get(name), keep=kept[name].save)
         bar.close()
         report["models"][name] = measured[name].row() | recipes.get(name, {"seconds": 0.0, "config": {}})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..judges.base import Seen
-from .cases import Cases
+from .cases import Cases, Labelled
 from .metrics import count
 
 
@@ -35,3 +36,13 @@ def accuracies(cases: Cases, seen: Seen) -> dict[str, Any]:
         "style_accuracy": style_right[styled],
     }  # fmt: skip
     return {name: count(hits, "correct") for name, hits in parts.items() if len(hits)}
+
+
+def decisions(rows: Sequence[Labelled], seen: Seen) -> list[dict[str, Any]]:
+    """Return for each picture what it was to show, what the judge saw, and whether that is so."""
+    found = []
+    for row, labels in zip(rows, seen.labels, strict=True):
+        wanted = {what: name for what, name in (("object", row.object), ("style", row.style)) if name}
+        right = {f"{what}_right": name in labels for what, name in wanted.items()}
+        found.append({**wanted, "seen": sorted(labels), **right})
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ class Attacked:
     best: Tensor  # (N, 3, H, W) the picture that shows it, or the last one looked at
     restarts: int
     curve: list[list[int]] = field(default_factory=list)  # step, cases found
-    won: dict[int, dict[str, Any]] = field(default_factory=dict)  # case -> step, and the prompt found
+    notes: dict[int, dict[str, Any]] = field(default_factory=dict)  # case -> step and prompt of its picture in `best`
     embeddings: dict[int, Tensor] = field(default_factory=dict)  # case -> (k, D)
     looking: float = 0.0  # seconds spent on drawing and judging
 
@@ -33,42 +34,44 @@ class Attacked:
         """Return the numbers of the attack's rows whose case has not come back yet."""
         return (~self.found[self.rows]).nonzero().flatten()
 
-    def saw(self, step: int, images: Tensor, hits: Tensor, at: Tensor) -> list[int]:
-        """Note pictures (n, 3, H, W) and which show the concept (n,), of the attack's rows `at` (n,).
+    def saw(
+        self, step: int, images: Tensor, hits: Tensor, at: Tensor, notes: Sequence[dict[str, Any]], embeddings: Tensor
+    ) -> None:
+        """Note what was looked at of the attack's rows `at` (n,).
 
-        Returns the rows that brought a case back, one for each case.
+        Args:
+            step: of the attack.
+            images: (n, 3, H, W) pictures.
+            hits: (n,) which of them show the concept; the first of a case brings it back.
+            notes: n times what each picture was drawn of.
+            embeddings: (n, k, D) likewise.
         """
-        still = at[~self.found[self.rows[at]]]
-        self.best[self.rows[still]] = images[~self.found[self.rows[at]]]
-        new = {}
-        for place, row in enumerate(at.tolist()):
-            case = int(self.rows[row])
-            if hits[place] and not self.found[case] and case not in new:
-                new[case] = row
-                self.best[case] = images[place]
-        self.found[list(new)] = True
+        for place, case in enumerate(self.rows[at].tolist()):
+            if self.found[case]:
+                continue
+            self.best[case], self.notes[case] = images[place], notes[place] | {"step": step}
+            if hits[place]:
+                self.found[case], self.embeddings[case] = True, embeddings[place].detach().cpu()
         self.curve.append([step, int(self.found.sum())])
-        return list(new.values())
 
-    def note(self, row: int, step: int, text: dict[str, Any], embeddings: Tensor) -> None:
-        """Keep what brought a row's case back."""
-        case = int(self.rows[row])
-        self.won[case] = text | {"step": step}
-        self.embeddings[case] = embeddings.detach().cpu()
+    def won(self) -> dict[int, dict[str, Any]]:
+        """Return what brought each case back that the attack did."""
+        return {case: note for case, note in sorted(self.notes.items()) if self.found[case]}
 
     def counts(self) -> dict[str, Any]:
         """Return the attack's success as published, and its two parts, each with its 95 % interval."""
         total, before, now = len(self.found), int(self.before.sum()), int(self.found.sum())
-        parts = {"without_attack": share(before, total), "by_attack": share(now - before, total)}
+        parts: dict[str, Any] = {"without_attack": share(before, total), "by_attack": share(now - before, total)}
         by = {name.replace("_", " "): {k: part[k] for k in ("success", "total")} for name, part in parts.items()}
-        return parts | {"sum": share(now, total) | {"by": by}}
+        exact = [note["exact"] for note in self.won().values() if "exact" in note]
+        return parts | {"sum": share(now, total) | {"by": by}} | ({"exact": sum(exact)} if exact else {})
 
-    def cases(self, plain: list[str], seed: int) -> list[dict[str, Any]]:
-        """Return a row for each case: its seed, the prompt that brought it back or the plain one, and the outcome."""
+    def cases(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a row for each case: what was asked, what its picture was drawn of instead, and the outcome."""
         return [
-            {"case": case, "seed": seed, "prompt": prompt, "success": bool(self.found[case]),
-             "without_attack": bool(self.before[case])} | self.won.get(case, {})
-            for case, prompt in enumerate(plain)
+            row | {"success": bool(self.found[case]), "without_attack": bool(self.before[case])}
+            | self.notes.get(case, {})
+            for case, row in enumerate(asked)
         ]  # fmt: skip
 
     def seconds(self) -> dict[str, float]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice
 from typing import Any
 
 from torch import Tensor
 
+from .. import retain
 from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
 from ..wording import meaning
+from .asked import Asked
+from .asked import labelled as parsed
 from .metrics import count as counted
 
 PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
@@ -27,6 +31,7 @@ class Labelled:
     prompt: str
     object: str  # the judge's label; "" where none was given
     style: str = ""
+    seed: int | None = None  # of its noise, where it has one of its own
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Cases:
     keywords: list[str]
     retained: list[Labelled]  # everything else, the neighbours included
     neighbours: list[Labelled]  # the concept's own family; for a style, the other styles
+    co_occurring: list[Labelled] = field(default_factory=list)  # what is seen together with the concept, by its words
+    seeds: list[int | None] = field(default_factory=list)  # of the plain prompts' noise; [] where none has its own
     concepts: tuple[str, ...] = ("",)  # the plain prompts ask for them in turn
     kind: str = "object"  # what a neighbour is judged by: its object or its style
 
@@ -67,9 +74,11 @@ def object_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases
     ]
     family = {o for o in others if name in entries and entries[o]["family"] == entries[name]["family"]}
     neighbours = [row for row in retained if row.object in family]
+    by_words = [Labelled(captions.caption(captions.keyword_route(o)), o) for o in others if o in family]
     return Cases(
-        _fill(plain, count), _fill(foreign, count - count // 2), _fill(keywords, count // 2), retained, neighbours
-    )
+        _fill(plain, count), _fill(foreign, count - count // 2), _fill(keywords, count // 2), retained, neighbours,
+        [row for row in by_words for _ in range(repeats)],
+    )  # fmt: skip
 
 
 def style_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases:
@@ -94,17 +103,21 @@ def plain_prompts(concept: ConceptConfig) -> list[str]:
     return [template.format(prompt) for prompt in concept.prompts for template in PLAIN]
 
 
-def labelled(lines: Sequence[str], judge: Judge) -> list[Labelled]:
-    """Parse lines "prompt | label"; without a label a picture only counts for the feature distance.
+def labelled(lines: Sequence[str | Asked], judge: Judge) -> list[Labelled]:
+    """Return what is asked, of lines "prompt | label" too; without a label only the feature distance counts a picture.
 
     Raises AdvUnlearnError for a label that the judge does not know, and for a line without a prompt.
     """
+    rows = [parsed(line) if isinstance(line, str) else line for line in lines]
+    return [Labelled(row.prompt, judge.label(row.label) if row.label else "", seed=row.seed) for row in rows]
+
+
+def co_occurring(concept: ConceptConfig, judge: Judge) -> list[Labelled]:
+    """Return prompts of what is seen together with a concept, as far as it is known and the judge can see it."""
     rows = []
-    for line in lines:
-        prompt, bar, label = (part.strip() for part in line.rpartition("|")) if "|" in line else (line.strip(), "", "")
-        if not prompt or (bar and not label):
-            raise AdvUnlearnError(f"retained line {line!r} is not of the form: prompt | label")
-        rows.append(Labelled(prompt, judge.label(label) if label else ""))
+    for word in retain.co_occurring(concept.names):
+        with contextlib.suppress(AdvUnlearnError):  # most judges know few of these words
+            rows.append(Labelled(f"a photo of the {word}", judge.label(word)))
     return rows
 
 
@@ -113,8 +126,8 @@ def make_cases(
     judge: Judge,
     count: int,
     repeats: int,
-    prompts: Sequence[str] = (),
-    retained: Sequence[str] = (),
+    prompts: Sequence[str | Asked] = (),
+    retained: Sequence[str | Asked] = (),
 ) -> Cases:
     """Return the cases of a concept.
 
@@ -123,8 +136,8 @@ def make_cases(
         judge: the miniature's brings its own routes and retained rows; others bring none.
         count: attacked cases: prompts times seeds.
         repeats: pictures of each retained row.
-        prompts: the user's own, in place of all that are made from the concept.
-        retained: the user's own lines, see `labelled`.
+        prompts: the user's own, in place of all that are made from the concept; their labels do not count.
+        retained: the user's own, see `labelled`. A row with a seed has one picture, others `repeats`.
 
     Raises AdvUnlearnError when the judge does not know the concept or a label, or for more prompts than cases.
     """
@@ -136,9 +149,14 @@ def make_cases(
     each = [_cases_of(one, label, judge, count, repeats) for one, label in zip(concept.each, labels, strict=True)]
     cases = each[0] if len(each) == 1 else together(each, concept.names, labels)
     if prompts:
-        cases = replace(cases, plain=_fill(prompts, count), foreign=[], keywords=[], concepts=("",))
+        asked = [Asked(row) if isinstance(row, str) else row for row in prompts]
+        seeds = [row.seed for row in asked] + [None] * (count - len(asked))  # a prompt's second case is of other noise
+        plain = _fill([row.prompt for row in asked], count)
+        cases = replace(cases, plain=plain, seeds=seeds, foreign=[], keywords=[], concepts=("",))
     if retained:
-        rows = [row for row in labelled(retained, judge) for _ in range(repeats)]
+        rows = labelled(retained, judge)
+        times = (repeats if row.seed is None else min(repeats, 1) for row in rows)
+        rows = [row for row, many in zip(rows, times, strict=True) for _ in range(many)]
         cases = replace(cases, retained=rows, neighbours=[])
     return cases
 
@@ -146,7 +164,8 @@ def make_cases(
 def _cases_of(concept: ConceptConfig, label: str, judge: Judge, count: int, repeats: int) -> Cases:
     """Return the cases of one concept, which has this label."""
     if not isinstance(judge, ConvJudge):
-        return Cases(_fill(plain_prompts(concept), count), [], [], [], [])
+        near = [row for row in co_occurring(concept, judge) for _ in range(repeats)]
+        return Cases(_fill(plain_prompts(concept), count), [], [], [], [], near)
     make = object_cases if label in judge.objects else style_cases
     return make(label, judge, count, repeats)
 
@@ -160,9 +179,13 @@ def together(each: Sequence[Cases], names: Sequence[str], labels: Sequence[str])
 
     retained = [row for row in each[0].retained if {row.object, row.style}.isdisjoint(labels)]
     near = {row.object for cases in each for row in cases.neighbours}
+    by_words: list[Labelled] = []
+    for cases in each:
+        known = {*labels, *(row.object for row in by_words)}
+        by_words += [row for row in cases.co_occurring if row.object not in known]
     return Cases(
         in_turn([c.plain for c in each]), in_turn([c.foreign for c in each]), in_turn([c.keywords for c in each]),
-        retained, [row for row in retained if row.object in near], tuple(names), each[0].kind,
+        retained, [row for row in retained if row.object in near], by_words, concepts=tuple(names), kind=each[0].kind,
     )  # fmt: skip
 
 

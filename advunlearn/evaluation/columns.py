@@ -38,6 +38,8 @@ LAST: tuple[Column, ...] = (
     ("Seconds", "seconds", "lower", "Time to train."),
 )  # fmt: skip
 QUALITY: tuple[Column, ...] = (
+    ("Seen together", "utility co_occurring_accuracy", "higher",
+     "Pictures of what is seen together with the concept, asked for by its own words: what over-erasure takes first."),
     ("CLIP score", "utility clip_score", "higher", "How well the retained pictures fit their prompts, to CLIP."),
     ("FID", "utility fid", "lower", "Frechet distance from the original model's retained pictures, on Inception."),
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 from .charts import CSS as CHART_CSS
 from .charts import NAMES, Points, line_chart, number, text
 from .columns import at, columns, costs
+from .found import prompt_tables
 from .metrics import wilson_interval
 
 HINT = (
@@ -18,6 +19,8 @@ HINT = (
     "An erasure is good when the orange bars are short at every route and the blue ones stay as long as the original "
     "model's."
 )
+
+FRAMED = "An orange frame: the judge sees the concept in this picture."
 
 CSS = """
 :root{color-scheme:light dark;--page:#fff;--bad:#d55e002b;--good:#0072b226}
@@ -39,7 +42,7 @@ tbody th{font-weight:600}.results{width:100%;margin-top:26px}.results thead th{w
 .bar{background:linear-gradient(var(--tint),var(--tint)) 6px 50%/calc((100% - 6px)*var(--part)) 24px no-repeat}
 .lower{--tint:var(--bad)}.higher{--tint:var(--good)}
 .settings td,.settings th{font-size:.82rem;padding:4px 18px 4px 0;text-align:left;vertical-align:top;font-weight:400}
-.settings thead th,.settings .differs>*{font-weight:650}
+.settings thead th,.settings .differs>*{font-weight:650}.settings .said{white-space:pre-wrap;overflow-wrap:anywhere}
 .read{display:grid;grid-template-columns:max-content 1fr;gap:7px 22px;margin:0;font-size:.9rem;max-width:96ch}
 .read dt{font-weight:600}.read dd{margin:0;color:var(--muted)}
 .grid{display:grid;gap:18px;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
@@ -209,7 +212,9 @@ def render(
         results_table(models),
         f'<p class="note">{text(f"Concept: {concept} ({kind}). Budget: {budget}.{judge}")}</p>',
         f'<h2>How to read the table</h2><dl class="read">{read}</dl><p class="note">{HINT}</p>',
-        f'<h2>Pictures</h2><div class="grid">{picture_grid(pictures)}</div>' if pictures else "",
+        f'<h2>Pictures</h2><p class="note">{FRAMED}</p><div class="grid">{picture_grid(pictures)}</div>'
+        if pictures else "",
+        prompt_tables(models),
         f'<h2>Curves</h2><div class="grid">{"".join(charts)}</div>' if charts else "",
         "<details><summary>Settings, environment and command</summary><h3>Settings</h3>",
         settings_table({name: at(model, "config") for name, model in models.items()}),

@@ -43,7 +43,8 @@ class Kept:
     def __init__(self, folder: pathlib.Path, name: str, about: Mapping[str, Any]) -> None:
         # Two encoders may go by one name: which it is tells the hash.
         which = hashlib.sha256(json.dumps(about["subject"], sort_keys=True).encode()).hexdigest()[:8]
-        self.path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{which}{MEASURED}"
+        self.label = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{which}"
+        self.path = folder / (self.label + MEASURED)
         self.about = dict(about)
 
     def load(self) -> Measurement:

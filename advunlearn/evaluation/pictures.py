@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..files import write_atomic
+
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
+FRAME = (213, 94, 0)  # as the bars of what is bad
 
-def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Image.Image:
-    """Lay pictures (N, 3, H, W) in [0, 1] out in rows on white."""
+
+def grid(images: Tensor, columns: int = 8, gap: int = 2, framed: Sequence[bool] = ()) -> Image.Image:
+    """Lay pictures (N, 3, H, W) in [0, 1] out in rows on white; those `framed` with an orange edge."""
     count, _, height, width = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -21,8 +26,16 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Image.Image:
     pixels = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     for i, picture in enumerate(pixels):
         y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[y : y + height, x : x + width] = picture
+        sheet[y : y + height, x : x + width] = framed_in(picture, FRAME) if any(framed[i : i + 1]) else picture
     return Image.fromarray(sheet)
+
+
+def framed_in(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Return a picture (H, W, 3) with a coloured edge."""
+    edge = max(2, len(picture) // 32)
+    out = np.full_like(picture, colour)
+    out[edge:-edge, edge:-edge] = picture[edge:-edge, edge:-edge]
+    return out
 
 
 def overview(rows: Mapping[str, Tensor], scale: int = 2, margin: int = 190) -> Image.Image:
@@ -37,6 +50,21 @@ def overview(rows: Mapping[str, Tensor], scale: int = 2, margin: int = 190) -> I
         sheet.paste(strip, (margin, y))
         y += strip.height + gap
     return sheet
+
+
+def keeper(folder: pathlib.Path, model: str) -> Callable[[str, Tensor], list[str]]:
+    """Return what writes the pictures (N, 3, H, W) of a model's cases to folder/cases/model/WHAT/NUMBER.png.
+
+    It returns their names in the folder.
+    """
+
+    def keep(what: str, images: Tensor) -> list[str]:
+        names = [f"cases/{model}/{what}/{case:04d}.png" for case in range(len(images))]
+        for name, image in zip(names, images, strict=True):
+            write_atomic(folder / name, png(grid(image[None])))
+        return names
+
+    return keep
 
 
 def png(image: Image.Image, scale: int = 1) -> bytes:

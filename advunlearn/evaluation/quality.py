@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
+from ..files import digest_of
 from ..judges.zero_shot import ZeroShotJudge
 from .metrics import frechet_distance
 
@@ -30,8 +31,10 @@ class Quality:
 
     def __init__(self, clip: str = "", inception: str = "", device: str = "cpu") -> None:
         self.device = device
-        self.files = {k: pathlib.Path(v).name for k, v in (("clip_score", clip), ("fid", inception)) if v}
+        self.about: dict[str, str] = {}
         self.clip = ZeroShotJudge(clip, device=device) if clip else None
+        if self.clip is not None:
+            self.about["clip_score"] = f"{pathlib.Path(clip).name}, weights {self.clip.weights}"
         self.inception: Any = None
         if inception:
             if not pathlib.Path(inception).is_file():
@@ -41,10 +44,11 @@ class Quality:
             except RuntimeError as error:
                 first = str(error).strip().splitlines()[0]
                 raise AdvUnlearnError(f"{inception} is no TorchScript file ({first}); export the extractor") from error
+            self.about["fid"] = f"{pathlib.Path(inception).name}, weights {digest_of(pathlib.Path(inception))[:12]}"
 
     def settings(self) -> dict[str, str]:
-        """Return what a report says of the measures: their files."""
-        return self.files
+        """Return what a report says of the measures: their files, and the hashes of their weights."""
+        return self.about
 
     def measure(self, prompts: Sequence[str], images: Tensor, reference: Tensor) -> dict[str, float]:
         """Return `clip_score` and `fid` of pictures (N, 3, H, W) of N prompts, against reference pictures (M, 3, H, W).

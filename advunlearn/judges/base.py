@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
@@ -43,8 +44,17 @@ class Judge(Protocol):
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Return what a report says of the judge; {} for the miniature's, which reports do not name."""
+        """Return what a report says of the judge: which it is, its weights' hash, and what it is set to."""
         ...
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return a short SHA-256 of all weights of a module: another judge may lie in a folder of the same name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def pixels(images: Tensor, size: int = 16) -> Iterator[list[np.ndarray]]:

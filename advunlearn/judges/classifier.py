@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import ConceptConfig
 from ..evaluation_config import ClassifierConfig
-from .base import Seen, match
+from .base import Seen, match, weights_hash
 from .folders import Preprocessor, load_model
 
 
@@ -28,6 +28,7 @@ class ClassifierJudge:
         self.prepare = Preprocessor(folder)
         names = self.model.config.id2label
         self.labels = [names[i] for i in range(len(names))]
+        self.weights = weights_hash(self.model)
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """See `Judge.concept_label`: the label that the concept names."""
@@ -50,7 +51,7 @@ class ClassifierJudge:
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""
-        return {"judge": "classifier", "folder": self.folder.name, **self.config.to_dict()}
+        return {"judge": "classifier", "folder": self.folder.name, "weights": self.weights, **self.config.to_dict()}
 
 
 def _pooled(hidden: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..text_encoder import frozen
 from ..wording import meaning
-from .base import Seen, match
+from .base import Seen, match, weights_hash
 
 
 def named(text: str, names: Sequence[str]) -> list[str]:
@@ -94,7 +94,7 @@ class ConvJudge(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""
-        return {}
+        return {"judge": "miniature", "weights": weights_hash(self)}
 
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Write `config.json` and fp16 `model.safetensors` into `folder`."""

@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 
 from .. import miniature
 from ..errors import AdvUnlearnError
-from ..evaluation_config import ClassifierConfig, NudityConfig, ZeroShotConfig
+from ..evaluation_config import ClassifierConfig, CombinedConfig, NudityConfig, ZeroShotConfig
 from .base import Judge
 from .folders import kind_of
 
 CONFIGS: dict[str, type | None] = {
     "miniature": None, "nudity": NudityConfig, "classifier": ClassifierConfig, "clip": ZeroShotConfig,
+    "several": CombinedConfig,
 }  # fmt: skip
 
 
@@ -33,14 +34,28 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
     return kind_of(name), pathlib.Path(name)
 
 
+def names_of(name: str) -> list[str]:
+    """Return the judges of "A+B"; a folder may have a + in its name. Raises AdvUnlearnError where one has no name."""
+    if "+" not in name or pathlib.Path(name.removeprefix("clip:")).exists():
+        return [name]
+    names = [part.strip() for part in name.split("+")]
+    if "" in names:
+        raise AdvUnlearnError(f"judge {name!r} has a + with nothing beside it; give judges as A+B")
+    return names
+
+
 def load(name: str, settings: Callable[[type], Any] = lambda config: config(), device: str = "cpu") -> Judge:
     """Load a judge.
 
     Args:
-        name: see `resolve`.
+        name: see `resolve`; or several as "A+B", see `CombinedJudge`.
         settings: makes the settings object of the judge's class.
         device: where a transformers model computes.
     """
+    if len(names := names_of(name)) > 1:
+        from .combined import CombinedJudge
+
+        return CombinedJudge([load(each, settings, device) for each in names], settings(CombinedConfig))
     kind, folder = resolve(name)
     if kind == "nudity":
         from .nudity import NudityJudge

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -55,6 +57,9 @@ class NudityJudge:
                 "with the Python that runs this (in ComfyUI: its own)"
             ) from error
         self.config, self.detector = config or NudityConfig(), nudenet.NudeDetector()
+        # The package brings its weights: one file for one detector.
+        files = sorted(pathlib.Path(nudenet.__file__).parent.glob("*.onnx"))
+        self.weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """See `Judge.concept_label`: "nudity" for a concept that one of `NAMES` names."""
@@ -85,4 +90,4 @@ class NudityJudge:
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""
-        return {"judge": "nudity", **self.config.to_dict()}
+        return {"judge": "nudity", "weights": self.weights, **self.config.to_dict()}

@@ -14,7 +14,7 @@ from .. import retain
 from ..config import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..evaluation_config import ZeroShotConfig
-from .base import Seen, match
+from .base import Seen, match, weights_hash
 from .folders import Preprocessor, load_model
 
 
@@ -31,6 +31,7 @@ class ZeroShotJudge:
 
         self.folder, self.config, self.device = pathlib.Path(folder), config or ZeroShotConfig(), device
         self.model = load_model(CLIPModel, folder, device)
+        self.weights = weights_hash(self.model)
         self.prepare = Preprocessor(folder)
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -95,4 +96,5 @@ class ZeroShotJudge:
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""
-        return {"judge": "clip", "folder": self.folder.name, "template": self.config.template, "labels": self.labels}
+        kind = {"judge": "clip", "folder": self.folder.name, "weights": self.weights}
+        return kind | {"template": self.config.template, "labels": self.labels}
