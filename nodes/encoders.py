@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..advunlearn import __version__
 from ..advunlearn import released as hub
 from ..advunlearn.errors import AdvUnlearnError
 from . import folders
@@ -153,13 +155,24 @@ class SaveRobustCLIP(io.ComfyNode):
             if base is None:
                 raise AdvUnlearnError("a LoRA is a difference: connect the CLIP before training to base")
             made = lora(clip_l.state_of(base), clip_l.state_of(clip), rank)
-            save_lora(path, made)
+            save_lora(path, made, about(cls.hidden))
             return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {made.residual:.1%} of the difference")
         with host.gradients():
             encoder = clip_l.text_encoder(clip, torch.device("cpu"))
             if format == "diffusers":
-                path = save_folder(path.with_suffix(""), encoder)
+                path = save_folder(path.with_suffix(""), encoder, about(cls.hidden))
                 listed = pathlib.PurePath(listed).with_suffix("").as_posix() + "/"
                 return io.NodeOutput(listed, f"{path}: CLIPTextModel folder")
-            save_encoder(path, encoder, {"advunlearn.source": "Save Robust CLIP"})
+            save_encoder(path, encoder, about(cls.hidden))
         return io.NodeOutput(listed, f"{path}: CLIP-L text encoder")
+
+
+def about(hidden: Any) -> dict[str, str]:
+    """Return what a saved file says of itself: the version, and the graph that made it, as the host's own savers do."""
+    from comfy.cli_args import args
+
+    graph = {} if args.disable_metadata else {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {
+        "advunlearn.version": __version__, "advunlearn.source": "Save Robust CLIP",
+        **{name: json.dumps(value) for name, value in graph.items()},
+    }  # fmt: skip

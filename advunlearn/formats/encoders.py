@@ -124,9 +124,9 @@ def write_encoder(path: str | pathlib.Path, tensors: Mapping[str, Tensor], metad
     return write_safetensors(path, portable(tensors), text)
 
 
-def save_folder(path: str | pathlib.Path, encoder: Any) -> pathlib.Path:
+def save_folder(path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, Any] | None = None) -> pathlib.Path:
     """Write a CLIPTextModel folder for diffusers, with `text_model.` keys whatever transformers' version."""
-    return write_folder(path, encoder.state_dict(), encoder.config.to_dict(), {})
+    return write_folder(path, encoder.state_dict(), encoder.config.to_dict(), metadata or {})
 
 
 def write_folder(

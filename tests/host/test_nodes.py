@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from advunlearn import miniature
@@ -127,6 +128,9 @@ def test_training_changes_the_robust_clip_and_leaves_the_users_alone(server: Ser
     }
     report = server.run(saved)["residual"]["text"][0]
     assert "residual" in report and (base / "output" / "loras" / "again_00001_.safetensors").is_file()
+    for file in ("clip/again_00001_.safetensors", "loras/again_00001_.safetensors"):  # and say which graph made them
+        with safe_open(base / "output" / file, "pt") as written:
+            assert json.loads(written.metadata()["prompt"])["file"]["class_type"] == "AdvUnlearnSaveRobustCLIP"
     again = load_file(base / "output" / "clip" / "again_00001_.safetensors")
     assert all(torch.equal(again[k], tensors[k]) for k in tensors)
     stock = graph(clip=("robust", 0)) | {"robust": node("CLIPLoader", clip_name=name, type="stable_diffusion")}
