@@ -180,8 +180,9 @@ def test_attacks_search_both_embeddings_at_once(xl: TextToImage, name: str) -> N
 
 @pytest.mark.parametrize("make", [in_front, alone, between])
 def test_tokens_in_places_say_what_their_text_says(xl: TextToImage, make: Any) -> None:
-    ids, tokens = tokenize(xl.tokenizer, ["a photo of a church"]), tokenize(xl.tokenizer, ["cat dog"])[:, 1:3]
-    slots = make(ids, 2, xl.tokenizer)
+    prompts, tokens = ["a photo of a church"], tokenize(xl.tokenizer, ["cat dog"])[:, 1:3]
+    asked = (prompts, 2, xl.tokenizer, CPU) if make is between else (tokenize(xl.tokenizer, prompts), 2, xl.tokenizer)
+    slots = make(*asked)
     tokens = tokens[:, torch.arange(slots.at.shape[1]) % 2]
     said = slots.conditioning(xl.text_encoder, embedding_table(xl.text_encoder)[tokens])
     assert torch.equal(said, encode(xl.text_encoder, slots.fill(tokens)))
