@@ -63,7 +63,8 @@ def test_an_evaluation_counts_and_draws(server: Server, models: pathlib.Path) ->
     report = json.loads(outputs["scores"]["text"][0])
     assert report["models"]["before"]["asr"]["clean"]["success"] >= 3
     assert report["models"]["after"]["asr"]["clean"]["success"] <= 1  # the node sees the patch
-    assert "judge" not in report and report["models"]["before"]["utility"]["retained_accuracy"]["total"] == 63
+    assert report["judge"]["judge"] == "miniature"
+    assert report["models"]["before"]["utility"]["retained_accuracy"]["total"] == 63
     picture = server.image(outputs["show"]["images"][0])
     assert picture.width > 200 and picture.height == 2 * 134 - 6
 
@@ -73,7 +74,9 @@ def test_before_and_after_are_shown_clean_and_attacked(server: Server, models: p
     assert server.image(outputs["show"]["images"][0]).height == 4 * 134 - 6
     rows = json.loads(outputs["scores"]["text"][0])["models"]
     assert all(set(row["asr"]) == {"clean", "routes", "unlearndiffatk"} for row in rows.values())
-    assert rows["before"]["utility"] == {"retained_accuracy": {"correct": 1, "total": 1}}
+    utility = rows["before"]["utility"]
+    assert utility["retained_accuracy"] == {"correct": 1, "total": 1}
+    assert utility.keys() == {"retained_accuracy", "co_occurring_accuracy"}
 
 
 def test_any_attack_of_the_suite_and_the_users_names_of_the_concept(server: Server, models: pathlib.Path) -> None:
