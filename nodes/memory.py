@@ -73,8 +73,9 @@ class _Check:
             )
         advice = advise(self.measure, plan, self.free + found.weights)
         raise TooLarge(
-            f"training would need {_beside(found) / GIB:.1f} GB beside the loaded model, and {self.free / GIB:.1f} GB "
-            f"are free on {self.device}, of which a tenth is left alone; {sentence(plan, advice)}"
+            f"training would need {_beside(found) / GIB:.1f} GB beside the loaded model, {found.peak / GIB:.1f} GB "
+            f"with it, and {self.free / GIB:.1f} GB are free on {self.device}, of which a tenth is left alone; "
+            f"{sentence(plan, advice)}"
         )
 
     def _measure(self, plan: Plan) -> Estimate:
