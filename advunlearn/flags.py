@@ -219,5 +219,5 @@ def _add_kept(evaluate: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="keep the picture of every case in "
-        "OUT/cases, which report.json names: some 8 KB each of the miniature's, 400 KB at 512 pixels (default: yes)",
+        "OUT/cases, which report.json names (default: yes)",
     )  # fmt: skip
