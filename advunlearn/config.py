@@ -101,8 +101,8 @@ class BankConfig(Validated):
     retain_trajectories: int = setting(192, "trajectories of retained prompts kept", 1, 100000)
     sampling_steps: int = setting(20, "DDIM steps of a trajectory", 1, 1000)
     guidance_scale: float = setting(3.0, "classifier-free guidance while sampling the bank", 0, 30)
-    reuse: float = setting(4.0, "mean number of draws of a triple before its trajectory is sampled anew", 0.01, 1e9)
-    dtype: Dtype = setting("float32", "storage of the bank")
+    reuse: float = setting(40.0, "mean number of draws of a triple before its trajectory is sampled anew", 0.01, 1e9)
+    dtype: Dtype = setting("float16", "storage of the bank")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,15 +34,19 @@ class ShardedBank(TrajectoryBank):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was sampled: all of it on the main process, no trajectories on the others."""
-        gathered = {name: self.processes.gathered(getattr(self, name), len(self)) for name in SHARDED}
+        gathered = {name: self.processes.gathered(getattr(self, name), len(self)) for name in self._shared()}
         return {**super().tensors(), **gathered}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take this process's share of a whole bank."""
         super().restore({name: value for name, value in state.items() if name not in SHARDED})
-        for name in SHARDED:
+        for name in self._shared():
             own = state[name][self.processes.rank :: self.processes.count]
             getattr(self, name)[: len(own)] = own
+
+    def _shared(self) -> tuple[str, ...]:
+        """Return the names of what the processes keep a share of."""
+        return tuple(name for name in SHARDED if self.anchored or name != "eps_anchor")
 
     def _fill(self, rows: Sequence[int], numbers: Tensor, noise: Tensor, last: int | None = None) -> None:
         rank, count = self.processes.rank, self.processes.count
@@ -53,12 +57,12 @@ class ShardedBank(TrajectoryBank):
     def _triples(self, row: Tensor, k: Tensor) -> Triples:
         rank, count = self.processes.rank, self.processes.count
         kept = super()._triples(row // count, k)
-        values = torch.stack([kept.x_t, kept.anchor, kept.cond])
+        values = torch.stack([kept.x_t, kept.cond, *([kept.anchor] if self.anchored else [])])
         values[:, row % count != rank] = 0  # of others, who add theirs
         self.processes.add([values])
-        return replace(
-            kept, x_t=values[0], anchor=values[1], cond=values[2], prompt=self.prompt[row].to(kept.prompt.device)
-        )  # fmt: skip
+        anchor = values[2] if self.anchored else kept.anchor
+        prompt = self.prompt[row].to(kept.prompt.device)
+        return replace(kept, x_t=values[0], cond=values[1], anchor=anchor, prompt=prompt)
 
 
 def sharded(processes: Processes) -> type[TrajectoryBank]:

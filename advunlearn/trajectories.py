@@ -31,7 +31,7 @@ class Triples:
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
-    anchor: Tensor  # (B, C, h, w) prediction for what is to be drawn instead
+    anchor: Tensor  # (B, C, h, w) prediction for what is to be drawn instead; of a bank without anchors no rows
     cond: Tensor  # (B, C, h, w)
     prompt: Tensor  # (B,) index of the prompt each sample was drawn for
 
@@ -57,6 +57,7 @@ class TrajectoryBank:
         generator: source of the starting noise and of the draws, on the CPU.
         report: called with (trajectories sampled, trajectories to sample).
         state: what `tensors` and `counters` returned; the bank goes on from there and samples nothing.
+        anchored: whether the predictions for anchors are kept; what is retained needs none.
     """
 
     chunk = 32  # trajectories sampled in one batch
@@ -75,7 +76,9 @@ class TrajectoryBank:
         report: Report | None = None,
         anchor: Conditioning | None = None,
         state: Mapping[str, Any] | None = None,
+        anchored: bool = True,
     ) -> None:
+        self.anchored = anchored
         self.denoiser, self.cond, self.uncond, self.config, self.generator = denoiser, cond, uncond, config, generator
         self.anchor, self.prompts = anchor, prompts
         self.timesteps = torch.empty(config.sampling_steps, dtype=torch.long)
@@ -92,9 +95,10 @@ class TrajectoryBank:
 
     def allocate(self, size: int) -> None:
         """Make room for `size` trajectories."""
-        shape = (size, self.config.sampling_steps, *self.denoiser.latent_shape)
+        shape = (self.config.sampling_steps, *self.denoiser.latent_shape)
         dtype = getattr(torch, self.config.dtype)
-        self.x_t, self.eps_anchor, self.eps_cond = (torch.empty(shape, dtype=dtype) for _ in range(3))
+        self.x_t, self.eps_cond = (torch.empty((size, *shape), dtype=dtype) for _ in range(2))
+        self.eps_anchor = torch.empty((size * self.anchored, *shape), dtype=dtype)
         self.prompt = torch.zeros(size, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -138,8 +142,11 @@ class TrajectoryBank:
         for k, step in enumerate(steps):
             self.timesteps[k] = step.timestep
             t = torch.full((len(rows),), step.timestep, device=step.x_t.device)
-            instead = step.uncond if anchor is None else self.predict(step.x_t, t, anchor)
-            for store, value in ((self.x_t, step.x_t), (self.eps_anchor, instead), (self.eps_cond, step.cond)):
+            stores = [(self.x_t, step.x_t), (self.eps_cond, step.cond)]
+            if self.anchored:
+                instead = step.uncond if anchor is None else self.predict(step.x_t, t, anchor)
+                stores.append((self.eps_anchor, instead))
+            for store, value in stores:
                 store[list(rows), k] = value.to(store.device, store.dtype)
             if k == last:
                 break
@@ -177,7 +184,8 @@ class TrajectoryBank:
 
     def _triples(self, row: Tensor, k: Tensor) -> Triples:
         device = self.denoiser.device
-        x_t, anchor, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_anchor, self.eps_cond))
+        x_t, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_cond))
+        anchor = self.eps_anchor[row, k].to(device).float() if self.anchored else x_t[:0]
         return Triples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
 
 
@@ -217,18 +225,19 @@ def make_banks(
     """
     empty = model.encode([""])
 
-    def make(name: str, prompts: Sequence[str], size: int, anchors: Sequence[str] = ()) -> TrajectoryBank:
+    def make(name: str, prompts: Sequence[str], size: int, anchors: Sequence[str] | None) -> TrajectoryBank:
         def of(texts: Sequence[str]) -> Conditioning:
             return lambda numbers: model.encode([texts[i] for i in numbers.tolist()])
 
-        anchor, own = of(anchors) if any(anchors) else None, state[name] if state else None
+        anchor, own = of(anchors) if anchors and any(anchors) else None, state[name] if state else None
         kept = size if bank.keeps else 0
         return bank(
-            model.denoiser, of(prompts), len(prompts), empty, kept, config, generator, report, anchor, own
+            model.denoiser, of(prompts), len(prompts), empty, kept, config, generator, report, anchor, own,
+            anchors is not None,
         )  # fmt: skip
 
     with frozen(model.text_encoder, *model.denoiser.modules()):
         return Banks(
             make("concept", concept.prompts, config.trajectories, concept.anchors),
-            make("retain", retain_prompts, config.retain_trajectories) if retain_prompts else None,
+            make("retain", retain_prompts, config.retain_trajectories, None) if retain_prompts else None,
         )

@@ -35,7 +35,7 @@ RUNS: dict[str, Settings] = {
     "odd": (
         TrainConfig(**{**TRAIN.to_dict(), **ODD}),
         AttackConfig(steps=2, restarts=3, update="adam", start="latest", redraw="iteration", radius=1.0, norm="l2"),
-        BankConfig(trajectories=5, retain_trajectories=3, sampling_steps=2, reuse=0.75, dtype="bfloat16"),
+        BankConfig(trajectories=5, retain_trajectories=3, sampling_steps=2, reuse=0.75),
     ),
     "unet": (TrainConfig(mode="esd_unet", iterations=2, batch=3), ATTACK, BANK),
 }

@@ -22,8 +22,8 @@ SD15 = (4, 64, 64)
 
 
 def size_of(config: BankConfig, latent_shape: tuple[int, ...] = SD15) -> float:
-    """Return the GiB of a bank's latents and predictions."""
-    count = (config.trajectories + config.retain_trajectories) * config.sampling_steps * 3
+    """Return the GiB of a bank's latents and predictions; those of what is retained have no anchor."""
+    count = (3 * config.trajectories + 2 * config.retain_trajectories) * config.sampling_steps
     return count * math.prod(latent_shape) * getattr(torch, config.dtype).itemsize / GIB
 
 
