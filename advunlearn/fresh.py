@@ -21,8 +21,9 @@ class FreshSampler(TrajectoryBank):
 
     @classmethod
     def sampling_of(cls, count: int, config: BankConfig) -> float:
-        """All are sampled as far as the last step drawn: on average count / (count + 1) of the way."""
-        return count * config.sampling_steps * count / (count + 1)
+        """All are sampled as far as the last step drawn: the largest of `count` uniform draws from 1 to S."""
+        steps = config.sampling_steps
+        return count * (steps - sum((k / steps) ** count for k in range(steps)))
 
     def draw(self, batch: int) -> Triples:
         """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""

@@ -40,4 +40,4 @@ def concept() -> ConceptConfig:
 
 @pytest.fixture
 def small_bank() -> BankConfig:
-    return BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=4)
+    return BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=4, dtype="float32")

@@ -24,8 +24,9 @@ from advunlearn.parallel import ALONE, Group, Processes
 RETAIN = ["a dog", "a photo of a castle", "a tree"]
 TRAIN = TrainConfig(iterations=3, warmup=1, batch=4, clean_share=0.5, retain_weight=1.0, retain_batch=2, lr=1e-4)
 ATTACK = AttackConfig(steps=2, restarts=2, tokens=2)
-# So short-lived banks that trajectories are renewed in nearly every iteration.
-BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=3, reuse=0.75)
+# So short-lived banks that trajectories are renewed in nearly every iteration; in float32, since half precision would
+# turn a last bit of what was sampled in other batches into a step a thousand times as large.
+BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=3, reuse=0.75, dtype="float32")
 ODD = {
     "batch": 5, "retain_batch": 3, "clean_share": 0.7, "retain_by": "step", "retain_steps": 2, "trainable": "attention"
 }  # fmt: skip
@@ -35,12 +36,13 @@ RUNS: dict[str, Settings] = {
     "odd": (
         TrainConfig(**{**TRAIN.to_dict(), **ODD}),
         AttackConfig(steps=2, restarts=3, update="adam", start="latest", redraw="iteration", radius=1.0, norm="l2"),
-        BankConfig(trajectories=5, retain_trajectories=3, sampling_steps=2, reuse=0.75),
+        BankConfig(trajectories=5, retain_trajectories=3, sampling_steps=2, reuse=0.75, dtype="float32"),
     ),
     "unet": (TrainConfig(mode="esd_unet", iterations=2, batch=3), ATTACK, BANK),
 }
 FLAGS = "--iterations 3 --warmup 1 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --device cpu "
-FLAGS += "--bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 3 --sample-every 0"
+FLAGS += "--bank-dtype float32 --bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 3 "
+FLAGS += "--sample-every 0"
 
 
 class Deaf(Group):

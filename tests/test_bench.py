@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import statistics
 from dataclasses import replace
 
 import pytest
 import torch
 
-from advunlearn.bench import bank, iteration, memory
-from advunlearn.bench.iteration import Cost
+from advunlearn.bench import bank, iteration, memory, scale
+from advunlearn.bench.iteration import Cost, Work
 from advunlearn.bench.memory import Case, by_allocator
 from advunlearn.cli import main
 from advunlearn.config import BankConfig
@@ -18,31 +20,50 @@ from advunlearn.fresh import FreshSampler
 from advunlearn.models import TextToImage
 from advunlearn.trajectories import TrajectoryBank
 
+# 2 attack steps, 1 + 2 samples, trajectories of 4 steps.
+SMALL = Work(
+    replace(iteration.PUBLISHED.attack, steps=2),
+    replace(iteration.PUBLISHED.train, retain_batch=2),
+    BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=4),
+)
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shrink the iteration: 2 attack steps, 1 + 2 samples, trajectories of 4 steps."""
-    monkeypatch.setattr(iteration, "ATTACK", replace(iteration.ATTACK, steps=2))
-    monkeypatch.setattr(iteration, "TRAIN", replace(iteration.TRAIN, retain_batch=2))
-    tiny = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=4)
-    monkeypatch.setattr(iteration, "BANK", tiny)
-    monkeypatch.setattr(bank, "BANK", tiny)
+    """Shrink the iteration that the command measures."""
+    for module in (iteration, bank):
+        monkeypatch.setattr(module, "measure", functools.partial(module.measure, work=SMALL))
 
 
-def test_an_iterations_passes_are_counted_as_by_hand(small: None, model: TextToImage) -> None:
+def test_an_iterations_passes_are_counted_as_by_hand(model: TextToImage) -> None:
     counted = replace(model, denoiser=counting(model.denoiser))
-    banks, step = iteration.sampled(counted, TrajectoryBank)
+    banks, step = iteration.sampled(counted, TrajectoryBank, SMALL)
     assert step.forwards == 2  # of each step, with and without the prompt
-    assert [c.forwards for c in iteration.iterations(counted, banks, 2)] == [3 * (2 + 1 + 2)] * 2
-    fresh, _ = iteration.sampled(counted, FreshSampler)
-    (cost,) = iteration.iterations(counted, fresh, 1)
+    assert [c.forwards for c in iteration.iterations(counted, banks, 2, SMALL)] == [3 * (2 + 1 + 2)] * 2
+    fresh, _ = iteration.sampled(counted, FreshSampler, SMALL)
+    (cost,) = iteration.iterations(counted, fresh, 1, SMALL)
     assert cost.forwards > 2 * 3 * (2 + 1 + 2)  # every draw is sampled first
     # 1 + 2 draws to train; 1 and one in each of 2 steps to attack; each takes a step of 2 F for every 40 draws.
-    assert iteration.renewal(Cost(0.5, 2.0)) == Cost(0.5 * 6 / 40, 2 * 6 / 40)
+    renewed = SMALL.sampling(TrajectoryBank, Cost(0.5, 2.0))
+    assert (renewed.seconds, renewed.forwards) == pytest.approx((0.5 * 6 / 40, 2 * 6 / 40))
+
+
+def test_the_published_way_takes_what_it_takes_on_average(model: TextToImage) -> None:
+    counted = counting(model.denoiser)
+    fresh, _ = iteration.sampled(replace(model, denoiser=counted), FreshSampler, SMALL)
+    drawn = []
+    for _ in range(60):
+        counted.forwards = 0
+        fresh.concept.draw(2)
+        drawn.append(counted.forwards)
+    expected = 2 * FreshSampler.sampling_of(2, SMALL.bank)
+    assert expected == 2 * 2 * (4 - (1 + 4 + 9) / 16)  # the larger of two numbers from 1 to 4, for both
+    # Standard deviation of a draw: 3.3 F, of the mean of sixty 0.43.
+    assert statistics.mean(drawn) == pytest.approx(expected, abs=1.3) and len(set(drawn)) == 4
 
 
 def test_the_published_settings_are_108_passes() -> None:
-    attack, config = iteration.ATTACK, iteration.TRAIN
+    attack, config = iteration.PUBLISHED.attack, iteration.PUBLISHED.train
     assert 3 * (attack.steps * attack.restarts + config.batch + config.retain_batch) == 108
 
 
@@ -50,7 +71,7 @@ def test_the_command_gives_the_figures_that_its_parts_make(small: None, capsys: 
     assert main(["bench", "--suite", "iteration", "bank", "--repeats", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     figures, parts = found["iteration"], found["iteration"]["parts"]
-    assert figures["forward_equivalents_per_iteration"] == 15 + 0.3
+    assert figures["forward_equivalents_per_iteration"] == pytest.approx(15 + 0.3)
     whole = parts["seconds"]["median"] + parts["renewal_seconds"]
     assert figures["speedup_over_official_sampling"] == pytest.approx(parts["official_seconds"]["median"] / whole)
     bare = parts["bare_seconds"]["median"]
@@ -60,12 +81,17 @@ def test_the_command_gives_the_figures_that_its_parts_make(small: None, capsys: 
     assert main(["bench", "--repeats", "0"]) == 2
 
 
-def test_a_banks_size_is_that_of_its_tensors(small: None, model: TextToImage) -> None:
-    banks, _ = iteration.sampled(replace(model, denoiser=counting(model.denoiser)), TrajectoryBank)
+def test_a_banks_size_is_that_of_its_tensors(model: TextToImage) -> None:
+    banks, _ = iteration.sampled(replace(model, denoiser=counting(model.denoiser)), TrajectoryBank, SMALL)
     held = sum(t.numel() * t.element_size() for b in banks.tensors().values() for k, t in b.items()
                if k in ("x_t", "eps_anchor", "eps_cond"))  # fmt: skip
-    assert bank.size_of(iteration.BANK, model.denoiser.latent_shape) * 2**30 == held
+    assert bank.size_of(SMALL.bank, model.denoiser.latent_shape) * 2**30 == held
     assert bank.sizes()["50 steps, bfloat16"] == pytest.approx((442 * 2 + 3) * 50 * 4 * 64 * 64 * 2 / 2**30)
+
+
+def test_scale_measures_a_shape_with_random_weights() -> None:
+    found = scale.measure(1, "cpu", model="miniature", resolution=64)
+    assert found["parts"]["forward_equivalents"] == 3 * (2 + 1 + 1) and found["overhead_over_bare_passes"] > 0
 
 
 def test_the_suites_memory_is_that_of_the_shown_case(monkeypatch: pytest.MonkeyPatch) -> None:

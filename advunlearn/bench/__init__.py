@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-SUITES = ("iteration", "bank", "memory")
+SUITES = ("iteration", "bank", "memory", "scale")
 
 
 def suite(name: str) -> Callable[[int, str], dict[str, Any]]:
     """Return what measures a suite, given the number of repeats and the device ("" for the first that is there)."""
-    from . import bank, iteration, memory
+    from . import bank, iteration, memory, scale
 
-    return {"iteration": iteration.measure, "bank": bank.measure, "memory": memory.measure}[name]
+    return {"iteration": iteration, "bank": bank, "memory": memory, "scale": scale}[name].measure

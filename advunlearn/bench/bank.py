@@ -15,7 +15,7 @@ from ..models import TextToImage, best_device, load
 from ..plan import GIB
 from ..trajectories import TrajectoryBank
 from .clock import now
-from .iteration import BANK, sampled
+from .iteration import PUBLISHED, Work, sampled
 
 TRAJECTORIES = 443  # COCO's and ImageNet's class names, and the concept: what the published run retains
 SD15 = (4, 64, 64)
@@ -37,21 +37,21 @@ def sizes() -> dict[str, float]:
     }
 
 
-def forward(model: TextToImage) -> float:
+def forward(model: TextToImage, config: BankConfig) -> float:
     """Return the seconds of one sample in a bare UNet forward pass of as many as the bank takes at once."""
-    denoiser, count = model.denoiser, 2 * BANK.trajectories
+    denoiser, count = model.denoiser, 2 * config.trajectories
     x = torch.zeros(count, *denoiser.latent_shape, device=denoiser.device)
     t, context = torch.full((count,), 500, device=denoiser.device), model.encode(["a church"]).expand(count, -1, -1)
     times = []
     with torch.no_grad():
-        for _ in range(BANK.sampling_steps):
+        for _ in range(config.sampling_steps):
             began = now(denoiser.device)
             denoiser.noise_pred(x, t, context)
             times.append(now(denoiser.device) - began)
     return statistics.median(times) / count
 
 
-def measure(repeats: int = 3, device: str = "") -> dict[str, Any]:
+def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[str, Any]:
     """Measure the suite.
 
     Returns:
@@ -62,8 +62,8 @@ def measure(repeats: int = 3, device: str = "") -> dict[str, Any]:
     model = replace(model, denoiser=counting(model.denoiser))
     ratios, forwards = [], 0.0
     for _ in range(repeats):
-        _, step = sampled(model, TrajectoryBank)
-        ratios.append(step.seconds / (step.forwards * forward(model)))
+        _, step = sampled(model, TrajectoryBank, work)
+        ratios.append(step.seconds / (step.forwards * forward(model, work.bank)))
         forwards = step.forwards
     return {
         "sd15_gib": sizes(), "fill_over_bare_forwards": statistics.median(ratios),

@@ -2,12 +2,15 @@
 
 Settings are the published ones: an attack of 30 steps on one prompt with fresh latents in each, one concept sample and
 five retained, trajectories of 50 steps. All three ways run on the shipped miniature in one process, in turn.
+
+The published way samples each trajectory as far as a step drawn at random, so one iteration of it may be half as long
+as the next: its time is that of its passes, times as many as there are on average.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +27,34 @@ from ..trajectories import Banks, TrajectoryBank, make_banks
 from .clock import now
 
 CONCEPT = ConceptConfig(concept="church")
-ATTACK = AttackConfig(steps=30, restarts=1)
-TRAIN = TrainConfig(warmup=0, batch=1, retain_batch=5, clean_share=0.0)
-BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=50)
 RETAINED = ("a photo of a dog", "a photo of a castle", "a photo of a cup", "a photo of a key", "a photo of a cat")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The settings of the iteration that is measured."""
+
+    attack: AttackConfig
+    train: TrainConfig
+    bank: BankConfig
+
+    def draws(self) -> list[int]:
+        """Return the sizes of an iteration's draws: those of the attack, where it starts and in each step, and two."""
+        attack = self.attack
+        attacked = [attack.restarts] * (1 + attack.steps * (attack.redraw == "step"))
+        return [*attacked, self.train.batch, self.train.retain_batch]
+
+    def sampling(self, kind: type[TrajectoryBank], step: Cost) -> Cost:
+        """Return what sampling trajectories takes in an iteration, on average, if a step of one takes that much."""
+        steps = sum(kind.sampling_of(count, self.bank) for count in self.draws())
+        return Cost(steps * step.seconds, steps * step.forwards)
+
+
+PUBLISHED = Work(
+    AttackConfig(steps=30, restarts=1),
+    TrainConfig(warmup=0, batch=1, retain_batch=5, clean_share=0.0),
+    BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=50),
+)
 
 
 @dataclass(frozen=True)
@@ -43,21 +70,22 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def sampled(model: TextToImage, kind: type[TrajectoryBank]) -> tuple[Banks, Cost]:
+def sampled(model: TextToImage, kind: type[TrajectoryBank], work: Work) -> tuple[Banks, Cost]:
     """Fill a run's banks; return them and what a step of a trajectory took."""
     counted: Any = model.denoiser
     began, counted.forwards = now(counted.device), 0
-    banks = make_banks(model, CONCEPT, RETAINED, BANK, torch.Generator().manual_seed(0), bank=kind)
-    steps = max(1, sum(len(bank) for bank in banks.all().values()) * BANK.sampling_steps)
+    banks = make_banks(model, CONCEPT, RETAINED, work.bank, torch.Generator().manual_seed(0), bank=kind)
+    steps = max(1, sum(len(bank) for bank in banks.all().values()) * work.bank.sampling_steps)
     return banks, Cost((now(counted.device) - began) / steps, counted.forwards / steps)
 
 
-def iterations(model: TextToImage, banks: Banks, count: int) -> list[Cost]:
-    """Run the real trainer; return what each iteration took. Banks stay as they are: see `renewal`."""
+def iterations(model: TextToImage, banks: Banks, count: int, work: Work) -> list[Cost]:
+    """Run the real trainer; return what each iteration took. Banks stay as they are: see `Work.sampling`."""
     counted: Any = model.denoiser
     trainer = Trainer(
-        model, CONCEPT, ATTACK, replace(TRAIN, iterations=count), banks, RETAINED, torch.Generator().manual_seed(0)
-    )
+        model, CONCEPT, work.attack, replace(work.train, iterations=count), banks, RETAINED,
+        torch.Generator().manual_seed(0),
+    )  # fmt: skip
     for bank in banks.all().values():
         bank.draws = 0
     costs: list[Cost] = []
@@ -74,14 +102,7 @@ def iterations(model: TextToImage, banks: Banks, count: int) -> list[Cost]:
     return costs
 
 
-def renewal(step: Cost) -> Cost:
-    """Return what renewing the bank takes in an iteration, on average: each draw a share of a step."""
-    draws = TRAIN.batch + TRAIN.retain_batch + ATTACK.restarts * (1 + ATTACK.steps * (ATTACK.redraw == "step"))
-    share = TrajectoryBank.sampling_of(draws, BANK)
-    return Cost(share * step.seconds, share * step.forwards)
-
-
-def bare(model: TextToImage) -> float:
+def bare(model: TextToImage, work: Work) -> float:
     """Return the seconds of an iteration's UNet passes alone: forward and backward to the conditioning."""
     counted: Any = model.denoiser
     context = model.encode(["a church"]).detach()
@@ -94,60 +115,61 @@ def bare(model: TextToImage) -> float:
 
     with frozen(*counted.modules()):
         began = now(counted.device)
-        for _ in range(ATTACK.steps):
-            passes(ATTACK.restarts)
-        passes(TRAIN.batch + TRAIN.retain_batch)
+        for _ in range(work.attack.steps):
+            passes(work.attack.restarts)
+        passes(work.train.batch + work.train.retain_batch)
         return now(counted.device) - began
 
 
-def measure(repeats: int = 3, device: str = "") -> dict[str, Any]:
+def ours_and_bare(model: TextToImage, banks: Banks, work: Work) -> tuple[Cost, float]:
+    """Return what an iteration took, and the seconds of its bare passes, one right after the other."""
+    first, *later = iterations(model, banks, 3, work)  # the first one also makes the optimiser's state
+    seconds = statistics.median(cost.seconds for cost in later)
+    return Cost(seconds, later[-1].forwards), bare(model, work)
+
+
+def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[str, Any]:
     """Measure the suite.
 
     Args:
-        repeats: how often each way runs; two iterations of ours, one of the published sampling.
+        repeats: how often each way runs; three iterations of ours, one of the published sampling.
         device: where; empty for the first that is there.
+        work: an iteration's settings.
 
     Returns:
         `forward_equivalents_per_iteration`; `speedup_over_official_sampling`, whole iterations with the renewal of the
         bank, without filling it; `overhead_over_bare_passes`, without the renewal, which bare passes have none of; and
-        the parts that these are made of.
+        the parts that these are made of. Both ratios are medians of those of each repeat.
     """
     model = load("miniature", device or best_device())
     model = replace(model, denoiser=counting(model.denoiser))
-    banks, step = sampled(model, TrajectoryBank)
-    fresh, _ = sampled(model, FreshSampler)
-    renewed = renewal(step)
-    ours: list[float] = []
-    official: list[float] = []
-    passes: list[float] = []
-    count: dict[str, float] = {}
-
-    def ours_once() -> None:
-        costs = iterations(model, banks, 3)[1:]  # the first one also makes the optimiser's state
-        ours.append(statistics.median(c.seconds for c in costs))
-        count["ours"] = costs[-1].forwards
-
-    def official_once() -> None:
-        cost = iterations(model, fresh, 1)[0]
-        official.append(cost.seconds)
-        count["official"] = cost.forwards
-
-    ways: list[Callable[[], None]] = [lambda: passes.append(bare(model)), ours_once, official_once]
-    bare(model)
+    banks, step = sampled(model, TrajectoryBank, work)
+    fresh, _ = sampled(model, FreshSampler, work)
+    renewed = work.sampling(TrajectoryBank, step)
+    bare(model, work)
+    ours, passes, drawn = [], [], []
     for _ in range(repeats):
-        for way in ways:
-            way()
-    whole = [seconds + renewed.seconds for seconds in ours]
+        one, alone = ours_and_bare(model, banks, work)
+        ours.append(one)
+        passes.append(alone)
+        drawn += iterations(model, fresh, 1, work)
+    needed = ours[-1].forwards
+    expected = needed + work.sampling(FreshSampler, step).forwards
+    official = [cost.seconds / cost.forwards * expected for cost in drawn]
+    speedups = [theirs / (one.seconds + renewed.seconds) for theirs, one in zip(official, ours, strict=True)]
+    overheads = [one.seconds / alone for one, alone in zip(ours, passes, strict=True)]
     return {
-        "forward_equivalents_per_iteration": count["ours"] + renewed.forwards,
-        "speedup_over_official_sampling": statistics.median(official) / statistics.median(whole),
-        "overhead_over_bare_passes": statistics.median(ours) / statistics.median(passes),
+        "forward_equivalents_per_iteration": needed + renewed.forwards,
+        "speedup_over_official_sampling": statistics.median(speedups),
+        "overhead_over_bare_passes": statistics.median(overheads),
         "parts": {
-            "attack_and_training_forward_equivalents": count["ours"], "renewal_forward_equivalents": renewed.forwards,
-            "official_forward_equivalents": count["official"], "seconds": spread(ours),
-            "renewal_seconds": renewed.seconds, "official_seconds": spread(official), "bare_seconds": spread(passes),
+            "attack_and_training_forward_equivalents": needed, "renewal_forward_equivalents": renewed.forwards,
+            "official_forward_equivalents": expected, "speedup": spread(speedups), "overhead": spread(overheads),
+            "seconds": spread([one.seconds for one in ours]), "renewal_seconds": renewed.seconds,
+            "official_seconds": spread(official), "bare_seconds": spread(passes),
         },
         "settings": {
-            "attack": ATTACK.to_dict(), "train": TRAIN.to_dict(), "bank": BANK.to_dict(), "repeats": repeats,
+            "attack": work.attack.to_dict(), "train": work.train.to_dict(), "bank": work.bank.to_dict(),
+            "repeats": repeats,
         },
     }  # fmt: skip

@@ -48,22 +48,24 @@ class Case:
     def run(self) -> None:
         """Train as a user would."""
         plan = self.plan
-        train(self.random_model(), plan.concept, plan.attack, plan.train, plan.bank, RETAINED)
+        model = random_model(self.model, self.resolution, getattr(torch, self.dtype))
+        train(model, plan.concept, plan.attack, plan.train, plan.bank, RETAINED)
 
-    def random_model(self) -> TextToImage:
-        """Return the model with random weights."""
-        model = skeleton(self.model, CPU, getattr(torch, self.dtype))
-        generator = torch.Generator().manual_seed(0)
-        for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
-            part.to_empty(device=CPU)
-            for tensor in part.parameters():
-                tensor.data.normal_(0, 0.02, generator=generator)
-        for name, buffer in model.text_encoder.named_buffers():
-            if name.endswith("position_ids"):
-                buffer.data = torch.arange(buffer.shape[-1]).expand(buffer.shape)
-        size = self.resolution // 8
-        model.denoiser.latent_shape = (model.denoiser.latent_shape[0], size, size)
-        return model
+
+def random_model(name: str, resolution: int, dtype: torch.dtype, device: torch.device = CPU) -> TextToImage:
+    """Return a model of a shape that `skeleton` knows, for pictures of so many pixels, with random weights."""
+    model = skeleton(name, device, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
+        part.to_empty(device=device)
+        for tensor in part.parameters():
+            tensor.data.normal_(0, 0.02, generator=generator)
+    for name, buffer in model.text_encoder.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.data = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+    size = resolution // 8
+    model.denoiser.latent_shape = (model.denoiser.latent_shape[0], size, size)
+    return model
 
 
 CASES = {
