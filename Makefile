@@ -7,7 +7,7 @@ lint:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 demo:
 	$(PYTHON) -m advunlearn demo --out runs/demo

@@ -1,10 +1,11 @@
-"""Trajectory bank against fresh sampling: seconds for an iteration, and what comes out.
+"""Trajectory banks, large and small, against fresh sampling: seconds for an iteration, and what comes out.
 
-    python benchmarks/bank.py [--iterations 100] [--seeds 0 1 2 3 4]
+    python benchmarks/bank.py run [--ways bank fresh quarter ...] [--seeds 0 1 2 3 4]
+    python benchmarks/bank.py table
 
-Both run the same settings on the same concept in one process; the ratio is of the medians of an iteration's seconds.
-All arithmetic of the frozen parts is in bf16. Writes benchmarks/results/bank.json, a row at a time, and goes on where
-it was interrupted.
+All run the same settings on the same concept. `seconds` is the median over a row's iterations; rows that one call makes
+one after the other can be compared. All arithmetic of the frozen parts is in bf16. `run` writes
+benchmarks/results/bank.json, a row at a time, and goes on where it was interrupted; `table` prints Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,29 +39,53 @@ from advunlearn.recipes import RECIPES
 from advunlearn.trainer import train
 from advunlearn.trajectories import TrajectoryBank, make_banks
 
+FULL = BankConfig()
+SMALL = replace(FULL, trajectories=FULL.trajectories // 16, retain_trajectories=FULL.retain_trajectories // 16)
+# A way to sample, and the bank's settings.
+WAYS: dict[str, tuple[type[TrajectoryBank], BankConfig]] = {
+    "bank": (TrajectoryBank, FULL),
+    "fresh": (FreshSampler, FULL),
+    "float32": (TrajectoryBank, replace(FULL, dtype="float32")),
+    "quarter": (
+        TrajectoryBank,
+        replace(FULL, trajectories=FULL.trajectories // 4, retain_trajectories=FULL.retain_trajectories // 4),
+    ),
+    "sixteenth": (TrajectoryBank, SMALL),
+    "sixteenth, 5 steps": (TrajectoryBank, replace(SMALL, sampling_steps=5)),
+    "renewed at 4 draws": (TrajectoryBank, replace(FULL, reuse=4.0)),
+}
+ATTACKS = ("clean", "routes", "unlearndiffatk", "soft_prefix")
+
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what rows of one file have in common."""
     return {name: getattr(args, name) for name in ("concept", "iterations", "cases", "attack_steps", "eval_seed")}
 
 
-def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return fresh sampling's time over the bank's, of each seed and their median."""
-    seconds = {(r["sampling"], r["seed"]): r["seconds"] for r in rows}
-    found = [v / seconds["bank", seed] for (name, seed), v in seconds.items() if name == "fresh"]
-    return {"fresh_over_bank": statistics.median(found) if found else None, "ratios": found}
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown: counts summed over seeds, the least and the most of one in brackets."""
+    columns = ("way", "seeds", "plain", "other routes", "UnlearnDiffAtk", "soft prefix", "retained", "their style", "moved")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for way in WAYS:
+        own = [row for row in rows if row["way"] == way]
+        if own:
+            counts = [[row["asr"][attack] for row in own] for attack in ATTACKS]
+            kept = [[row["utility"][name] for row in own] for name in ("retained_accuracy", "style_accuracy")]
+            cells = [summed(c, "success") for c in counts] + [summed(c, "correct") for c in kept]
+            away = [row["utility"]["feature_distance"] for row in own]
+            cells.append(f"{statistics.mean(away):.1f} ({min(away):.1f} to {max(away):.1f})")
+            lines.append(f"| {way} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concept", default="castle")
-    parser.add_argument("--iterations", type=int, default=RECIPES["advunlearn"].train.iterations)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--cases", type=int, default=100)
-    parser.add_argument("--attack-steps", type=int, default=40)
-    parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+def summed(counts: Sequence[dict[str, int]], name: str) -> str:
+    """Return counts summed, with their spread."""
+    found = [count[name] for count in counts]
+    return f"{sum(found)}/{sum(count['total'] for count in counts)} ({min(found)} to {max(found)})"
+
+
+def run(args: argparse.Namespace, kept: Kept) -> None:
+    """Train and measure what `kept` lacks."""
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
@@ -68,13 +94,12 @@ def main() -> None:
         cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_steps, repeats=1, seed=args.eval_seed
     )  # fmt: skip
     evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
-    kept = Kept("bank.json", settings_of(args))
     for seed in args.seeds:
-        for name, kind in (("bank", TrajectoryBank), ("fresh", FreshSampler)):
-            if kept.has(sampling=name, seed=seed):
+        for way in args.ways:
+            if kept.has(way=way, seed=seed):
                 continue
+            kind, bank = WAYS[way]
             config = replace(recipe.train, seed=seed, iterations=args.iterations)
-            bank = BankConfig()
             banks = make_banks(model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=kind)
             marks = [time.perf_counter()]
 
@@ -86,12 +111,30 @@ def main() -> None:
             attacked = [b - a for a, b in zip(marks, marks[1:], strict=False)][config.warmup :]
             measured = evaluator.measure(Subject(result.encoder, model.denoiser))
             row = {
-                "sampling": name, "seed": seed, "seconds": statistics.median(attacked), "asr": measured.asr,
-                "utility": measured.utility,
+                "way": way, "seed": seed, "seconds": statistics.median(attacked), "bank": bank.to_dict(),
+                "asr": measured.asr, "utility": measured.utility,
             }  # fmt: skip
-            kept.add(row, **ratios([*kept.rows, row]))
+            kept.add(row)
             print(json.dumps(row), flush=True)
-    print(json.dumps(ratios(kept.rows)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--concept", default="castle")
+    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--cases", type=int, default=50)
+    parser.add_argument("--attack-steps", type=int, default=40)
+    parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--file", default="bank.json", help="in benchmarks/results")
+    args = parser.parse_args()
+    kept = Kept(args.file, settings_of(args))
+    if args.command == "run":
+        run(args, kept)
+    print(table(kept.rows))
 
 
 if __name__ == "__main__":
