@@ -64,8 +64,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return Markdown: counts summed over seeds, the least and the most of one in brackets."""
-    columns = ("way", "seeds", "plain", "other routes", "UnlearnDiffAtk", "soft prefix", "retained", "their style", "moved")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    columns = "way | seeds | plain | other routes | UnlearnDiffAtk | soft prefix | retained | their style | moved"
+    lines = [f"| {columns} |", "|---" * (columns.count("|") + 1) + "|"]
     for way in WAYS:
         own = [row for row in rows if row["way"] == way]
         if own:
