@@ -24,7 +24,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import WHOLE_VOCABULARY, Kept
+from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
@@ -40,9 +40,6 @@ from advunlearn.trainer import train
 RECIPE = RECIPES["advunlearn"]
 # Of the published code all but where its latents come from: the bank's, which cost a fifteenth.
 ON_THE_BANK = replace(OFFICIAL, cleaner_latents=False)
-ATTACKS = {
-    "clean": "plain", "routes": "other routes", "unlearndiffatk": "UnlearnDiffAtk", "soft_prefix": "soft prefix",
-}  # fmt: skip
 UTILITY = ("retained_accuracy", "style_accuracy")
 
 
@@ -121,13 +118,6 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 measured = evaluator.measure(Subject(result.encoder, model.denoiser))
                 kept.add({**key, "seconds": seconds, "asr": measured.asr, "utility": measured.utility})
                 print(json.dumps(kept.rows[-1]), flush=True)
-
-
-def summed(counts: Sequence[dict[str, int]], key: str) -> str:
-    """Return counts of several seeds: their sum, and the least and the greatest."""
-    each = [c[key] for c in counts]
-    spread = f" ({min(each)} to {max(each)})" if len(each) > 1 else ""
-    return f"{sum(each)}/{sum(c['total'] for c in counts)}{spread}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -25,7 +25,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import WHOLE_VOCABULARY, Kept
+from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
@@ -54,7 +54,6 @@ WAYS: dict[str, tuple[type[TrajectoryBank], BankConfig]] = {
     "sixteenth, 5 steps": (TrajectoryBank, replace(SMALL, sampling_steps=5)),
     "renewed at 4 draws": (TrajectoryBank, replace(FULL, reuse=4.0)),
 }
-ATTACKS = ("clean", "routes", "unlearndiffatk", "soft_prefix")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,8 +63,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return Markdown: counts summed over seeds, the least and the most of one in brackets."""
-    columns = "way | seeds | plain | other routes | UnlearnDiffAtk | soft prefix | retained | their style | moved"
-    lines = [f"| {columns} |", "|---" * (columns.count("|") + 1) + "|"]
+    lines = [f"| way | seeds | {' | '.join(ATTACKS.values())} | retained | its style | feature distance |"]
+    lines.append("|---" * (5 + len(ATTACKS)) + "|")
     for way in WAYS:
         own = [row for row in rows if row["way"] == way]
         if own:
@@ -76,12 +75,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells.append(f"{statistics.mean(away):.1f} ({min(away):.1f} to {max(away):.1f})")
             lines.append(f"| {way} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def summed(counts: Sequence[dict[str, int]], name: str) -> str:
-    """Return counts summed, with their spread."""
-    found = [count[name] for count in counts]
-    return f"{sum(found)}/{sum(count['total'] for count in counts)} ({min(found)} to {max(found)})"
 
 
 def run(args: argparse.Namespace, kept: Kept) -> None:

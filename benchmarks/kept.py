@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 # The figures in docs/results.md are of a search over tokens that nobody can type too, as published.
 WHOLE_VOCABULARY = {"unlearndiffatk": {"vocabulary": "all"}}
+
+# What an `Evaluator` measures, and what a table calls it.
+ATTACKS = {
+    "clean": "plain", "routes": "other routes", "unlearndiffatk": "UnlearnDiffAtk", "soft_prefix": "soft prefix",
+}  # fmt: skip
+
+
+def summed(counts: Sequence[dict[str, int]], key: str) -> str:
+    """Return counts of several seeds: their sum, and the least and the greatest."""
+    each = [c[key] for c in counts]
+    spread = f" ({min(each)} to {max(each)})" if len(each) > 1 else ""
+    return f"{sum(each)}/{sum(c['total'] for c in counts)}{spread}"
 
 
 class Kept:

@@ -1,0 +1,178 @@
+"""How strong an encoder is for what its training costs: adversaries of different lengths, and the published code.
+
+    python benchmarks/cost.py run [--concept mosque] [--ways default fast ...] [--seeds 0]
+    python benchmarks/cost.py table
+
+Each way is trained once and measured at several lengths: plain prompts, other routes, UnlearnDiffAtk, the soft prefix,
+and concept inversion. Cost is counted in F, UNet forward passes of one sample, a backward pass two more, with filling
+the bank. `official` trains as the published code does, on one sample and five retained with an attack of 30 steps; its
+latents come from the bank here, but it is charged what sampling them anew in every step takes on average, in
+trajectories of 50 steps. Its learning rate is ours: the published one is for another model. All arithmetic of the
+frozen parts is in bf16. `run` writes benchmarks/results/cost.json, a row at a time; `table` prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ablations import ON_THE_BANK
+from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
+
+from advunlearn import miniature
+from advunlearn.bench.iteration import Work
+from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.denoisers.counting import counting
+from advunlearn.evaluation.cases import retain_prompts
+from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.evaluation.measurement import Measurement
+from advunlearn.events import Progress
+from advunlearn.fresh import FreshSampler
+from advunlearn.judges.convnet import ConvJudge
+from advunlearn.models import load
+from advunlearn.presets import of
+from advunlearn.quirks import NONE, Quirks
+from advunlearn.recipes import RECIPES
+from advunlearn.text_encoder import frozen
+from advunlearn.trainer import train
+
+INVERSION = {"steps": 200}
+PUBLISHED_STEPS, STEP = 50, 2  # of a trajectory; F of each: with and without the prompt
+LENGTHS = (40, 70, 100, 140)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a way to train changes of the recipe, and the lengths at which it is measured."""
+
+    recipe: str = "advunlearn"
+    train: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] = field(default_factory=dict)
+    quirks: Quirks = NONE
+    fresh: bool = False
+    lengths: tuple[int, ...] = LENGTHS
+
+
+def published(config: type) -> dict[str, Any]:
+    """Return the published settings of an object, but those of the run's length."""
+    return {k: v for k, v in of("object", config).items() if k not in ("iterations", "warmup", "lr")}
+
+
+WAYS = {
+    "ESD, text encoder": Way("esd_text", lengths=(100, 200)),
+    "default": Way(),
+    "1 step (fast)": Way(train={"mode": "fast"}),
+    "4 steps": Way(attack={"steps": 4}),
+    "4 steps, from the last": Way(attack={"steps": 4, "start": "latest"}),
+    "16 steps": Way(attack={"steps": 16}),
+    "1 restart": Way(attack={"restarts": 1}),
+    "30 steps, 1 restart": Way(attack={"steps": 30, "restarts": 1}),
+    "official": Way(
+        train=published(type(RECIPES["advunlearn"].train)), attack=published(type(RECIPES["advunlearn"].attack)),
+        quirks=ON_THE_BANK, fresh=True, lengths=(50, 100, 200, 400),
+    ),
+}  # fmt: skip
+
+
+def run(args: argparse.Namespace, kept: Kept) -> None:
+    """Train and measure what `kept` lacks."""
+    torch.set_num_threads(args.threads)
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
+    concept = ConceptConfig(concept=args.concept)
+    evaluator = Evaluator(
+        model, judge, concept, EvaluateConfig(**kept.settings["evaluate"]), given={**WHOLE_VOCABULARY, "cce": INVERSION}
+    )  # fmt: skip
+    for seed in args.seeds:
+        for name in args.ways:
+            if not all(kept.has(way=name, seed=seed, iterations=length) for length in WAYS[name].lengths):
+                for length, (encoder, spent) in trained(model, concept, WAYS[name], seed).items():
+                    kept.add({"way": name, "seed": seed, "iterations": length, "forwards": spent}
+                             | measured(evaluator, Subject(encoder, model.denoiser)))  # fmt: skip
+                    print(json.dumps(kept.rows[-1]), flush=True)
+
+
+def trained(model: Any, concept: ConceptConfig, way: Way, seed: int) -> dict[int, tuple[Any, float]]:
+    """Return a way's encoders by their length, each with the F that were spent on it."""
+    recipe, counted = RECIPES[way.recipe], counting(model.denoiser)
+    config = replace(recipe.train, seed=seed, iterations=max(way.lengths), **way.train)
+    attack, bank = replace(recipe.attack, **way.attack), BankConfig()
+    out: dict[int, tuple[Any, float]] = {}
+    filled = 0
+
+    def keep(progress: Progress) -> None:
+        nonlocal filled
+        if progress.phase != "train":
+            filled = filled if progress.phase == "attack" else counted.forwards
+            return
+        if progress.iteration in way.lengths:
+            anew = sampled_anew(Work(attack, config, bank), progress.iteration) - filled if way.fresh else 0.0
+            out[progress.iteration] = copy.deepcopy(progress.encoder), counted.forwards + anew
+
+    train(
+        replace(model, denoiser=counted), concept, attack, config, bank, retain_prompts(concept), keep,
+        quirks=way.quirks,
+    )  # fmt: skip
+    return out
+
+
+def sampled_anew(work: Work, iterations: int) -> float:
+    """Return the F of sampling every draw of so many iterations, as the published code does."""
+    config = replace(work.bank, sampling_steps=PUBLISHED_STEPS)
+    *attacked, concept, retained = (STEP * FreshSampler.sampling_of(count, config) for count in work.draws())
+    return iterations * (concept + retained) + max(0, iterations - work.train.warmup) * sum(attacked)
+
+
+def measured(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
+    """Return what comes back of a concept, by concept inversion too, and what is retained."""
+    plain = evaluator.measure(subject)
+    out = Measurement()
+    with frozen(subject.encoder, *subject.denoiser.modules()):
+        evaluator.attack(subject, "cce", evaluator.plain(subject, out), out)
+    return {"asr": plain.asr | {"cce": out.attacks["cce"]["sum"]}, "utility": plain.utility}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown, seeds of one way and length together."""
+    attacks = {**ATTACKS, "cce": "concept inversion"}
+    lines = [f"| way | iterations | thousand F | seeds | {' | '.join(attacks.values())} | retained | its style |"]
+    lines.append("|---" * (6 + len(attacks)) + "|")
+    for name, way in WAYS.items():
+        for length in way.lengths:
+            own = [row for row in rows if (row["way"], row["iterations"]) == (name, length)]
+            if own:
+                cells = [summed([row["asr"][attack] for row in own], "success") for attack in attacks]
+                kept = ("retained_accuracy", "style_accuracy")
+                cells += [summed([row["utility"][what] for row in own], "correct") for what in kept]
+                spent = sum(row["forwards"] for row in own) / len(own) / 1000
+                lines.append(f"| {name} | {length} | {spent:.0f} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--concept", default="mosque", help="one that is in no other table: defaults are chosen here")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    evaluate = {"cases": 50, "attack_steps": 40, "attack_every": 40, "repeats": 1, "seed": 2000}
+    kept = Kept("cost.json", {"concept": args.concept, "evaluate": evaluate})
+    if args.command == "run":
+        run(args, kept)
+    print(table(kept.rows))
+
+
+if __name__ == "__main__":
+    main()
