@@ -13,7 +13,8 @@ from .errors import AdvUnlearnError
 from .files import write_safetensors
 from .formats import PREFIX
 
-STARTS = ("lora_te_", "lora_te2_")  # of CLIP-L, as Stable Diffusion 1.x has it alone; of SDXL's CLIP-G
+# Of CLIP-L, as Stable Diffusion 1.x has it alone; of SDXL's CLIP-L and CLIP-G.
+ALONE, FIRST, SECOND = "lora_te_", "lora_te1_", "lora_te2_"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def low_rank(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def lora(
-    base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = STARTS[0]
+    base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = ALONE
 ) -> LowRank:
     """Approximate `trained - base` in every linear layer; both have `text_model.` keys.
 

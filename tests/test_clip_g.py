@@ -99,12 +99,16 @@ def test_a_folder_loads_in_transformers_with_its_projection(trained: pathlib.Pat
     assert same(dict(loaded.state_dict()), dict(clip_g().state_dict()))
 
 
-def test_a_lora_has_kohyas_names_of_the_second_encoder(
+def test_a_lora_has_kohyas_names_of_its_encoder(
     base: pathlib.Path, trained: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     done = convert(str(trained), tmp_path / "lora.safetensors", "lora", str(base), rank=2)
     made = load_file(tmp_path / "lora.safetensors")
     assert done.facts["layers"] == 12 and all(k.startswith("lora_te2_text_model_encoder_layers_") for k in made)
+    first = {k.removeprefix(CLIP_L): v.float() + 1 for k, v in load_file(base).items() if k.startswith(CLIP_L)}
+    save_file(first, tmp_path / "clip_l.safetensors")
+    convert(str(tmp_path / "clip_l.safetensors"), tmp_path / "first.safetensors", "lora", str(base), rank=2)
+    assert all(k.startswith("lora_te1_text_model_encoder_layers_") for k in load_file(tmp_path / "first.safetensors"))
     with pytest.raises(AdvUnlearnError, match="no linear layer differs"):
         convert(str(trained), tmp_path / "none.safetensors", "lora", str(trained))
 

@@ -15,8 +15,8 @@ from ..dual_encoder import NAMES
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
 from ..identify import checkpoint_of, layer_count
-from ..lora import STARTS, lora, save_lora
-from .clip_g import in_checkpoint, is_clip_g, read_part
+from ..lora import ALONE, FIRST, SECOND, lora, save_lora
+from .clip_g import HOME, in_checkpoint, is_clip_g, read_part
 from .encoders import (
     config_of,
     home_of_clip_l,
@@ -114,8 +114,9 @@ def _lora(
     second = is_clip_g(tensors)
     with opened(base) as weights:
         old = read_part(weights, NAMES[second])
+        of_sdxl = any(name.startswith(HOME) for name in weights.names)
     require_state(shapes_of(old), tensors, source)
-    made = lora(old, tensors, rank, STARTS[second])
+    made = lora(old, tensors, rank, SECOND if second else FIRST if of_sdxl else ALONE)
     if not made.tensors:
         raise AdvUnlearnError(f"no linear layer differs from {base}: there is nothing to write into a LoRA")
     save_lora(out, made, {k: v for k, v in metadata.items() if k.startswith("advunlearn.")} | {
