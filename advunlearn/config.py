@@ -113,7 +113,7 @@ class TrainConfig(Validated):
         "advunlearn", "advunlearn; fast: one signed step; esd: no adversary, text encoder; official: the published "
         "code with its quirks, slow; esd_unet: ESD on the UNet's cross-attention, a baseline"
     )  # fmt: skip
-    iterations: int = setting(200, "training iterations", 1, 1_000_000)
+    iterations: int = setting(100, "training iterations", 1, 1_000_000)
     warmup: int = setting(20, "first iterations on the clean prompt alone", 0, 1_000_000)
     train_method: TrainMethod = setting(
         "text_encoder", "the text encoder trains; or the UNet, to compare with: full, its cross-attention (xattn) or "

@@ -81,6 +81,6 @@ class CombinedConfig(Validated):
 
 
 # A demo has five minutes on two cores: shorter runs, fewer cases, a smaller bank.
-DEMO_TRAIN: dict[str, Any] = {"iterations": 120}
+DEMO_TRAIN: dict[str, Any] = {"iterations": 100}
 DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}
 DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}
