@@ -68,7 +68,8 @@ def test_what_is_there_is_kept_and_the_rest_is_measured(
 
     attacked.clear()
     more = evaluated(out, *both, "seed_search", "--resume")
-    assert attacked == ["seed_search"] and set(more["models"]["original"]["attacks"]) == {"random_prefix", "pez", "seed_search"}
+    assert attacked == ["seed_search"]
+    assert set(more["models"]["original"]["attacks"]) == {"random_prefix", "pez", "seed_search"}
     assert evaluated(out, *both, "--resume") == more  # nothing that was measured is lost
     attacked.clear()
     assert evaluated(out, *both) == whole  # without --resume all of it is measured anew

@@ -143,7 +143,9 @@ def test_the_words_settings_are_those_of_inversion() -> None:
 def test_a_run_with_words_is_another_and_goes_on_bit_for_bit(
     model: TextToImage, tmp_path: pathlib.Path
 ) -> None:
-    def run(attack: AttackConfig = ATTACK, stop: bool = False, config: TrainConfig = CONFIG, **more: Any) -> TrainResult:
+    def run(
+        attack: AttackConfig = ATTACK, stop: bool = False, config: TrainConfig = CONFIG, **more: Any
+    ) -> TrainResult:
         def cancel(progress: Progress) -> None:
             if stop and (progress.iteration, progress.attack_step) == (3, 3):  # amid the words
                 raise InterruptedError
