@@ -30,7 +30,7 @@ TINY = [
     "--bank-trajectories", "4", "--bank-retain-trajectories", "4", "--bank-sampling-steps", "3", "--attack-steps", "2",
     "--attack-restarts", "2", "--batch", "4", "--retain-batch", "4", "--sample-every", "0",
 ]  # fmt: skip
-QUICK = ["--cases", "2", "--attack-steps", "2", "--attack-every", "2", "--sampling-steps", "1", "--repeats", "1"]
+QUICK = ["--cases", "2", "--attack-steps", "2", "--attack-every", "2", "--sampling-steps", "2", "--repeats", "1"]
 
 
 def json_of(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -229,7 +229,7 @@ def test_demo_writes_the_whole_report(
     monkeypatch.setattr(runs, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})
     monkeypatch.setattr(runs, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})
     monkeypatch.setattr(runs, "DEMO_BUDGET", {"repeats": 1})
-    flags = ["--cases", "2", "--attack-steps", "2", "--sampling-steps", "1", "--concept", "castle"]
+    flags = ["--cases", "2", "--attack-steps", "2", "--sampling-steps", "2", "--concept", "castle"]
     assert main(["demo", "--json", "--out", str(tmp_path), *flags]) == 0
     report = json_of(capsys)
     assert report["concept"] == "castle"
