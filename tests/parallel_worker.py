@@ -26,7 +26,7 @@ TRAIN = TrainConfig(iterations=3, warmup=1, batch=4, clean_share=0.5, retain_wei
 ATTACK = AttackConfig(steps=2, restarts=2, tokens=2)
 # So short-lived banks that trajectories are renewed in nearly every iteration; in float32, since half precision would
 # turn a last bit of what was sampled in other batches into a step a thousand times as large.
-BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=3, reuse=0.75, dtype="float32")
+BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=2, reuse=0.75, dtype="float32")
 ODD = {
     "batch": 5, "retain_batch": 3, "clean_share": 0.7, "retain_by": "step", "retain_steps": 2, "trainable": "attention"
 }  # fmt: skip
@@ -41,7 +41,7 @@ RUNS: dict[str, Settings] = {
     "unet": (TrainConfig(mode="esd_unet", iterations=2, batch=3), ATTACK, BANK),
 }
 FLAGS = "--iterations 3 --warmup 1 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --device cpu "
-FLAGS += "--bank-dtype float32 --bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 3 "
+FLAGS += "--bank-dtype float32 --bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 2 "
 FLAGS += "--sample-every 0"
 
 

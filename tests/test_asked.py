@@ -137,7 +137,7 @@ def test_every_decision_is_stored_with_its_picture_prompt_and_seed(
 ) -> None:
     """And a picture that a seed search drew is drawn again by that seed."""
     (tmp_path / "set.csv").write_text("prompt,seed\na dog,5\na church,6\n")
-    quick = ["--cases", "2", "--sampling-steps", "4", "--repeats", "1", "--device", "cpu", "--json"]
+    quick = ["--cases", "2", "--sampling-steps", "2", "--repeats", "1", "--device", "cpu", "--json"]
     flags = ["--attacks", "seed_search", "--attack-steps", "2", "--prompts", str(tmp_path / "set.csv")]
     out = tmp_path / "out"
     assert main(["evaluate", *quick, *flags, "--out", str(out)]) == 0
@@ -155,12 +155,14 @@ def test_every_decision_is_stored_with_its_picture_prompt_and_seed(
     assert sum(right) == model["utility"]["retained_accuracy"]["correct"] and len(right) == 63
     dog = cases["seed_search"][0]  # a dog is no church whatever the noise
     assert dog["prompt"] == "a dog" and dog["step"] == 2 and not dog["success"]
-    again = ["sample", dog["prompt"], "--seed", str(dog["noise_seed"]), "--count", "1", "--sampling-steps", "4"]
+    again = ["sample", dog["prompt"], "--seed", str(dog["noise_seed"]), "--count", "1", "--sampling-steps", "2"]
     assert main([*again, "--device", "cpu", "--out", str(tmp_path / "again.png")]) == 0
     kept, drawn = Image.open(out / dog["picture"]), Image.open(tmp_path / "again.png")
     difference = torch.tensor(list(drawn.resize(kept.size, Image.Resampling.NEAREST).tobytes())).float()
     assert (difference - torch.tensor(list(kept.tobytes())).float()).abs().max() <= 2
     page = (out / "report.html").read_text()
     assert "An orange frame" in page and "Seen together" in page
-    assert main(["evaluate", *quick, *flags, "--no-pictures", "--out", str(tmp_path / "bare")]) == 0
+    (tmp_path / "retained.txt").write_text("a cat\n")
+    flags += ["--retained", str(tmp_path / "retained.txt"), "--no-pictures", "--out", str(tmp_path / "bare")]
+    assert main(["evaluate", *quick, *flags]) == 0
     assert not (tmp_path / "bare" / "cases").exists()

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from advunlearn.config import BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.denoisers.base import checkpointed
 from advunlearn.estimate import estimate
 from advunlearn.live import LiveMemory
@@ -88,8 +88,8 @@ def test_a_run_ends_with_the_same_weights(model: TextToImage, small_bank: BankCo
 
 def test_it_takes_less_memory_as_predicted_and_one_forward_more(model: TextToImage, small_bank: BankConfig) -> None:
     cpu, shape = torch.device("cpu"), skeleton("miniature", torch.device("cpu"), torch.float32)
-    config = TrainConfig(iterations=2, warmup=0, checkpointing=True)
-    plan = Plan(train=config, bank=small_bank, resolution=64)
+    config = TrainConfig(iterations=2, warmup=0, batch=4, retain_batch=4, checkpointing=True)
+    plan = Plan(attack=AttackConfig(steps=2, restarts=2), train=config, bank=small_bank, resolution=64)
     without = dataclasses.replace(plan, train=dataclasses.replace(config, checkpointing=False))
     less, more = (estimate(shape, p, ["a dog"], cpu) for p in (plan, without))
     assert less.activations["train"] < 0.75 * more.activations["train"]  # the text encoder's own are left

@@ -6,29 +6,30 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from tiny_models import constant_classifier
 
-from advunlearn import commands
+from advunlearn import commands, recipes
 from advunlearn.cli import main
+from advunlearn.commands import runs
+from advunlearn.config import EvaluateConfig
+from advunlearn.evaluation import evaluate
+from advunlearn.evaluation.cases import Cases, make_cases
+from advunlearn.evaluation.samples import Samples
 from advunlearn.formats import save_encoder
 from advunlearn.models import TextToImage
 from advunlearn.unet_files import load_unet, save_unet
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
-    "--bank-trajectories",
-    "4",
-    "--bank-retain-trajectories",
-    "4",
-    "--bank-sampling-steps",
-    "3",
-    "--attack-steps",
-    "2",
-]
+    "--bank-trajectories", "4", "--bank-retain-trajectories", "4", "--bank-sampling-steps", "3", "--attack-steps", "2",
+    "--attack-restarts", "2", "--batch", "4", "--retain-batch", "4", "--sample-every", "0",
+]  # fmt: skip
 QUICK = ["--cases", "2", "--attack-steps", "2", "--attack-every", "2", "--sampling-steps", "2", "--repeats", "1"]
 
 
@@ -170,11 +171,12 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
 
 
 def test_a_unet_is_trained_saved_in_both_forms_measured_attacked_and_drawn_with(
-    model: TextToImage, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+    model: TextToImage, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
+    monkeypatch.setattr(runs, "Samples", partial(Samples, config=EvaluateConfig(sampling_steps=1)))
     flags = ["--mode", "esd_unet", "--iterations", "1", "--lr", "0.01", "--single-file", "--out", str(run), "--json"]
-    assert main(["train", *flags, *TINY]) == 0
+    assert main(["train", *flags, *TINY, "--sample-every", "1"]) == 0
     folder, single = str(run / "unet"), str(run / "checkpoint.safetensors")
     assert json_of(capsys)["file"] == folder and not (run / "encoder.safetensors").exists()
     (a, metadata), (b, _) = (load_unet(path, model.denoiser) for path in (folder, single))  # type: ignore[arg-type]
@@ -215,10 +217,13 @@ def test_a_unet_that_diverges_is_kept_as_it_last_was(
 def test_demo_writes_the_whole_report(
     capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README's first command, with a few iterations in place of its own number."""
-    from advunlearn import recipes
-    from advunlearn.commands import runs
+    """The README's first command, with a few iterations, and of what is retained the neighbours alone."""
 
+    def few(*args: Any) -> Cases:
+        cases = make_cases(*args)
+        return replace(cases, retained=cases.neighbours)
+
+    monkeypatch.setattr(evaluate, "make_cases", few)
     short = {name: replace(r, attack=replace(r.attack, steps=2)) for name, r in recipes.RECIPES.items()}
     monkeypatch.setattr(runs, "RECIPES", short)
     monkeypatch.setattr(runs, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})

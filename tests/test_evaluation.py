@@ -72,14 +72,14 @@ def test_an_encoder_that_says_nothing_counts_as_erased_and_as_useless(model: Tex
     mute = copy.deepcopy(model.text_encoder)
     norm = next(m for n, m in mute.named_modules() if n.endswith("final_layer_norm"))
     norm.weight.zero_()
-    config = EvaluateConfig(cases=8, attack_steps=2, attack_every=1, repeats=1, sampling_steps=8)
-    rows = [f"{captions.caption(o)} | {o}" for o in judge.objects if o != "church"][:24]
+    config = EvaluateConfig(cases=4, attack_steps=2, attack_every=1, repeats=1, sampling_steps=6)
+    rows = [f"{captions.caption(o)} | {o}" for o in judge.objects if o != "church"][:16]
     evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config, retained=rows)
     measured = evaluator.measure(Subject(mute, model.denoiser))
     original = evaluator.measure(evaluator.original, attacks=())
-    assert measured.asr["clean"]["success"] <= 1
+    assert measured.asr["clean"]["success"] == 0
     kept, before = (m.utility["retained_accuracy"]["correct"] for m in (measured, original))
-    assert kept < 4 < 17 < before
+    assert kept < 3 < 11 < before
     assert measured.utility["feature_distance"] > 2 * original.utility["feature_distance"]
     # Every case that the plain prompt leaves is attacked, and looked at when it should be.
     assert all([steps for steps, _ in curve] == [0, 1, 2] for curve in measured.asr_by_budget.values())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from advunlearn.cli import main
+from advunlearn.evaluation import evaluate
+from advunlearn.evaluation.cases import Cases, make_cases
 from advunlearn.evaluation.evaluate import Evaluator
 from advunlearn.files import MEASURED
 
@@ -25,6 +28,17 @@ def evaluated(out: pathlib.Path, *more: str) -> dict[str, Any]:
     for row in report["models"].values():
         del row["attack_seconds"]
     return {k: v for k, v in report.items() if k != "command"}
+
+
+@pytest.fixture(autouse=True)
+def neighbours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let five pictures be retained, in place of 63."""
+
+    def few(*args: Any) -> Cases:
+        cases = make_cases(*args)
+        return replace(cases, retained=cases.neighbours)
+
+    monkeypatch.setattr(evaluate, "make_cases", few)
 
 
 @pytest.fixture

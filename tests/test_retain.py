@@ -120,7 +120,8 @@ def test_concepts_are_erased_separately_each_in_a_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
 ) -> None:
     quick = ["--iterations", "1", "--warmup", "0", "--mode", "esd", "--bank-trajectories", "2", "--batch", "2"]
-    flags = ["--separately", "--concept", "church\npalm tree", "--bank-sampling-steps", "2", "--out", str(tmp_path)]
+    flags = ["--separately", "--concept", "church\npalm tree", "--bank-sampling-steps", "2"]
+    flags += ["--sample-every", "0", "--out", str(tmp_path)]
     assert main(["train", "--json", *flags, *quick]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["church", "config.json", "palm_tree"]
     assert capsys.readouterr().out.count('"concept": {"concept": "palm tree"') == 1

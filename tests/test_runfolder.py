@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -15,6 +16,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from advunlearn.cli import main
+from advunlearn.commands import runs
+from advunlearn.config import EvaluateConfig
+from advunlearn.evaluation.samples import Samples
 from advunlearn.runfolder import Log, loss_picture
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,8 +39,10 @@ def rows(log: Log) -> list[dict[str, float]]:
 
 
 def test_the_saved_settings_reproduce_a_run_and_samples_disturb_nothing(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    quick = functools.partial(Samples, config=EvaluateConfig(sampling_steps=2))
+    monkeypatch.setattr(runs, "Samples", quick)
     a, b, retain = tmp_path / "a", tmp_path / "b", tmp_path / "mine.txt"
     retain.write_text("a dog\na castle\n")
     argv = ["train", "--out", str(a), "--retain", str(retain), "--sample-every", "2", *FLAGS.split()]

@@ -143,14 +143,16 @@ def test_the_words_settings_are_those_of_inversion() -> None:
 def test_a_run_with_words_is_another_and_goes_on_bit_for_bit(
     model: TextToImage, tmp_path: pathlib.Path
 ) -> None:
-    def run(attack: AttackConfig = ATTACK, stop: bool = False, **more: Any) -> TrainResult:
+    def run(
+        attack: AttackConfig = ATTACK, stop: bool = False, config: TrainConfig = CONFIG, **more: Any
+    ) -> TrainResult:
         def cancel(progress: Progress) -> None:
             if stop and (progress.iteration, progress.attack_step) == (3, 3):  # amid the words
                 raise InterruptedError
 
-        return train(model, ConceptConfig(), attack, CONFIG, BANK, RETAINED, cancel, **more)
+        return train(model, ConceptConfig(), attack, config, BANK, RETAINED, cancel, **more)
 
-    whole, plain = run(), run(replace(ATTACK, words=0))
+    whole, plain = run(), run(replace(ATTACK, words=0), config=replace(CONFIG, iterations=2))
     assert whole.losses[0] == plain.losses[0] and whole.losses[1] != plain.losses[1]  # from the end of the warm-up
     with pytest.raises(InterruptedError):
         run(stop=True, checkpoints=Checkpoints(tmp_path, 50))
