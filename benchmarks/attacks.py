@@ -177,7 +177,7 @@ def table(kept: Kept) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--concepts", nargs="+", default=["church", "castle", "parachute", "ink"])
+    parser.add_argument("--concepts", nargs="+", default=["church", "castle", "parachute", "noto"])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--attacks", nargs="+", choices=ATTACK_NAMES, default=ATTACK_NAMES)
     parser.add_argument("--cases", type=int, default=50)
