@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_models import constant_classifier
 
 from advunlearn import commands, recipes
 from advunlearn.cli import main
 from advunlearn.commands import runs
 from advunlearn.config import EvaluateConfig
+from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation import evaluate
 from advunlearn.evaluation.cases import Cases, make_cases
 from advunlearn.evaluation.samples import Samples
 from advunlearn.formats import save_encoder
+from advunlearn.formats.parts import files_for_scores
 from advunlearn.models import TextToImage
 from advunlearn.unet_files import load_unet, save_unet
 
@@ -126,9 +129,18 @@ def test_train_then_info_evaluate_attack_and_sample(capsys: pytest.CaptureFixtur
     info = json_of(capsys)
     assert (info["layers"], info["width"]) == (4, 192)
     assert info["metadata"]["concept"] == "church" and info["metadata"]["recipe"]["train"]["iterations"] == 2
-    assert main(["evaluate", encoder, "--out", str(tmp_path / "e"), "--json", *QUICK]) == 0
+    before = load_file(encoder)
+    assert main(["evaluate", encoder, "--write-scores", "--out", str(tmp_path / "e"), "--json", *QUICK]) == 0
     report = json_of(capsys)
     assert set(report["models"]) == {"original", "run"}
+    assert main(["info", encoder, "--json"]) == 0  # the file says what was measured, and is otherwise as it was
+    after, row = json_of(capsys), report["models"]["run"]
+    assert after["metadata"].pop("scores") == {k: row[k] for k in ("asr", "utility")} | {"budget": report["budget"]}
+    assert after["metadata"] == info["metadata"]
+    assert all(torch.equal(value, before[name]) for name, value in load_file(encoder).items())
+    torch.save({f"text_model.{k}": v for k, v in before.items()}, tmp_path / "old.pt")
+    with pytest.raises(AdvUnlearnError, match="old.pt is no safetensors file, so scores have no place in it"):
+        files_for_scores(str(tmp_path / "old.pt"))
     assert set(report["models"]["run"]["asr"]) == {"clean", "routes", "unlearndiffatk", "soft_prefix"}
     assert report["models"]["run"]["utility"]["retained_accuracy"]["total"] == 63
     assert report["models"]["run"]["config"]["train"]["iterations"] == 2 and report["models"]["run"]["seconds"] is None

@@ -21,6 +21,7 @@ from ..evaluation.quality import Quality
 from ..files import write_atomic
 from ..flags import given, settings
 from ..formats import embedding_file
+from ..formats.parts import files_for_scores, write_scores
 from ..inputs import command_line, encoder_of, lines_of, load_judge, load_model, out_folder, recipe_of, unet_of
 from ..models import TextToImage
 from ..presets import bundle
@@ -58,6 +59,7 @@ def evaluate(args: Namespace) -> None:
         name = pathlib.Path(path).resolve().parent.name if nameless else stem
         name = name if name not in subjects else path
         subjects[name], recipes[name] = subject, recipe_of(path)
+    told = {path: files_for_scores(path) for path in encoders} if args.write_scores else {}
     folder, measured = out_folder(args), {}
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
     attacks = chosen_attacks(args.attacks, evaluator.lacking)
@@ -71,6 +73,10 @@ def evaluate(args: Namespace) -> None:
         bar.close()
         report["models"][name] = measured[name].row() | recipes.get(name, {"seconds": 0.0, "config": {}})
     report_files.write(folder, report, measured, {})
+    for name, path in zip(list(subjects)[1:], told, strict=False):
+        row = report["models"][name]
+        for file in told[path]:
+            write_scores(file, {"asr": row["asr"], "utility": row["utility"], "budget": report["budget"]})
     finish(args, report, f"{report_files.table(report)}\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..config import Encoders
 from ..dual_encoder import NAMES, DualTextEncoder
 from ..errors import AdvUnlearnError
+from ..files import write_safetensors
 from ..identify import UNET, checkpoint_of
-from .encoders import PREFIX, encoder_hash, load_state, read_encoder, save_encoder
-from .weights import opened
+from .encoders import PREFIX, as_text, encoder_hash, load_state, read_encoder, save_encoder
+from .weights import opened, weights_file
 
 BASES = "advunlearn.base_parts"
 
@@ -99,3 +100,22 @@ def embedding_file(found: Tensor, encoder: Any) -> dict[str, Tensor]:
         return {NAMES[0]: found.contiguous()}
     parts = found.split([table.shape[1] for table in encoder.tables()], -1)
     return {name: part.contiguous() for name, part in zip(NAMES, parts, strict=True)}
+
+
+def files_for_scores(path: str) -> list[pathlib.Path]:
+    """Return the safetensors files that a path names, whose metadata can have scores; raises for any other."""
+    files = [weights_file(file) for file in parts_of(path)]
+    if wrong := next((file for file in files if file.suffix != ".safetensors"), None):
+        raise AdvUnlearnError(
+            f"{wrong} is no safetensors file, so scores have no place in it; leave --write-scores out, or convert it: "
+            f"advunlearn convert {wrong} encoder.safetensors --to safetensors"
+        )
+    return files
+
+
+def write_scores(file: pathlib.Path, scores: Mapping[str, Any]) -> None:
+    """Write into a file's metadata what was measured; its tensors stay as they are, bit for bit."""
+    with opened(file) as weights:
+        tensors = {name: weights.read(name) for name in weights.names}
+        metadata = weights.metadata
+    write_safetensors(file, tensors, metadata | as_text({"advunlearn.scores": scores}))
