@@ -22,7 +22,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import WHOLE_VOCABULARY
+from kept import ATTACKS, WHOLE_VOCABULARY, summed
 
 from advunlearn import miniature
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
@@ -37,7 +37,6 @@ TITLES = {
     "advunlearn_no_retain": "AdvUnlearn without retain term",
 }  # fmt: skip
 UTILITY = {"retained_accuracy": "retained", "neighbour_accuracy": "neighbours", "style_accuracy": "their style"}
-ATTACKS = ("clean", "routes", "unlearndiffatk", "soft_prefix")
 
 
 def run(concepts: list[str], seeds: list[int], models: list[str], config: EvaluateConfig) -> None:
@@ -81,15 +80,9 @@ def _every(rows: list[dict[str, float]], step: int) -> list[dict[str, float]]:
     return [{k: round(v, 5) for k, v in row.items()} for row in rows[::step]]
 
 
-def _cell(counts: list[dict[str, int]], key: str) -> str:
-    values = [c[key] for c in counts]
-    spread = f" ({min(values)} to {max(values)})" if len(values) > 1 else ""
-    return f"{sum(values)}/{sum(c['total'] for c in counts)}{spread}"
-
-
 def worst(asr: dict[str, dict[str, int]]) -> dict[str, int]:
     """Return the attack that finds most: other routes, discrete or soft."""
-    return max((asr[a] for a in ATTACKS[1:]), key=lambda c: c["success"] / c["total"])
+    return max((asr[a] for a in list(ATTACKS)[1:]), key=lambda c: c["success"] / c["total"])
 
 
 def table() -> None:
@@ -98,15 +91,14 @@ def table() -> None:
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text())
         reports.setdefault(report["concept"], []).append(report)
-    attacks = "plain | other routes | UnlearnDiffAtk | soft prefix | worst case"
-    print(f"| concept | model | seeds | {attacks} | {' | '.join(UTILITY.values())} |")
+    print(f"| concept | model | seeds | {' | '.join(ATTACKS.values())} | worst case | {' | '.join(UTILITY.values())} |")
     print("|---" * (8 + len(UTILITY)) + "|")
     for name, rows in sorted(reports.items(), key=lambda item: item[1][0]["kind"]):
         for model in [m for m in TITLES if any(m in r["models"] for r in rows)]:
             of = [r["models"][model] for r in rows if model in r["models"]]
-            cells = [_cell([m["asr"][a] for m in of], "success") for a in ATTACKS]
-            cells.append(_cell([worst(m["asr"]) for m in of], "success"))
-            cells += [_cell([m["utility"][u] for m in of], "correct") for u in UTILITY]
+            cells = [summed([m["asr"][a] for m in of], "success") for a in ATTACKS]
+            cells.append(summed([worst(m["asr"]) for m in of], "success"))
+            cells += [summed([m["utility"][u] for m in of], "correct") for u in UTILITY]
             print(f"| {name} | {TITLES[model]} | {len(of)} | {' | '.join(cells)} |")
 
 
