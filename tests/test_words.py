@@ -166,5 +166,5 @@ def test_the_estimate_counts_the_words(model: TextToImage) -> None:
     without = replace(plan, attack=replace(ATTACK, words=0))
     with_words, plain = (estimate(shape, p, RETAINED, cpu).forwards for p in (plan, without))
     assert with_words.attack - plain.attack == 3 * ATTACK.words * ATTACK.word_steps
-    # Each of 3 words draws once, and in both of its steps; 2 F for every 4 draws.
-    assert with_words.refresh - plain.refresh == pytest.approx(3 * 3 * 2 / 4)
+    # Each of 3 words draws once, and in both of its steps; 2 F for every 40 draws.
+    assert with_words.refresh - plain.refresh == pytest.approx(3 * 3 * 2 / 40)
