@@ -72,8 +72,8 @@ def test_latents_are_cleaner_than_the_unet_is_told(model: TextToImage, concept: 
 
 
 def test_what_a_draw_costs_in_steps_of_a_trajectory() -> None:
-    # Of four triples: a bank samples one trajectory's step for every four draws; fresh sampling goes as far with each of
-    # the four as the largest of four numbers from 1 to 10, and the published way makes the predictions once more.
+    # Of four triples: a bank samples one trajectory's step for every four draws; fresh sampling goes as far with each
+    # of the four as the largest of four numbers from 1 to 10, and the published way makes the predictions once more.
     config = BankConfig(sampling_steps=10, reuse=4)
     costs = [kind.sampling_of(4, config) for kind in (TrajectoryBank, FreshSampler, PublishedSampler)]
     fresh = 4 * (10 - 15333 / 10**4)  # 1 + 16 + 81 + ... + 9 ** 4
