@@ -1,0 +1,63 @@
+"""A recipe on one concept, measured at several lengths of its training: how the recipes' settings were chosen.
+
+    python benchmarks/lengths.py --concept bell [--recipe esd_text --lr 2e-4] [--at 60 80 100 140 200]
+
+By plain prompts, other routes and both attacks of 40 steps, 32 cases; seeds and concepts are to be others than those of
+the tables that the settings are judged by. All arithmetic of the frozen parts is in bf16. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cost import Way, trained
+from kept import ATTACKS, WHOLE_VOCABULARY
+
+from advunlearn import miniature
+from advunlearn.config import ConceptConfig, EvaluateConfig
+from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.judges.convnet import ConvJudge
+from advunlearn.miniature import captions
+from advunlearn.models import load
+from advunlearn.recipes import RECIPES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concept", default="bell")
+    parser.add_argument("--recipe", choices=("esd_text", "advunlearn", "advunlearn_no_retain"), default="advunlearn")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--at", nargs="+", type=int, default=[60, 80, 100, 140, 200])
+    parser.add_argument("--seed", type=int, default=100, help="of training")
+    parser.add_argument("--eval-seed", type=int, default=2000)
+    parser.add_argument("--cases", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
+    concept = ConceptConfig(concept=args.concept, kind="style" if args.concept in captions.styles() else "object")
+    config = EvaluateConfig(cases=args.cases, attack_steps=40, attack_every=40, repeats=1, seed=args.eval_seed)
+    evaluator = Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY)
+    changes: dict[str, Any] = {} if args.lr is None else {"lr": args.lr}
+    lr = changes.get("lr", RECIPES[args.recipe].train.lr)
+    print(f"| concept | recipe | rate | iterations | {' | '.join(ATTACKS.values())} | retained | its style |")
+    print("|---" * (6 + len(ATTACKS)) + "|")
+    way = Way(args.recipe, train=changes, lengths=tuple(args.at))
+    for length, (encoder, _) in trained(model, concept, way, args.seed).items():
+        found = evaluator.measure(Subject(encoder, model.denoiser))
+        cells = [str(found.asr[attack]["success"]) for attack in ATTACKS]
+        kept = (found.utility[what] for what in ("retained_accuracy", "style_accuracy"))
+        cells += [f"{count['correct']}/{count['total']}" for count in kept]
+        print(f"| {args.concept} | {args.recipe} | {lr:g} | {length} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
