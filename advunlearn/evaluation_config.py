@@ -80,7 +80,7 @@ class CombinedConfig(Validated):
     )
 
 
-# A demo has five minutes on two cores: shorter runs, fewer cases, a smaller bank.
+# A demo has five minutes on two cores: no recipe trains longer than this, fewer cases, a smaller bank.
 DEMO_TRAIN: dict[str, Any] = {"iterations": 100}
 DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}
 DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}

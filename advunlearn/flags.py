@@ -219,7 +219,7 @@ def _add_kept(evaluate: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--write-scores", action="store_true", help="write what was measured into the metadata of each encoder's file, "
-        "where `info` and the nodes find it; its tensors stay as they are",
+        "where `info` finds it; its tensors stay as they are",
     )  # fmt: skip
     evaluate.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="keep the picture of every case in "

@@ -31,7 +31,7 @@ class Triples:
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
-    anchor: Tensor  # (B, C, h, w) prediction for what is to be drawn instead; of a bank without anchors no rows
+    anchor: Tensor  # (B, C, h, w) prediction for what is to be drawn instead; none that counts without anchors
     cond: Tensor  # (B, C, h, w)
     prompt: Tensor  # (B,) index of the prompt each sample was drawn for
 
@@ -96,7 +96,7 @@ class TrajectoryBank:
     def allocate(self, size: int) -> None:
         """Make room for `size` trajectories."""
         shape = (self.config.sampling_steps, *self.denoiser.latent_shape)
-        dtype = getattr(torch, self.config.dtype)
+        dtype = getattr(torch, self.config.dtype) if self.keeps else torch.float32
         self.x_t, self.eps_cond = (torch.empty((size, *shape), dtype=dtype) for _ in range(2))
         self.eps_anchor = torch.empty((size * self.anchored, *shape), dtype=dtype)
         self.prompt = torch.zeros(size, dtype=torch.long)

@@ -74,6 +74,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             away = [row["utility"]["feature_distance"] for row in own]
             cells.append(f"{statistics.mean(away):.1f} ({min(away):.1f} to {max(away):.1f})")
             lines.append(f"| {way} | {len(own)} | {' | '.join(cells)} |")
+    seconds = {(row["way"], row["seed"]): row["seconds"] for row in rows}
+    found = [v / seconds["bank", seed] for (way, seed), v in seconds.items() if way == "fresh"]
+    if found:
+        lines.append(
+            f"\nAn iteration on fresh samples takes {statistics.median(found):.2f} times as long as on the bank "
+            f"(median; {min(found):.2f} to {max(found):.2f})."
+        )
     return "\n".join(lines)
 
 

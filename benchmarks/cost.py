@@ -95,10 +95,13 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     )  # fmt: skip
     for seed in args.seeds:
         for name in args.ways:
-            if not all(kept.has(way=name, seed=seed, iterations=length) for length in WAYS[name].lengths):
-                for length, (encoder, spent) in trained(model, concept, WAYS[name], seed).items():
-                    kept.add({"way": name, "seed": seed, "iterations": length, "forwards": spent}
-                             | measured(evaluator, Subject(encoder, model.denoiser)))  # fmt: skip
+            lengths = [n for n in WAYS[name].lengths if not kept.has(way=name, seed=seed, iterations=n)]
+            if not lengths:
+                continue
+            for length, (encoder, spent) in trained(model, concept, WAYS[name], seed).items():
+                if length in lengths:
+                    row = {"way": name, "seed": seed, "iterations": length, "forwards": spent}
+                    kept.add(row | measured(evaluator, Subject(encoder, model.denoiser)))
                     print(json.dumps(kept.rows[-1]), flush=True)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/curves.py [--concept church] [--lengths 25 50 100 200 400] [--cases 50]
 
-Each recipe is trained once and stopped at every length, and attacked for 40 steps there; at its own length (200) the
-attacks go on to --budget steps, with a look every 10 steps where the others have one at the end.
+Each recipe is trained once and stopped at every length, and attacked for 40 steps there; at 200 iterations the attacks
+go on to --budget steps, with a look every 10 steps where the others have one at the end.
 Writes benchmarks/results/curves-<concept>.json, a row at a time, and docs/curves-<what>.svg. A run that was interrupted
 goes on, with the trainings that it keeps in --work.
 """
@@ -36,6 +36,7 @@ from advunlearn.recipes import RECIPES
 from advunlearn.trainer import train
 
 STEPS = 40  # of an attack where training iterations are compared
+LONG = 200  # iterations where attacks' steps are
 KEYS = ("esd", "esd_text", "advunlearn")
 WHAT = {
     "clean": "plain prompts",
@@ -68,8 +69,7 @@ def run(
             result = train(
                 model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep, resume=keep.exists()
             )
-            at_its_own = length == recipe.train.iterations
-            measuring = long if at_its_own else short
+            measuring = long if length == LONG else short
             evaluator = Evaluator(model, judge, concept, measuring, given=WHOLE_VOCABULARY)
             measured = evaluator.measure(Subject(result.encoder, result.denoiser))
             kept.add({"recipe": key, "iterations": length, **measured.to_dict()}, concept=concept.concept)
@@ -102,7 +102,7 @@ def main() -> None:
         (ROOT / "docs" / f"curves-iterations-{attack}.svg").write_text(text)
     for attack in ("unlearndiffatk", "soft_prefix"):
         series = {r["recipe"]: r["asr_by_budget"][attack] for r in rows if len(r["asr_by_budget"][attack]) > 2}
-        if not series:  # none of the lengths is a recipe's own
+        if not series:  # none of the lengths is `LONG`
             continue
         text = svg_file(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
         (ROOT / "docs" / f"curves-budget-{attack}.svg").write_text(text)

@@ -67,8 +67,9 @@ def same(row: dict[str, Any] | None, recipe: Recipe, seed: int) -> bool:
     """Return whether a row is of this recipe; settings that it does not name had their defaults."""
     if row is None:
         return False
-    train, attack = (kind(**row["config"][k]) for k, kind in (("train", TrainConfig), ("attack", AttackConfig)))
-    return train == replace(recipe.train, seed=seed) and attack == recipe.attack
+    kinds = {"train": TrainConfig, "attack": AttackConfig, "bank": BankConfig}
+    found = [kind(**row["config"][name]) for name, kind in kinds.items()]
+    return found == [replace(recipe.train, seed=seed), recipe.attack, BankConfig()]
 
 
 def summary(report: dict[str, Any]) -> dict[str, list[int]]:

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ RUNS: dict[str, Settings] = {
         AttackConfig(steps=2, restarts=3, update="adam", start="latest", redraw="iteration", radius=1.0, norm="l2"),
         BankConfig(trajectories=5, retain_trajectories=3, sampling_steps=2, reuse=0.75, dtype="float32"),
     ),
+    "half": (TRAIN, ATTACK, replace(BANK, dtype="float16")),
     "unet": (TrainConfig(mode="esd_unet", iterations=2, batch=3), ATTACK, BANK),
 }
 FLAGS = "--iterations 3 --warmup 1 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --device cpu "

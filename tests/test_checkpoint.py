@@ -149,7 +149,7 @@ def test_a_run_that_was_interrupted_and_killed_goes_on_and_ends_with_the_same_fi
     # What the log has beyond the state, and half a line of it, is cut; what it lost is written again.
     lines = (cut / LOG).read_text().splitlines(keepends=True)
     (cut / LOG).write_text("".join([*lines[:1], *lines[2:], lines[-1], '{"iteration": 99']))
-    stopped(signal.SIGKILL, min(kept + 2, 5), "--resume")
+    stopped(signal.SIGKILL, min(kept + 1, 4), "--resume")
     assert main(["train", "--resume", "--out", str(cut)]) == 0
     a, b = (load_file(folder / "encoder.safetensors") for folder in (whole, cut))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -28,6 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Sums in another order. Adam makes steps as large as any of gradients that are nothing but rounding, such as those of
 # the keys' biases, so weights are compared by how far they moved: the length of the difference over that of the way.
 LOSSES, WEIGHTS = 1e-6, 1e-3
+HALF = 50  # times as far where a bank rounds to half precision what was sampled in other batches
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
 
 
@@ -93,8 +94,9 @@ def test_two_processes_are_one(
     together: dict[str, Any], model: TextToImage, alone: Callable[[str], TrainResult], name: str
 ) -> None:
     one, done = alone(name), together["runs"][name]
-    assert losses_apart(done["losses"], one.losses) < LOSSES
-    assert weights_apart(model, done["weights"], trained(one)) < WEIGHTS
+    looser = HALF if name == "half" else 1
+    assert losses_apart(done["losses"], one.losses) < LOSSES * looser
+    assert weights_apart(model, done["weights"], trained(one)) < WEIGHTS * looser
     other = together["both"][1]["runs"][name]  # and both have the very same
     assert other["losses"] == done["losses"] and distance(other["weights"], done["weights"]) == 0
 

@@ -73,10 +73,11 @@ def evaluate(args: Namespace) -> None:
         bar.close()
         report["models"][name] = measured[name].row() | recipes.get(name, {"seconds": 0.0, "config": {}})
     report_files.write(folder, report, measured, {})
+    asked_for = {k: v for k, v in report.items() if k not in ("models", "environment", "command")}
     for name, path in zip(list(subjects)[1:], told, strict=False):
         row = report["models"][name]
         for file in told[path]:
-            write_scores(file, {"asr": row["asr"], "utility": row["utility"], "budget": report["budget"]})
+            write_scores(file, asked_for | {"asr": row["asr"], "utility": row["utility"]})
     finish(args, report, f"{report_files.table(report)}\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
 
 

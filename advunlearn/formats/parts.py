@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -110,12 +111,14 @@ def files_for_scores(path: str) -> list[pathlib.Path]:
             f"{wrong} is no safetensors file, so scores have no place in it; leave --write-scores out, or convert it: "
             f"advunlearn convert {wrong} encoder.safetensors --to safetensors"
         )
+    if locked := next((file for file in files if not os.access(file, os.W_OK)), None):
+        raise AdvUnlearnError(f"{locked} may not be written, so scores cannot go into it; leave --write-scores out")
     return files
 
 
 def write_scores(file: pathlib.Path, scores: Mapping[str, Any]) -> None:
     """Write into a file's metadata what was measured; its tensors stay as they are, bit for bit."""
     with opened(file) as weights:
-        tensors = {name: weights.read(name) for name in weights.names}
-        metadata = weights.metadata
+        tensors = {name: weights.read(name).clone() for name in weights.names}  # the file itself is replaced
+        metadata = {"format": "pt"} | weights.metadata
     write_safetensors(file, tensors, metadata | as_text({"advunlearn.scores": scores}))
