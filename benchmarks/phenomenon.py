@@ -58,6 +58,8 @@ def run(concepts: list[str], seeds: list[int], models: list[str], config: Evalua
                 command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
             )  # fmt: skip
             losses = {k: _every(rows, 10) for k, rows in done.losses.items()}
+            for row in done.report["models"].values():
+                row.pop("cases", None)  # a row for each picture, and no picture is kept
             report = done.report | {"models": kept["models"] | done.report["models"], "losses": kept["losses"] | losses}
             path.write_text(json.dumps(report, indent=1) + "\n")
             print(path.name, summary(report), flush=True)
