@@ -12,8 +12,9 @@ from test_convert import same
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from advunlearn.cli import main
+from advunlearn.dual_encoder import DualTextEncoder
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import portable_state, save_encoder
+from advunlearn.formats import load_encoder, portable_state, save_encoder
 from advunlearn.formats.clip_g import HOME, from_openclip, to_openclip
 from advunlearn.formats.convert import convert
 
@@ -118,7 +119,21 @@ def test_what_is_no_clip_g_is_refused(base: pathlib.Path, trained: pathlib.Path,
     save_file(other, tmp_path / "other.safetensors")
     for source, flags, says in (
         (trained, {"kind": "checkpoint", "base": str(tmp_path / "other.safetensors")}, "has no CLIP-G"),
-        (tmp_path / "other.safetensors", {"kind": "safetensors", "part": "clip_g"}, "holds no CLIP-G; leave"),
+        (tmp_path / "other.safetensors", {"kind": "safetensors", "part": "clip_g"}, "holds no CLIP-G; give"),
     ):
         with pytest.raises(AdvUnlearnError, match=says):
             convert(str(source), tmp_path / "out.safetensors", **flags)  # type: ignore[arg-type]
+
+
+def test_both_encoders_are_loaded_out_of_a_whole_checkpoint(base: pathlib.Path) -> None:
+    narrow = {"hidden_size": 32, "num_attention_heads": 4, "projection_dim": 32}
+    own = DualTextEncoder(CLIPTextModel(CLIPTextConfig(**CONFIG | narrow)), clip_g(7))
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    loaded, metadata = load_encoder(base, own)
+    assert metadata["modelspec.title"] == "xl" and same(own.state_dict(), before)
+    there = load_file(base)
+    first, second = ({k: v.half() for k, v in portable_state(e).items()} for e in loaded.encoders().values())
+    second = {HOME + k: v for k, v in to_openclip(second).items()}
+    first = {CLIP_L + k: v for k, v in first.items() if k.startswith("text_model.")}
+    assert same(first | second, {k: v for k, v in there.items() if k in first or k in second})
+    assert not same(first, {CLIP_L + k: v.half() for k, v in portable_state(own.clip_l).items()})

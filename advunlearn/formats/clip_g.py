@@ -84,7 +84,7 @@ def read_part(weights: Weights, part: str) -> dict[str, Tensor]:
         if is_clip_g(tensors) and PROJECTION in weights.names:
             tensors[PROJECTION] = weights.read(PROJECTION)
     if part == "clip_g" and not is_clip_g(tensors):
-        raise AdvUnlearnError(f"{weights.source} holds no CLIP-G; leave --part out, or give an SDXL checkpoint")
+        raise AdvUnlearnError(f"{weights.source} holds no CLIP-G; give an SDXL checkpoint, or ask for CLIP-L")
     if is_clip_g(tensors) and PROJECTION not in tensors:
         raise AdvUnlearnError(
             f"{weights.source} is {clip_of(CLIP_G)}, without its {PROJECTION}, which SDXL needs; give the whole of it, "

@@ -14,8 +14,9 @@ from ..config import Encoders
 from ..dual_encoder import NAMES, DualTextEncoder
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from ..identify import UNET, checkpoint_of
-from .encoders import PREFIX, as_text, encoder_hash, load_state, read_encoder, save_encoder
+from ..identify import UNET
+from .clip_g import read_part
+from .encoders import PREFIX, as_text, encoder_hash, encoder_in, load_state, save_encoder
 from .weights import opened, weights_file
 
 BASES = "advunlearn.base_parts"
@@ -27,29 +28,22 @@ Check = Callable[[str, Mapping[str, str]], None]  # is given a file and its meta
 def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None) -> tuple[Any, dict[str, str]]:
     """Return a copy of the encoder `like` with the weights of a file, and the file's metadata.
 
-    Of Stable Diffusion XL's two encoders that one gets the weights which is as wide; from a run's folder both do.
+    Of Stable Diffusion XL's two encoders that one gets the weights which is as wide; from a run's folder and from a
+    whole checkpoint both do.
     Raises AdvUnlearnError for a file that does not fit; `check` may refuse more.
     """
     encoder = copy.deepcopy(like)
     metadata: dict[str, str] = {}
     for file in parts_of(path):
-        if isinstance(like, DualTextEncoder):
-            _require_no_checkpoint(file)
-        tensors, metadata = read_encoder(file)
+        with opened(file) as weights:
+            whole = isinstance(like, DualTextEncoder) and any(name.startswith(UNET) for name in weights.names)
+            found = [read_part(weights, name) for name in NAMES] if whole else [encoder_in(weights)]
+            metadata = weights.metadata
         if check is not None:
             check(str(file), metadata)
-        load_state(part_as_wide(encoder, tensors), tensors, str(file))
+        for tensors in found:
+            load_state(part_as_wide(encoder, tensors), tensors, str(file))
     return encoder, metadata
-
-
-def _require_no_checkpoint(file: pathlib.Path) -> None:
-    """Refuse a whole checkpoint where two encoders are asked for: of SDXL's only CLIP-L could be read."""
-    with opened(file) as weights:
-        if any(name.startswith(UNET) for name in weights.names):
-            raise AdvUnlearnError(
-                f"{file} is {checkpoint_of(weights.names, weights.shape)}, of which CLIP-L alone could be read; give "
-                "the folder of a run, or its clip_l.safetensors or clip_g.safetensors"
-            )
 
 
 def parts_of(path: str | pathlib.Path) -> list[pathlib.Path]:
