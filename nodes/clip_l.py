@@ -14,6 +14,7 @@ from torch import Tensor
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.formats import PREFIX, PROJECTION, load_state
 from ..advunlearn.identify import layer_count, require_width
+from ..advunlearn.lora import ALONE, FIRST
 
 CLIP_L = "clip_l.transformer."
 
@@ -45,6 +46,11 @@ def require(clip: Any) -> None:
             f"this CLIP has no CLIP-L text encoder (it has {', '.join(inside) or 'none'}); give the CLIP of a Stable "
             "Diffusion 1.x, SDXL, SD3, Flux or HunyuanVideo model"
         )
+
+
+def lora_start(clip: Any) -> str:
+    """Return what kohya's names of CLIP-L begin with: in Stable Diffusion 1.x it is alone, elsewhere the first."""
+    return ALONE if len(list(clip.cond_stage_model.named_children())) == 1 else FIRST
 
 
 def text_encoder(clip: Any, device: torch.device) -> Any:

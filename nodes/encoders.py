@@ -154,7 +154,7 @@ class SaveRobustCLIP(io.ComfyNode):
         if format == "lora":
             if base is None:
                 raise AdvUnlearnError("a LoRA is a difference: connect the CLIP before training to base")
-            made = lora(clip_l.state_of(base), clip_l.state_of(clip), rank)
+            made = lora(clip_l.state_of(base), clip_l.state_of(clip), rank, clip_l.lora_start(base))
             save_lora(path, made, about(cls.hidden))
             return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {made.residual:.1%} of the difference")
         with host.gradients():

@@ -127,6 +127,8 @@ def measure(family: str, swap: Any, base: State, robust: State) -> dict[str, Any
     out: dict[str, Any] = {"parts": [n for n, _ in clip.cond_stage_model.named_children()]}
     clones = {s: swap.with_encoder(clip, robust, s, "test") for s in (0.0, 0.5, 1.0)}
     found = {s: clip_l(clone) for s, clone in clones.items()}
+    name = swap.lora_start(clip) + "text_model_encoder_layers_0_mlp_fc1"
+    out["lora_name"] = name, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).get(name)
     out["zero_is_base"], out["one_is_robust"] = equal(found[0.0], base), equal(found[1.0], robust)
     out["half_is_neither"] = not equal(found[0.5], base) and not equal(found[0.5], robust)
     out["zero_encodes_as_base"] = all(map(torch.equal, encode(clones[0.0]), before_text))

@@ -53,6 +53,14 @@ def test_a_lora_stacked_after_is_exact(found: dict[str, Any], family: str) -> No
     assert found[family]["lora"], found[family]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_of_clip_l_has_kohyas_names(found: dict[str, Any], family: str) -> None:
+    start = "lora_te_" if family == "sd1" else "lora_te1_"
+    layer = "text_model_encoder_layers_0_mlp_fc1"
+    read_as = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    assert found[family]["lora_name"] == [start + layer, read_as]
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
