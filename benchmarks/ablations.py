@@ -1,6 +1,6 @@
 """What each choice is worth: one setting changed at a time, everything else the recipe's.
 
-    python benchmarks/ablations.py run [--study layers gamma ...] [--concepts castle] [--seeds 0 1 2]
+    python benchmarks/ablations.py run [--study layers gamma ...] [--values 1 0.5 ...] [--concepts castle] [--seeds 0 1 2]
     python benchmarks/ablations.py table
 
 `run` trains and measures each value of a study, by plain prompts, other routes and both attacks, and passes over the
@@ -104,7 +104,8 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
         evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
         studies = [s for s in args.study if concept.kind == "object" or s not in OF_OBJECTS]
         for seed in args.seeds:
-            for change in {c.key(): c for study in studies for c in STUDIES[study].values()}.values():
+            asked = [c for study in studies for v, c in STUDIES[study].items() if v in (args.values or [v])]
+            for change in {c.key(): c for c in asked}.values():
                 key = {"concept": name, "seed": seed, "change": change.key()}
                 if kept.has(**key):
                     continue
@@ -145,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--study", nargs="+", choices=STUDIES, default=[s for s in STUDIES if s != "official"])
+    parser.add_argument("--values", nargs="+", help="of the studies, these alone; default: all")
     parser.add_argument("--concepts", nargs="+", default=["castle"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
