@@ -1,6 +1,6 @@
 """What each choice is worth: one setting changed at a time, everything else the recipe's.
 
-    python benchmarks/ablations.py run [--study layers gamma ...] [--values 1 0.5 ...] [--concepts castle] [--seeds 0 1 2]
+    python benchmarks/ablations.py run [--study layers gamma ...] [--values 1 0.5 ...] [--concepts ...] [--seeds ...]
     python benchmarks/ablations.py table
 
 `run` trains and measures each value of a study, by plain prompts, other routes and both attacks, and passes over the
