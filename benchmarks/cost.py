@@ -1,6 +1,6 @@
 """How strong an encoder is for what its training costs: adversaries of different lengths, and the published code.
 
-    python benchmarks/cost.py run [--concept mosque] [--ways default fast ...] [--seeds 0]
+    python benchmarks/cost.py run [--concept mosque] [--ways default ...] [--lengths 100 ...] [--seeds 0]
     python benchmarks/cost.py table
 
 Each way is trained once and measured at several lengths: plain prompts, other routes, UnlearnDiffAtk, the soft prefix,
@@ -95,20 +95,22 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     )  # fmt: skip
     for seed in args.seeds:
         for name in args.ways:
-            lengths = [n for n in WAYS[name].lengths if not kept.has(way=name, seed=seed, iterations=n)]
+            asked = [n for n in WAYS[name].lengths if n in (args.lengths or [n])]
+            lengths = [n for n in asked if not kept.has(way=name, seed=seed, iterations=n)]
             if not lengths:
                 continue
-            for length, (encoder, spent) in trained(model, concept, WAYS[name], seed).items():
-                if length in lengths:
-                    row = {"way": name, "seed": seed, "iterations": length, "forwards": spent}
-                    kept.add(row | measured(evaluator, Subject(encoder, model.denoiser)))
-                    print(json.dumps(kept.rows[-1]), flush=True)
+            for length, (encoder, spent) in trained(model, concept, WAYS[name], seed, lengths).items():
+                row = {"way": name, "seed": seed, "iterations": length, "forwards": spent}
+                kept.add(row | measured(evaluator, Subject(encoder, model.denoiser)))
+                print(json.dumps(kept.rows[-1]), flush=True)
 
 
-def trained(model: Any, concept: ConceptConfig, way: Way, seed: int) -> dict[int, tuple[Any, float]]:
+def trained(
+    model: Any, concept: ConceptConfig, way: Way, seed: int, lengths: Sequence[int]
+) -> dict[int, tuple[Any, float]]:
     """Return a way's encoders by their length, each with the F that were spent on it."""
     recipe, counted = RECIPES[way.recipe], counting(model.denoiser)
-    config = replace(recipe.train, seed=seed, iterations=max(way.lengths), **way.train)
+    config = replace(recipe.train, seed=seed, iterations=max(lengths), **way.train)
     attack, bank = replace(recipe.attack, **way.attack), BankConfig()
     out: dict[int, tuple[Any, float]] = {}
     filled = 0
@@ -118,7 +120,7 @@ def trained(model: Any, concept: ConceptConfig, way: Way, seed: int) -> dict[int
         if progress.phase != "train":
             filled = filled if progress.phase == "attack" else counted.forwards
             return
-        if progress.iteration in way.lengths:
+        if progress.iteration in lengths:
             anew = sampled_anew(Work(attack, config, bank), progress.iteration) - filled if way.fresh else 0.0
             out[progress.iteration] = copy.deepcopy(progress.encoder), counted.forwards + anew
 
@@ -166,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--lengths", nargs="+", type=int, help="of each way's, these alone; default: all")
     parser.add_argument("--concept", default="mosque", help="one that is in no other table: defaults are chosen here")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1)
