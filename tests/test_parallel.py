@@ -80,11 +80,12 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def weights_apart(model: TextToImage, a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """Return how far weights are from each other, of how far they are from those that they were."""
     start = {**model.text_encoder.state_dict(), **model.denoiser.unet.state_dict()}
+    start |= {name.removeprefix("text_model."): value for name, value in start.items()}  # in older transformers too
     return distance(a, b) / distance({name: start[name] for name in b}, b)
 
 
 def saved(folder: pathlib.Path) -> dict[str, Tensor]:
-    """Return a run's encoder by the model's own names."""
+    """Return a run's encoder by transformers' names."""
     weights = load_file(folder / "encoder.safetensors")
     return {k.removeprefix("text_model."): v for k, v in weights.items() if k.startswith("text_model.")}
 
