@@ -48,6 +48,29 @@ def test_an_iterations_passes_are_counted_as_by_hand(model: TextToImage) -> None
     assert (renewed.seconds, renewed.forwards) == pytest.approx((0.5 * 6 / 40, 2 * 6 / 40))
 
 
+def test_counted_passes_are_those_that_the_unet_runs(model: TextToImage) -> None:
+    counted = counting(model.denoiser)
+    unet = model.denoiser.unet  # type: ignore[attr-defined]
+    ran = {"forward": 0, "backward": 0}
+
+    def forward(_: torch.nn.Module, args: tuple[torch.Tensor, ...], __: object) -> None:
+        ran["forward"] += len(args[0])
+
+    def backward(_: torch.nn.Module, __: object, gradients: tuple[torch.Tensor, ...]) -> None:
+        ran["backward"] += len(gradients[0])
+
+    banks, _ = iteration.sampled(replace(model, denoiser=counted), TrajectoryBank, SMALL)
+    # Every gradient to the conditioning goes through the last convolution.
+    hooks = [unet.register_forward_hook(forward), unet.conv_out.register_full_backward_hook(backward)]
+    try:
+        (cost,) = iteration.iterations(replace(model, denoiser=counted), banks, 1, SMALL)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert ran == {"forward": 2 + 1 + 2, "backward": 2 + 1 + 2}
+    assert cost.forwards == ran["forward"] + 2 * ran["backward"]
+
+
 def test_the_published_way_takes_what_it_takes_on_average(model: TextToImage) -> None:
     counted = counting(model.denoiser)
     fresh, _ = iteration.sampled(replace(model, denoiser=counted), FreshSampler, SMALL)
@@ -77,6 +100,9 @@ def test_the_command_gives_the_figures_that_its_parts_make(small: None, capsys: 
     bare = parts["bare_seconds"]["median"]
     assert figures["overhead_over_bare_passes"] == pytest.approx(parts["seconds"]["median"] / bare)
     assert found["bank"]["forward_equivalents_per_step"] == 2 and found["bank"]["fill_over_bare_forwards"] > 0
+    spread = found["bank"]["parts"]["fill"]
+    assert spread["least"] == spread["median"] == found["bank"]["fill_over_bare_forwards"]  # of one repeat
+    assert found["iteration"]["suite_seconds"] > parts["seconds"]["median"] and found["machine"]["processor"]
     assert int(found["machine"]["cores"]) >= 1 and found["machine"]["torch"] == torch.__version__
     assert main(["bench", "--repeats", "0"]) == 2
 
@@ -98,10 +124,12 @@ def test_scale_measures_a_shape_with_random_weights() -> None:
 def test_the_suites_memory_is_that_of_the_shown_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CASES", {"small": Case("miniature", 64, "float32", 1, 1, 1)})
     monkeypatch.setattr(memory, "SHOWN", "small")
+    monkeypatch.setattr(memory, "CARDS", {"6 GiB": memory.CARDS["6 GiB"]})
     found = memory.measure()
     row = found["cases"]["small"]
     assert found["predicted_gib"] == row["predicted_gib"] and found["measured_gib"] == row["measured_gib"]
     assert row["ratio"] == pytest.approx(1, abs=0.02)
+    assert 2 < found["sd15_512px_gib"]["6 GiB"] < 0.9 * 6  # more than the weights alone
 
 
 def test_predicted_memory_is_what_the_allocator_gives_out() -> None:

@@ -207,7 +207,8 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--batch", "2", "--retain-batch", "2", "--attack-restarts", "1", "--bank-trajectories", "3"]
     assert cli.main(["estimate", "--resolution", "128", "--device", "cuda", "--json", *flags]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["device"] == "cuda" and 0 < result["peak"] < GIB and list(result["fits"])[0] == "24 GB"
+    assert result["device"] == "cuda" and 0 < result["peak"] < GIB
+    assert list(result["fits"]) == ["24 GB", "12 GB", "8 GB", "6 GB"]
     assert cli.main(["estimate", "--resolution", "100"]) == 2
     assert "multiple of 8" in capsys.readouterr().err
 

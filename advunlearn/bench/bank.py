@@ -15,7 +15,7 @@ from ..models import TextToImage, best_device, load
 from ..plan import GIB
 from ..trajectories import TrajectoryBank
 from .clock import now
-from .iteration import PUBLISHED, Work, sampled
+from .iteration import PUBLISHED, Work, sampled, spread
 
 TRAJECTORIES = 443  # COCO's and ImageNet's class names, and the concept: what the published run retains
 SD15 = (4, 64, 64)
@@ -67,5 +67,5 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
         forwards = step.forwards
     return {
         "sd15_gib": sizes(), "fill_over_bare_forwards": statistics.median(ratios),
-        "forward_equivalents_per_step": forwards,
+        "forward_equivalents_per_step": forwards, "parts": {"fill": spread(ratios)},
     }  # fmt: skip

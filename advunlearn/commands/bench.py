@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import platform
+import time
 from argparse import Namespace
 from typing import Any
 
@@ -21,12 +24,26 @@ def bench(args: Namespace) -> None:
     if args.repeats < 1:
         raise AdvUnlearnError(f"--repeats is {args.repeats}; it must be at least 1")
     names = SUITES if "all" in args.suite else tuple(dict.fromkeys(args.suite))
-    machine = environment() | {"cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
+    machine = environment() | {
+        "processor": processor(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())
+    }  # fmt: skip
     device = torch.device(args.device or best_device())
     machine["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    found = {name: suite(name)(args.repeats, str(device)) for name in names}
+    found = {}
+    for name in names:
+        began = time.perf_counter()
+        found[name] = suite(name)(args.repeats, str(device))
+        found[name]["suite_seconds"] = time.perf_counter() - began
     rows = [f"{name}: {key} {value}" for name in names for key, value in flat(found[name]).items()]
     finish(args, {"machine": machine, "command": command_line(), **found}, "\n".join(rows))
+
+
+def processor() -> str:
+    """Return the name of the CPU, or of its architecture where the system does not tell."""
+    known = pathlib.Path("/proc/cpuinfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def flat(tree: dict[str, Any], path: str = "") -> dict[str, str]:
