@@ -62,7 +62,7 @@ def build_parser() -> Parser:
         "Diffusion 1.5 and XL) too; no weights are read", model=False,
     )  # fmt: skip
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
-    add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "tracker"))
+    add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "single_file", "tracker"))
     bench = command("bench", "measure what a run costs on this machine (benchmarks/README.md)", model=False)
     bench.add_argument("--suite", nargs="+", choices=(*SUITES, "all"), default=["iteration"], help="what to measure")
     bench.add_argument("--device", default="", help="cuda, mps or cpu (default: the first of them that is there)")
@@ -130,8 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _kept(args: argparse.Namespace) -> tuple[str, str] | None:
     """Return what an interrupted command left, and the command that goes on with it."""
     separately, out = getattr(args, "separately", False), pathlib.Path(getattr(args, "out", ""))
-    if args.command == "train" and any(out.glob("*/state.pt" if separately else "state.pt")):
-        return "run", f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
+    if args.command == "train" and (out / configfile.NAME).is_file():
+        begun = any(out.glob("*/state.pt" if separately else "state.pt"))
+        again = f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
+        return "run" if begun else "run's settings, since its bank was not filled yet", again
     if args.command == "evaluate" and any(out.glob("*" + MEASURED)):
         return "parts that were measured", "the same command with --resume"
     return None

@@ -198,6 +198,10 @@ class RunConfig(Validated):
     sample_every: int = setting(
         50, "iterations between two sample pictures, of the concept and of a retained prompt; 0 for none", 0
     )
+    single_file: bool = setting(
+        False, "write the whole model too, with what was trained in it, as one Stable Diffusion 1.x checkpoint, "
+        "checkpoint.safetensors"
+    )  # fmt: skip
     tracker: str = setting(
         "", "also tell a tracker, through accelerate: tensorboard, wandb or another that it knows; several: commas"
     )

@@ -101,10 +101,6 @@ def add_train(train: argparse.ArgumentParser) -> None:
     add_run_settings(train)
     train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
     train.add_argument(
-        "--single-file", action="store_true", help="write the whole model too, with what was trained in it, as one "
-        "Stable Diffusion 1.x checkpoint, checkpoint.safetensors"
-    )  # fmt: skip
-    train.add_argument(
         "--separately", action="store_true", help="one run for each concept, each in a folder of its own in --out; "
         "with --json one line for each"
     )  # fmt: skip

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .files import write_safetensors
@@ -18,6 +20,7 @@ from .models import TextToImage
 from .original_keys import checkpoint_state, unet_keys
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # what diffusers writes into a folder
+ZERO_SNR = 1e-6  # of the last of alphas_cumprod: what a schedule with zero terminal SNR has below it
 FORMATS = {"folder": "advunlearn.unet.v1", "checkpoint": "advunlearn.checkpoint.v1"}
 
 
@@ -43,7 +46,13 @@ def save_checkpoint(
     text = {name: tensor for name, tensor in portable_state(encoder).items() if name.startswith("text_model.")}
     scale = model.vae.config.scaling_factor
     state = checkpoint_state(denoiser.unet.state_dict(), text, model.vae.state_dict(), scale)
-    about = {"modelspec.title": f"{model.name}, unlearned", "modelspec.prediction_type": denoiser.prediction_type}
+    if denoiser.alphas_cumprod[-1] < ZERO_SNR:
+        state["ztsnr"] = torch.zeros(0)
+    height, width = (8 * side for side in denoiser.latent_shape[1:])
+    about = {
+        "modelspec.title": f"{model.name}, unlearned", "modelspec.prediction_type": denoiser.prediction_type,
+        "modelspec.resolution": f"{width}x{height}",
+    }  # fmt: skip
     return write_safetensors(path, state, _text({**about, **metadata}, "checkpoint"))
 
 

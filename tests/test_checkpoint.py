@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from advunlearn.files import write_atomic
 from advunlearn.models import TextToImage
 from advunlearn.runfolder import LOG, SAMPLES
 from advunlearn.trainer import TrainResult, train
+from advunlearn.trajectories import TrajectoryBank
 
 ROOT = pathlib.Path(__file__).parents[1]
 RETAIN = ["a dog", "a photo of a castle"]
@@ -112,6 +114,50 @@ def test_other_settings_and_missing_or_broken_states_are_refused(model: TextToIm
     (tmp_path / STATE).write_bytes(b"broken")
     with pytest.raises(AdvUnlearnError, match="cannot be read"):
         run(model, tmp_path, resume=True)
+
+
+def test_the_first_state_is_that_of_the_full_bank(
+    model: TextToImage, whole: TrainResult, tmp_path: pathlib.Path
+) -> None:
+    keep, first = Checkpoints(tmp_path / "run"), tmp_path / "first"
+
+    def stop(progress: Progress) -> None:
+        assert keep.exists() == (progress.phase != "bank")
+        if keep.exists():
+            shutil.copytree(keep.folder, first)  # what kill -9 would leave
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        train(model, ConceptConfig(), AttackConfig(steps=2, restarts=2), CONFIG, BANK, RETAIN, stop, checkpoints=keep)
+    assert not torch.load(first / STATE)["history"]
+    assert same(run(model, first, resume=True), whole)
+
+
+def test_a_run_without_a_state_begins_again_with_its_settings(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", "--resume", "--out", out]) == 2
+    assert f"{out} holds no run to go on with; leave --resume out" in capsys.readouterr().err
+    flags = "--iterations 2 --warmup 1 --batch 2 --retain-batch 2 --attack-steps 1 --attack-restarts 1 "
+    flags += "--sample-every 0 --bank-trajectories 2 --bank-retain-trajectories 2 --bank-sampling-steps 2 --concept castle"
+
+    sampled, sample = [0], TrajectoryBank._sample
+
+    def interrupted(bank: TrajectoryBank, *rest: Any) -> None:
+        sampled[0] += 1
+        if sampled[0] > 1:  # the bank of what is retained
+            raise KeyboardInterrupt
+        sample(bank, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrajectoryBank, "_sample", interrupted)
+        assert main(["train", *flags.split(), "--out", out]) == 130
+    said = capsys.readouterr().err
+    assert f"{out} keeps the run's settings, since its bank was not filled yet; to go on: advunlearn train" in said
+    assert main(["train", "--resume", "--out", out]) == 0
+    done = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert done["config"]["concept"]["concept"] == "castle" and len(done["losses"]) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")

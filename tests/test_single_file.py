@@ -18,6 +18,7 @@ from advunlearn.miniature import checkpoint
 from advunlearn.models import TextToImage, load
 from advunlearn.skeleton import skeleton
 from advunlearn.trainer import train
+from advunlearn.unet_files import save_checkpoint
 
 PROMPTS = ["a photo of a church, ink style", "un voilier"]
 
@@ -118,6 +119,13 @@ def test_a_ckpt_with_an_autoencoder_kl_that_predicts_v(
         v = unet.eval()(x, t, context).sample
         noise = loaded.denoiser.noise_pred(x, t, context)
     assert torch.allclose(noise, alphas[600].sqrt() * v + (1 - alphas[600]).sqrt() * x, atol=1e-5)
+    # Written as one file, of another size, it is read as what it was.
+    loaded.denoiser.latent_shape = (4, 32, 48)
+    written = save_checkpoint(tmp_path / "b.safetensors", loaded, loaded.text_encoder, loaded.denoiser, {})  # type: ignore[arg-type]
+    again = load(str(written))
+    assert again.denoiser.latent_shape == (4, 32, 48) and torch.equal(again.denoiser.alphas_cumprod, alphas)
+    with torch.no_grad():
+        assert torch.equal(again.denoiser.noise_pred(x, t, context), noise)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
         model.vae.state_dict()).items())  # fmt: skip
     with safe_open(path, "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "epsilon"
+        assert file.metadata()["modelspec.resolution"] == "64x64" and "ztsnr" not in state
     found, _ = load_unet(path, model.denoiser)  # type: ignore[arg-type]
     assert same(found.unet.state_dict(), unet.state_dict())
     bare = {k.removeprefix(UNET): v for k, v in state.items() if k.startswith(UNET)}

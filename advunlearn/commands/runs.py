@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from .. import retain
 from ..advice import fitting, sentence
 from ..checkpoint import Checkpoints
 from ..config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig
+from ..configfile import NAME as CONFIG
 from ..configfile import saved
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..estimate import estimate
@@ -48,11 +50,10 @@ def train_command(args: Namespace, processes: Processes = ALONE) -> None:
     own, (concept, config, attack, bank) = settings(RunConfig, args), run_settings(args)
     own = replace(own, device=processes.device(own.device or best_device()))
     model, prompts = load_model(own), retained(own, concept)
-    if args.single_file:
+    if own.single_file:
         check_single_file(model)
-    work = functools.partial(
-        run, model, concept, attack, config, bank, prompts, resume=args.resume, processes=processes
-    )  # fmt: skip
+    resume = goes_on(args)
+    work = functools.partial(run, model, concept, attack, config, bank, prompts, resume=resume, processes=processes)
     if not processes.main:
         work(checkpoints=Checkpoints(args.out, own.checkpoint_every))
         return
@@ -60,7 +61,7 @@ def train_command(args: Namespace, processes: Processes = ALONE) -> None:
     configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", config), ("attack", attack), ("bank", bank))}
     own = replace(own, device=str(model.denoiser.device))
     samples = Samples(model, [concept.prompts[0], *prompts[:1]]) if own.sample_every else None
-    keep = RunFolder(folder, own, saved(own, configs, _about(model, prompts, processes)), prompts, samples, args.resume)
+    keep = RunFolder(folder, own, saved(own, configs, _about(model, prompts, processes)), prompts, samples, resume)
     bar = Bar(config.mode)
 
     def follow(progress: Progress) -> None:
@@ -77,12 +78,24 @@ def train_command(args: Namespace, processes: Processes = ALONE) -> None:
         bar.close()
     metadata = recipe_metadata(model, concept, configs)
     path = save_trained(folder, result, config, metadata)
-    if args.single_file:
+    if own.single_file:
         save_single_file(folder, model, result, metadata)
     keep.finish(result.losses, {"config": configs, "losses": result.losses, "command": command_line()})
     last = result.losses[-1]
     text = f"{path}: {config.mode} on {concept.concept!r}, {result.iterations} iterations, last loss {last['loss']:.4f}"
     finish(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": configs}, text)
+
+
+def goes_on(args: Namespace) -> bool:
+    """Return whether a run takes up a state; one that was interrupted before it had any begins, with its settings.
+
+    Raises AdvUnlearnError for --resume where no run was.
+    """
+    folder = pathlib.Path(args.out)
+    there = Checkpoints(folder).exists()
+    if args.resume and not there and not (folder / CONFIG).is_file():
+        raise AdvUnlearnError(f"{folder} holds no run to go on with; leave --resume out, or give another --out")
+    return args.resume and there
 
 
 def _about(model: TextToImage, prompts: list[str], processes: Processes) -> dict[str, Any]:
