@@ -140,8 +140,8 @@ def test_a_run_without_a_state_begins_again_with_its_settings(
     assert main(["train", "--resume", "--out", out]) == 2
     assert f"{out} holds no run to go on with; leave --resume out" in capsys.readouterr().err
     flags = "--iterations 2 --warmup 1 --batch 2 --retain-batch 2 --attack-steps 1 --attack-restarts 1 "
-    flags += "--sample-every 0 --bank-trajectories 2 --bank-retain-trajectories 2 --bank-sampling-steps 2 --concept castle"
-
+    flags += "--bank-trajectories 2 --bank-retain-trajectories 2 --bank-sampling-steps 2 --sample-every 0 "
+    flags += "--concept castle"
     sampled, sample = [0], TrajectoryBank._sample
 
     def interrupted(bank: TrajectoryBank, *rest: Any) -> None:

@@ -110,6 +110,14 @@ def test_a_lora_has_kohyas_names_of_its_encoder(
     save_file(first, tmp_path / "clip_l.safetensors")
     convert(str(tmp_path / "clip_l.safetensors"), tmp_path / "first.safetensors", "lora", str(base), rank=2)
     assert all(k.startswith("lora_te1_text_model_encoder_layers_") for k in load_file(tmp_path / "first.safetensors"))
+    # A diffusers folder as the base.
+    read = {k.removeprefix(CLIP_L): v for k, v in load_file(base).items() if k.startswith(CLIP_L)}
+    for part, state in (("text_encoder", read), ("text_encoder_2", portable_state(clip_g(2)))):
+        (tmp_path / "xl" / part).mkdir(parents=True)
+        save_file(state, tmp_path / "xl" / part / "model.safetensors")
+    for name, start in (("clip_l", "lora_te1_"), ("clip_g", "lora_te2_")):
+        convert(str(tmp_path / f"{name}.safetensors"), tmp_path / f"{start}.safetensors", "lora", str(tmp_path / "xl"))
+        assert all(k.startswith(start) for k in load_file(tmp_path / f"{start}.safetensors"))
     with pytest.raises(AdvUnlearnError, match="no linear layer differs"):
         convert(str(trained), tmp_path / "none.safetensors", "lora", str(trained))
 

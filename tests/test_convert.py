@@ -78,6 +78,7 @@ READ = {
     "SD 1.x": under("cond_stage_model.transformer.text_model."),
     "the first SD": under("cond_stage_model.transformer."),
     "SDXL": under("conditioner.embedders.0.transformer.text_model."),
+    "SDXL, without": under("conditioner.embedders.0.transformer."),
     "ComfyUI's": under("text_encoders.clip_l.transformer.text_model."),
     "ComfyUI's, without": under("clip_l.transformer."),
 }  # fmt: skip

@@ -26,7 +26,10 @@ PUBLISHED = {
     "overall.attacker": "text_grad no_attack random seed_search hard_prompt hard_prompt_multi gcg",
     "overall.task": "P4D transfer classifier sd_guidence",
     "task": "concept classifier_dir dataset_path model_name_or_path target_ckpt criterion sampling_step_num sld "
-    "sld_concept negative_prompt", "attacker": "eval_seed insertion_location k iteration text_grad seed_iteration "
+    "sld_concept negative_prompt cache_path", "attacker.gcg.candidate_size": "search_size",
+    "attacker.hard_prompt.lr": "weight_decay num_data", "attacker.hard_prompt_multi.lr": "batch_size noise_sd",
+    "attacker.no_attack.dataset_path": "",
+    "attacker": "eval_seed insertion_location k iteration text_grad seed_iteration "
     "universal sequential attack_idx",
 }  # fmt: skip
 ROOT = pathlib.Path(__file__).parents[1]

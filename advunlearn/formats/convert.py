@@ -111,10 +111,10 @@ def convert(
 def _lora(
     out: pathlib.Path, source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: str, rank: int
 ) -> Converted:
-    second = is_clip_g(tensors)
-    with opened(base) as weights:
+    second, beside = is_clip_g(tensors), pathlib.Path(base) / "text_encoder_2"  # of an SDXL folder
+    with opened(beside if second and beside.is_dir() else base) as weights:
         old = read_part(weights, NAMES[second])
-        of_sdxl = any(name.startswith(HOME) for name in weights.names)
+        of_sdxl = beside.is_dir() or any(name.startswith(HOME) for name in weights.names)
     require_state(shapes_of(old), tensors, source)
     made = lora(old, tensors, rank, SECOND if second else FIRST if of_sdxl else ALONE)
     if not made.tensors:

@@ -48,7 +48,8 @@ def require_sd1(weights: Weights) -> None:
         found = what or f"no Stable Diffusion checkpoint; its first tensor is {min(weights.names, default='nothing')!r}"
         hint = ": use the text-to-image model it was made from" if what.startswith(SD1 + " for") else ""
         raise AdvUnlearnError(
-            f"{weights.source} is {found}; --model takes whole text-to-image checkpoints of Stable Diffusion 1.x{hint}"
+            f"{weights.source} is {found}; --model takes whole text-to-image checkpoints of Stable Diffusion 1.x, and "
+            f"diffusers folders of 1.x and XL{hint}"
         )
 
 
@@ -201,5 +202,8 @@ def require_parts(
     unet, vae = blank(configs)
     for part, title, own in (("unet", "its UNet", unet), ("vae", "its autoencoder", vae)):
         if wrong := mismatch(shapes_of(own.state_dict()), shapes_of(states[part])):
-            raise AdvUnlearnError(f"{source}: {title} {wrong}; it is not of Stable Diffusion 1.x's architecture")
+            raise AdvUnlearnError(
+                f"{source}: {title} {wrong}; it is not of Stable Diffusion 1.x's architecture, or not whole: fetch it "
+                "again"
+            )
     require_state(text_shapes(configs["text_encoder"]), states["text_encoder"], source)
