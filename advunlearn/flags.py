@@ -163,7 +163,7 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--attacks", nargs="+", type=attack_name, default=DEFAULT_ATTACKS, metavar="NAME",
         help=f"all, or some of {', '.join(ATTACK_NAMES)} (default: {' '.join(DEFAULT_ATTACKS)})",
     )  # fmt: skip
-    attack.set_defaults(clip_score="", fid="")
+    attack.set_defaults(clip_score="", fid="", lpips="")
     for sub in (evaluate, attack):
         _add_asked(sub)
         add_bundle(sub)
@@ -212,6 +212,10 @@ def _add_kept(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--fid", default="", metavar="FILE", help="also give the FID of retained pictures from the original model's, "
         "by the TorchScript file of an Inception (inception-2015-12-05.pt)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--lpips", default="", metavar="FILE", help="also give the LPIPS of retained pictures from the original "
+        "model's of the same noise, by the TorchScript file of a network that takes two pictures in [-1, 1] (docs/attacks.md)",
     )  # fmt: skip
     evaluate.add_argument(
         "--write-scores", action="store_true", help="write what was measured into the metadata of each encoder's file, "

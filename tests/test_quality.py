@@ -73,23 +73,51 @@ def test_fid_is_the_distance_of_the_features(means: pathlib.Path, tmp_path: path
     assert Quality(inception=str(means)).measure([], brighter[:1], grey) == {}  # one picture has no spread
 
 
+class Apart(nn.Module):
+    """Gives the mean difference of two pictures in [-1, 1], as LPIPS gives its distances: (B, 1, 1, 1)."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("quality") / "apart.pt"
+    torch.jit.script(Apart()).save(path)  # type: ignore[no-untyped-call]
+    return path
+
+
+def test_lpips_is_the_mean_distance_one_by_one(apart: pathlib.Path) -> None:
+    pictures = torch.linspace(0, 0.9, 40 * 3 * 4).view(40, 3, 2, 2)  # more than one batch
+    quality, none = Quality(lpips=str(apart)), torch.zeros(0)
+    assert quality.measure([], pictures, none, pictures) == {"lpips": 0.0}
+    moved = pictures + 0.1 * (torch.arange(40) % 2).view(-1, 1, 1, 1)  # half of them by 0.1, which is 0.2 of [-1, 1]
+    assert quality.measure([], moved, none, pictures) == {"lpips": pytest.approx(0.1)}
+    assert quality.measure([], moved, none) == {}
+    assert "weights" in quality.settings()["lpips"]
+
+
 def test_what_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "text.pt").write_text("no script")
     with pytest.raises(AdvUnlearnError, match="is no TorchScript file"):
         Quality(inception=str(tmp_path / "text.pt"))
     with pytest.raises(AdvUnlearnError, match="no such file; give the TorchScript file"):
         Quality(inception="nowhere.pt")
+    with pytest.raises(AdvUnlearnError, match="give the TorchScript file of a distance between two pictures"):
+        Quality(lpips="nowhere.pt")
     with pytest.raises(AdvUnlearnError, match="no such folder"):
         Quality(clip="nowhere")
 
 
 def test_the_report_has_them_beside_the_others(
-    clip: pathlib.Path, means: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    clip: pathlib.Path, means: pathlib.Path, apart: pathlib.Path, tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     flags = ["--cases", "2", "--attack-steps", "0", "--attacks", "pez", "--sampling-steps", "2", "--repeats", "1"]
-    flags += ["--clip-score", str(clip), "--fid", str(means), "--out", str(tmp_path), "--device", "cpu", "--json"]
+    flags += ["--clip-score", str(clip), "--fid", str(means), "--lpips", str(apart)]
+    flags += ["--out", str(tmp_path), "--device", "cpu", "--json"]
     assert main(["evaluate", *flags]) == 0
     utility = json.loads(capsys.readouterr().out)["models"]["original"]["utility"]
-    assert utility["clip_score"] >= 0 and utility["fid"] > 0 and "feature_distance" in utility
+    assert utility["clip_score"] >= 0 and utility["fid"] > 0 and utility["lpips"] == 0 and "feature_distance" in utility
     page = (tmp_path / "report.html").read_text()
-    assert "CLIP score" in page and "FID" in page
+    assert "CLIP score" in page and "FID" in page and "LPIPS" in page

@@ -40,10 +40,15 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     return model, Evaluator(
         model, judge, concept, config,
         prompts=prompts, retained=retained, routes=routes,
-        quality=Quality(args.clip_score, args.fid, str(model.denoiser.device)) if args.clip_score or args.fid else None,
+        quality=_quality(args, str(model.denoiser.device)),
         given={name: given(kind.config_class, args) for name, kind in ATTACKS.items()},
         images=own_images.load(args.images, model) if args.images else None,
     )  # fmt: skip
+
+
+def _quality(args: Namespace, device: str) -> Quality | None:
+    files = args.clip_score, args.fid, args.lpips
+    return Quality(clip=files[0], inception=files[1], lpips=files[2], device=device) if any(files) else None
 
 
 def evaluate(args: Namespace) -> None:

@@ -42,6 +42,7 @@ QUALITY: tuple[Column, ...] = (
      "Pictures of what is seen together with the concept, asked for by its own words: what over-erasure takes first."),
     ("CLIP score", "utility clip_score", "higher", "How well the retained pictures fit their prompts, to CLIP."),
     ("FID", "utility fid", "lower", "Frechet distance from the original model's retained pictures, on Inception."),
+    ("LPIPS", "utility lpips", "lower", "Mean distance of a retained picture from the original model's."),
 )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ class Evaluator(Drawing):
         )
         self.original = Subject(model.text_encoder, model.denoiser)
         self._targets: tuple[Target, Target] | None = None
-        self._reference: Tensor | None = None  # the original model's retained pictures, with other noise
+        self._references: dict[bool, Tensor] = {}  # the original model's retained pictures; whether of the same noise
 
     def described(self) -> dict[str, Any]:
         """Return what a report says beyond concept and budget: the judge and what is the user's own, where given."""
@@ -181,7 +181,8 @@ class Evaluator(Drawing):
         images, seen = self._decided(subject, "retained", rows, self.retained_noise, out)
         out.utility |= accuracies(self.cases, seen)
         if self.quality is not None:
-            out.utility |= self.quality.measure([r.prompt for r in rows], images, self.reference())
+            same = self.reference(same=True) if self.quality.lpips is not None else None
+            out.utility |= self.quality.measure([r.prompt for r in rows], images, self.reference(), same)
         if seen.features is not None and len(rows) > 1:  # one picture has no covariance
             features = self.look(self.reference()).features
             assert features is not None  # as of the others
@@ -197,12 +198,13 @@ class Evaluator(Drawing):
         out.cases[what] = self.kept(what, images, [a | d for a, d in zip(asked, decisions(rows, seen), strict=True)])
         return images, seen
 
-    def reference(self) -> Tensor:
-        """Return the original model's pictures of what is retained, with the noise of other rows."""
-        if self._reference is None:
+    def reference(self, same: bool = False) -> Tensor:
+        """Return the original model's pictures of what is retained, with the same noise or with that of other rows."""
+        if same not in self._references:
             prompts = [row.prompt for row in self.cases.retained]
-            self._reference = self.drawn(self.original, prompts, self.retained_noise.flip(0))
-        return self._reference
+            noise = self.retained_noise if same else self.retained_noise.flip(0)
+            self._references[same] = self.drawn(self.original, prompts, noise)
+        return self._references[same]
 
     def measure(
         self,
