@@ -215,7 +215,7 @@ def _add_kept(evaluate: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--lpips", default="", metavar="FILE", help="also give the LPIPS of retained pictures from the original "
-        "model's of the same noise, by the TorchScript file of a network that takes two pictures in [-1, 1] (docs/attacks.md)",
+        "model's of the same noise, by the TorchScript file of a network that takes two pictures (docs/attacks.md)",
     )  # fmt: skip
     evaluate.add_argument(
         "--write-scores", action="store_true", help="write what was measured into the metadata of each encoder's file, "

@@ -48,6 +48,7 @@ from advunlearn.text_encoder import frozen
 from advunlearn.trainer import train
 
 INVERSION = {"steps": 200}
+ESD, WORST = "ESD, text encoder", ("routes", "unlearndiffatk", "soft_prefix")
 PUBLISHED_STEPS, STEP = 50, 2  # of a trajectory; F of each: with and without the prompt
 LENGTHS = (40, 70, 100, 140)
 
@@ -70,7 +71,7 @@ def published(config: type) -> dict[str, Any]:
 
 
 WAYS = {
-    "ESD, text encoder": Way("esd_text", lengths=(100, 200)),
+    ESD: Way("esd_text", lengths=(100, 200)),
     "default": Way(),
     "1 step (fast)": Way(train={"mode": "fast"}),
     "4 steps": Way(attack={"steps": 4}),
@@ -161,7 +162,32 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 cells += [summed([row["utility"][what] for row in own], "correct") for what in kept]
                 spent = sum(row["forwards"] for row in own) / len(own) / 1000
                 lines.append(f"| {name} | {length} | {spent:.0f} | {len(own)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *robust(rows)])
+
+
+def robust(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return for each way what its shortest robust encoder cost: one whose worst case is at most half of ESD's."""
+    (base, (at, *_)) = ESD, WAYS[ESD].lengths
+    worst = {
+        (way, length): [max(row["asr"][a]["success"] for a in WORST) for row in rows if row["way"] == way
+                        and row["iterations"] == length] for way, length in {(r["way"], r["iterations"]) for r in rows}
+    }  # fmt: skip
+    if (base, at) not in worst:
+        return []
+    bound = sum(worst[base, at]) / len(worst[base, at]) / 2
+    lines = [f"Worst case of {', '.join(WORST)} at most {bound:g}, half of ESD's after {at} iterations:"]
+    for name, way in WAYS.items():
+        costs = {
+            n: [r["forwards"] / 1000 for r in rows if r["way"] == name and r["iterations"] == n]
+            for n in way.lengths if (name, n) in worst
+        }  # fmt: skip
+        reached = [n for n in costs if sum(worst[name, n]) / len(worst[name, n]) <= bound]
+        if costs and name != base:
+            n = min(reached, default=max(costs))
+            spent = sum(costs[n]) / len(costs[n])
+            found = f"{n} iterations, {spent:.0f} thousand F"
+            lines.append(f"- {name}: {found}" if reached else f"- {name}: not after {found}")
+    return lines
 
 
 def main() -> None:
