@@ -110,17 +110,20 @@ def test_quirks_are_a_setting(mode: str, names: str, quirks: Quirks) -> None:
             TrainConfig(quirks=wrong)
 
 
-def test_a_runs_quirks_are_those_of_its_settings(model: TextToImage, concept: ConceptConfig) -> None:
-    config = TrainConfig(iterations=2, warmup=0, batch=2, retain_weight=0.0)
-    attack, bank = AttackConfig(steps=2, restarts=1, tokens=1), BankConfig(sampling_steps=2, trajectories=2)
+@pytest.mark.parametrize("quirk", [field.name for field in dataclasses.fields(Quirks)])
+def test_each_quirk_changes_what_a_run_gives_by_its_name(model: TextToImage, quirk: str) -> None:
+    # Of two tokens, so that a prompt's words are fewer; three steps, so that gradients can add up to another direction.
+    concept, config = ConceptConfig(concept="sailboat"), TrainConfig(iterations=2, warmup=0, batch=2, retain_weight=0.0)
+    attack, bank = AttackConfig(steps=3, restarts=1, tokens=1), BankConfig(sampling_steps=3, trajectories=2)
 
-    def run(**more: Any) -> dict[str, Tensor]:
-        named = dataclasses.replace(config, quirks=more.pop("names", ""))
-        return train(model, concept, attack, named, bank, **more).encoder.state_dict()
+    def run(names: str = "", **more: Any) -> dict[str, Tensor]:
+        settings = dataclasses.replace(config, quirks=names)
+        return train(model, concept, attack, settings, bank, **more).encoder.state_dict()
 
-    plain, named, given = run(), run(names="result_before_last_step"), run(quirks=Quirks(result_before_last_step=True))
+    plain, named, given = run(), run(quirk), run(quirks=Quirks(**{quirk: True}))
     assert all(torch.equal(named[k], given[k]) for k in named)
     assert any(not torch.equal(named[k], plain[k]) for k in named)
+
 
 
 def test_presets_are_the_published_numbers_and_leave_custom_alone() -> None:
