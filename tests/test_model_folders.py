@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from advunlearn import miniature
 from advunlearn.cli import main
+from advunlearn.miniature import checkpoint
+from advunlearn.models import load
+from advunlearn.skeleton import skeleton
 
 Tensors = dict[str, torch.Tensor]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -46,3 +50,20 @@ def test_a_part_that_does_not_fit_is_refused(
     assert main(["sample", "a dog", "--model", str(folder), "--out", str(tmp_path / "x.png")]) == 2
     error = capsys.readouterr().err
     assert f"model {str(folder)!r}" in error and says in error and error.count("\n") == 1
+
+
+def test_nothing_is_asked_of_a_network(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("a network was asked for something")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    folder = shutil.copytree(miniature.path(), tmp_path / "model")
+    assert load(str(folder)).encode(["a dog"]).shape == (1, 77, 192)
+    for name in ("sd15", "sdxl", str(folder)):
+        assert skeleton(name, torch.device("cpu"), torch.float16).tokenizer("a dog").input_ids
+    single = checkpoint.write(tmp_path / "file.safetensors")
+    assert load(str(single)).encode(["a dog"]).shape == (1, 77, 768)
