@@ -18,7 +18,8 @@ from advunlearn.text_encoder import frozen
 from advunlearn.trainer import train
 
 CHURCH = ConceptConfig(concept="church")
-# Steps and learning rates that a small budget succeeds with.
+# Steps and learning rates that a small budget succeeds with. Random prefixes are what the others must beat: on this
+# object they find nothing (docs/attacks.md).
 STRONG: dict[str, dict[str, Any]] = {
     "soft_prefix": {"steps": 10, "tokens": 4, "radius": 3.0, "lr": 0.5},
     "unlearndiffatk": {"steps": 20, "lr": 0.5},
@@ -26,6 +27,10 @@ STRONG: dict[str, dict[str, Any]] = {
     "p4d_k": {"steps": 15, "every": 1, "lr": 0.3},
     "cce": {"steps": 30, "batch": 6, "lr": 0.01},
     "routes": {},
+    "seed_search": {"steps": 8},
+    "pez": {"steps": 40, "tokens": 4},
+    "mma": {"steps": 20, "tokens": 4, "candidates": 16, "top": 64},
+    "ring_a_bell": {"steps": 20, "tokens": 4, "population": 20, "positions": 8},
 }
 
 
@@ -62,7 +67,7 @@ def test_success_rises(name: str, erased: Erased) -> None:
     assert row["without_attack"]["success"] == before < 6
     assert row["sum"]["success"] > before and out.asr_by_budget[name][-1][1] == row["sum"]["success"]
     won = [case for case in out.cases[name] if case["success"] and not case["without_attack"]]
-    if name not in ("soft_prefix", "cce"):
+    if name not in ("soft_prefix", "cce", "seed_search"):
         plain = erased.evaluator.cases.plain
         assert all(case["exact"] and case["prompt"] != plain[case["case"]] for case in won)
         assert row["exact"] == len(won)
