@@ -36,6 +36,8 @@ def launched(rank: int, port: int, argv: list[str]) -> subprocess.Popen[str]:
     """Start a process as accelerate and torchrun start theirs."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     told |= {"OMP_NUM_THREADS": 1, "PYTHONPATH": str(ROOT)}
+    # What they print is compared; older libraries warn of their own as they are imported.
+    told |= {"PYTHONWARNINGS": "ignore", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     env = {**os.environ, **{name: str(value) for name, value in told.items()}}
     return subprocess.Popen(
         [sys.executable, *argv], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
