@@ -82,7 +82,7 @@ RETAINED = {
 STUDIES: dict[str, dict[str, Change]] = {
     "mode": {
         "advunlearn": Change(), "fast": Change({"mode": "fast"}),
-        "official, on the bank": Change(quirks=asdict(ON_THE_BANK)),
+        "published quirks": Change(quirks=asdict(ON_THE_BANK)),
     },
     "official": {"official": Change({"mode": "official"}, quirks=asdict(OFFICIAL))},
     "layers": {"all 4" if n == 0 else str(n): Change({"layers": n}) for n in (1, 2, 0)},

@@ -9,8 +9,8 @@ be stopped and called again, and several concepts can run side by side. `table` 
 those without attack in brackets; then, on ESD, what random prefixes and other seeds had found when they had cost as
 many UNet passes, and the cost. The baselines have as many tries as the costliest attack pays for.
 
-`official` is the published code's attack and prompts on samples of the bank, as all others have them: with its own
-fresh sampling it would cost fifteen times as much. All arithmetic of the frozen parts is in bf16.
+`quirks` is AdvUnlearn's recipe with the published code's quirks of attack and prompts, on samples of the bank, as all
+others have them. All arithmetic of the frozen parts is in bf16.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from advunlearn.trainer import train
 RECIPE = RECIPES["advunlearn"]
 # "words": with a second adversary that learns words for the concept, which is concept inversion.
 WORDS = replace(RECIPE, attack=replace(RECIPE.attack, words=4))
-TRAINED = {"esd_text": RECIPES["esd_text"], "advunlearn": RECIPE, "official": RECIPE, "words": WORDS}
+TRAINED = {"esd_text": RECIPES["esd_text"], "advunlearn": RECIPE, "quirks": RECIPE, "words": WORDS}
 MODELS, ESD = ("original", *TRAINED), "esd_text"
 BASELINES = ("random_prefix", "seed_search")
 RETAINED = "retained"  # of a row that is no attack's
@@ -84,7 +84,7 @@ def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, training: 
         recipe, size = TRAINED[name], training["trajectories"]
         config = replace(recipe.train, iterations=training["iterations"], seed=training["train_seed"])
         bank = BankConfig(trajectories=size, retain_trajectories=2 * size)
-        quirks = ON_THE_BANK if name == "official" else NONE
+        quirks = ON_THE_BANK if name == "quirks" else NONE
         trained = train(model, concept, recipe.attack, config, bank, retain_prompts(concept), quirks=quirks)
         save_encoder(path, trained.encoder, {})
     return load_encoder(str(path), model.text_encoder)[0]
