@@ -29,7 +29,7 @@ class Checkpoints:
 
     Args:
         folder: the run's folder; made when something is saved.
-        every: iterations between two states. A run that is interrupted writes one more.
+        every: iterations between two states. A run writes one more before its first, and where it is interrupted.
     """
 
     def __init__(self, folder: str | pathlib.Path, every: int = 50) -> None:
@@ -93,6 +93,7 @@ class RunState:
         self.parameters, self.adam, self.banks, self.processes = parameters, adam, banks, processes
         self.generators = [generator, *(bank.generator for bank in banks.all().values())]
         self.history: list[dict[str, float]] = []
+        self.saved: int | None = None  # how many iterations the last state has
         self.latest: dict[str, Tensor] | None = None  # what each adversary found last
         self.settings: dict[str, Any] = {}
         self.mark: dict[str, Any] = {}
@@ -152,6 +153,8 @@ class RunState:
         try:
             yield
         except TrainingDiverged:
+            if checkpoints and self.saved == 0 and self.processes.main:
+                checkpoints.remove()  # from the start it would only diverge again
             raise
         except BaseException:
             if checkpoints and self.mark and not self.stepping and self.processes.count == 1:
@@ -165,6 +168,7 @@ class RunState:
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Write the state at the last mark."""
+        self.saved = len(self.history)
         state = {
             "run": self.run, "settings": self.settings, "history": self.history, "adam": self.adam.state_dict(),
             "parameters": [p.detach() for p in self.parameters], **self.mark,

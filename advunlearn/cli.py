@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _kept(args: argparse.Namespace) -> tuple[str, str] | None:
     """Return what an interrupted command left, and the command that goes on with it."""
     separately, out = getattr(args, "separately", False), pathlib.Path(getattr(args, "out", ""))
-    if args.command == "train" and (out / configfile.NAME).is_file():
+    if args.command == "train" and (out / configfile.NAME).is_file() and not (out / "train.json").is_file():
         begun = any(out.glob("*/state.pt" if separately else "state.pt"))
         again = f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
         return "run" if begun else "run's settings, since its bank was not filled yet", again

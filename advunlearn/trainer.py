@@ -117,13 +117,14 @@ class Trainer:
     def run(self, callback: Callback | None = None, checkpoints: Checkpoints | None = None) -> TrainResult:
         """Train. A callback that returns True stops the run after its iteration; the result says how far it came.
 
-        With `checkpoints`, the state is kept now and then, at the end, and when anything interrupts the run.
+        With `checkpoints`, the state is kept before the first iteration, now and then, at the end, and when anything
+        interrupts the run.
         Raises TrainingDiverged, with the last good state as its `result`, when a loss is not finite.
         """
         report, state, config = callback or (lambda progress: None), self.state, self.config
         state.keep_good()
         with self.processes.interrupts(), self._training(), state.kept(checkpoints):
-            if checkpoints and not state.history:  # filling the bank may have taken long
+            if checkpoints and not state.history and self.banks.concept.keeps:  # filling it may have taken long
                 state.note()
                 state.save(checkpoints)
             while len(state.history) < config.iterations:

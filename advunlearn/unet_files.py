@@ -12,7 +12,7 @@ import torch
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError
 from .files import write_safetensors
-from .formats import opened, portable_state, weights_file
+from .formats import opened, portable_state, single_file, weights_file
 from .formats.encoders import as_text
 from .formats.weights import mismatch
 from .identify import UNET, describe
@@ -20,7 +20,6 @@ from .models import TextToImage
 from .original_keys import checkpoint_state, unet_keys
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # what diffusers writes into a folder
-ZERO_SNR = 1e-6  # of the last of alphas_cumprod: what a schedule with zero terminal SNR has below it
 FORMATS = {"folder": "advunlearn.unet.v1", "checkpoint": "advunlearn.checkpoint.v1"}
 
 
@@ -41,19 +40,38 @@ def save_checkpoint(
 ) -> pathlib.Path:
     """Write `model`, with a trained encoder or UNet in it, as one Stable Diffusion 1.x checkpoint, atomically.
 
-    Every tensor keeps its values and its dtype. Raises AdvUnlearnError for a UNet that the format has no names for.
+    Every tensor keeps its values and its dtype. Raises AdvUnlearnError for a UNet, or a schedule, that the format
+    has no names for.
     """
     text = {name: tensor for name, tensor in portable_state(encoder).items() if name.startswith("text_model.")}
     scale = model.vae.config.scaling_factor
     state = checkpoint_state(denoiser.unet.state_dict(), text, model.vae.state_dict(), scale)
-    if denoiser.alphas_cumprod[-1] < ZERO_SNR:
-        state["ztsnr"] = torch.zeros(0)
+    says = {"ztsnr": has_zero_snr(denoiser), "v_pred": denoiser.prediction_type == "v_prediction"}
+    state |= {key: torch.zeros(0) for key, true in says.items() if true}
     height, width = (8 * side for side in denoiser.latent_shape[1:])
     about = {
         "modelspec.title": f"{model.name}, unlearned", "modelspec.prediction_type": denoiser.prediction_type,
         "modelspec.resolution": f"{width}x{height}",
     }  # fmt: skip
     return write_safetensors(path, state, _text({**about, **metadata}, "checkpoint"))
+
+
+def has_zero_snr(denoiser: DiffusersDenoiser) -> bool:
+    """Return whether a denoiser has Stable Diffusion 1.x's schedule with zero terminal SNR, and not as it is.
+
+    Raises AdvUnlearnError for any other schedule.
+    """
+    from diffusers import DDIMScheduler
+
+    own = denoiser.alphas_cumprod
+    for zero in (False, True):
+        plain = DDIMScheduler.from_config(single_file.shipped("scheduler") | {"rescale_betas_zero_snr": zero})
+        if own.shape == plain.alphas_cumprod.shape and torch.allclose(own, plain.alphas_cumprod, atol=1e-6):
+            return zero
+    raise AdvUnlearnError(
+        "a checkpoint in one file cannot say that its noise schedule is another than Stable Diffusion 1.x's; leave "
+        "--single-file out"
+    )
 
 
 def _text(metadata: Mapping[str, Any], kind: str) -> dict[str, str]:

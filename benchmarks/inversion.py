@@ -1,7 +1,7 @@
 """How long concept inversion (arXiv 2308.01508) takes to bring a concept back, by what the encoder was trained against.
 
     python benchmarks/inversion.py run [--concept castle] [--ways default "4 words" ...] [--seeds 0 1 2]
-    python benchmarks/inversion.py table [--concept castle]
+    python benchmarks/inversion.py table [--concept castle] [--eval-seed 4242]
 
 Each way is trained, and attacked by an inversion of 16 pictures a step with a learning rate of 0.01 (the published 0.08
 is for 5000 steps). A case that is back at a look stays counted at the later ones. `run` writes
@@ -120,7 +120,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def at(curve: Sequence[Sequence[int]], look: int) -> int:
-    """Return the cases that were back by a look; there are none after the last case was back."""
+    """Return the cases that were back by a look; no looks follow once every case is back."""
     return [found for step, found in curve if step <= look][-1]
 
 

@@ -114,7 +114,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             raise AdvUnlearnError(wrong)
         keep = Checkpoints(folders.run_folder(values["save_name"]))
         dtype = None if values["dtype"] == HOSTS_OWN else getattr(torch, values["dtype"])
-        # A run that was cancelled before its first iteration has no state: it begins anew.
+        # A run that was cancelled before its bank was full has no state: it begins anew.
         resume = values["resume"] and keep.exists()
         with host.gradients():
             original = host.text_to_image(model, clip, vae, values["resolution"], dtype)

@@ -18,6 +18,7 @@ from advunlearn.config import BankConfig
 from advunlearn.denoisers.counting import counting
 from advunlearn.fresh import FreshSampler
 from advunlearn.models import TextToImage
+from advunlearn.plan import USABLE
 from advunlearn.trajectories import TrajectoryBank
 
 # 2 attack steps, 1 + 2 samples, trajectories of 4 steps.
@@ -124,12 +125,12 @@ def test_scale_measures_a_shape_with_random_weights() -> None:
 def test_the_suites_memory_is_that_of_the_shown_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CASES", {"small": Case("miniature", 64, "float32", 1, 1, 1)})
     monkeypatch.setattr(memory, "SHOWN", "small")
-    monkeypatch.setattr(memory, "CARDS", {"6 GiB": memory.CARDS["6 GiB"]})
     found = memory.measure()
     row = found["cases"]["small"]
     assert found["predicted_gib"] == row["predicted_gib"] and found["measured_gib"] == row["measured_gib"]
     assert row["ratio"] == pytest.approx(1, abs=0.02)
-    assert 2 < found["sd15_512px_gib"]["6 GiB"] < 0.9 * 6  # more than the weights alone
+    for card, needs in found["sd15_512px_gib"].items():
+        assert 2 < needs < USABLE * int(card.removesuffix(" GiB"))  # more than the weights alone
 
 
 def test_predicted_memory_is_what_the_allocator_gives_out() -> None:

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from advunlearn.checkpoint import STATE, Checkpoints
 from advunlearn.cli import main
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
-from advunlearn.errors import AdvUnlearnError
+from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.events import Progress
 from advunlearn.files import write_atomic
 from advunlearn.models import TextToImage
 from advunlearn.runfolder import LOG, SAMPLES
 from advunlearn.trainer import TrainResult, train
-from advunlearn.trajectories import TrajectoryBank
+from advunlearn.trajectories import TrajectoryBank, Triples
 
 ROOT = pathlib.Path(__file__).parents[1]
 RETAIN = ["a dog", "a photo of a castle"]
@@ -158,6 +158,32 @@ def test_a_run_without_a_state_begins_again_with_its_settings(
     assert main(["train", "--resume", "--out", out]) == 0
     done = json.loads((tmp_path / "run" / "train.json").read_text())
     assert done["config"]["concept"]["concept"] == "castle" and len(done["losses"]) == 2
+    (tmp_path / "run" / STATE).unlink()
+    capsys.readouterr()
+    assert main(["train", "--resume", "--iterations", "4", "--out", out]) == 2
+    assert f"{out} holds a run whose state.pt is gone" in capsys.readouterr().err
+    assert (tmp_path / "run" / "train.json").is_file()
+    assert main(["train", "--resume", "--separately", "--out", str(tmp_path / "none")]) == 2
+    assert "holds no runs to go on with" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_a_run_that_diverges_before_its_second_state_leaves_none(
+    model: TextToImage, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, draw = Checkpoints(tmp_path, 2), TrajectoryBank.draw
+    for draws, left in ((4, False), (40, True)):
+        drawn = [0]
+
+        def poisoned(bank: TrajectoryBank, batch: int, drawn: list[int] = drawn, draws: int = draws) -> Triples:
+            drawn[0] += 1
+            found = draw(bank, batch)
+            return dataclasses.replace(found, cond=found.cond * float("nan")) if drawn[0] > draws else found
+
+        with monkeypatch.context() as patch, pytest.raises(TrainingDiverged):
+            patch.setattr(TrajectoryBank, "draw", poisoned)
+            config = dataclasses.replace(CONFIG, iterations=50)
+            train(model, ConceptConfig(), AttackConfig(steps=1), config, BANK, RETAIN, checkpoints=keep)
+        assert keep.exists() == left
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 import socket
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -53,11 +54,19 @@ def test_a_part_that_does_not_fit_is_refused(
 
 
 def test_nothing_is_asked_of_a_network(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
-        raise AssertionError("a network was asked for something")
+    asked: list[str] = []
+
+    def refused(name: str) -> Callable[..., None]:
+        def call(*_: object, **__: object) -> None:
+            asked.append(name)
+            raise OSError("no network")
+
+        return call
 
     for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refused)
+        monkeypatch.setattr(socket.socket, name, refused(name))
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refused(name))
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -67,3 +76,7 @@ def test_nothing_is_asked_of_a_network(tmp_path: pathlib.Path, monkeypatch: pyte
         assert skeleton(name, torch.device("cpu"), torch.float16).tokenizer("a dog").input_ids
     single = checkpoint.write(tmp_path / "file.safetensors")
     assert load(str(single)).encode(["a dog"]).shape == (1, 77, 768)
+    assert asked == []
+    with pytest.raises(OSError, match="no network"):
+        urllib.request.urlopen("http://huggingface.co")
+    assert asked

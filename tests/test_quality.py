@@ -95,6 +95,9 @@ def test_lpips_is_the_mean_distance_one_by_one(apart: pathlib.Path) -> None:
     assert quality.measure([], moved, none, pictures) == {"lpips": pytest.approx(0.1)}
     assert quality.measure([], moved, none) == {}
     assert "weights" in quality.settings()["lpips"]
+    quality.lpips = lambda a, b: (a - b).abs().mean()
+    with pytest.raises(AdvUnlearnError, match="2 distances for 40 pairs of pictures; it must give one for each"):
+        quality.measure([], moved, none, pictures)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:

@@ -125,7 +125,6 @@ def test_each_quirk_changes_what_a_run_gives_by_its_name(model: TextToImage, qui
     assert any(not torch.equal(named[k], plain[k]) for k in named)
 
 
-
 def test_presets_are_the_published_numbers_and_leave_custom_alone() -> None:
     configs = (ConceptConfig, TrainConfig, AttackConfig, BankConfig)
     assert all(presets.of("custom", config) == {} for config in configs)

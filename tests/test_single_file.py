@@ -126,6 +126,9 @@ def test_a_ckpt_with_an_autoencoder_kl_that_predicts_v(
     assert again.denoiser.latent_shape == (4, 32, 48) and torch.equal(again.denoiser.alphas_cumprod, alphas)
     with torch.no_grad():
         assert torch.equal(again.denoiser.noise_pred(x, t, context), noise)
+    loaded.denoiser.alphas_cumprod = alphas.square()
+    with pytest.raises(AdvUnlearnError, match="another than Stable Diffusion 1.x's; leave --single-file out"):
+        save_checkpoint(tmp_path / "c.safetensors", loaded, loaded.text_encoder, loaded.denoiser, {})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from .. import report as report_files
 from .. import retain
 from ..advice import fitting, sentence
-from ..checkpoint import Checkpoints
+from ..checkpoint import STATE, Checkpoints
 from ..config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig
 from ..configfile import NAME as CONFIG
 from ..configfile import saved
@@ -32,7 +32,7 @@ from ..parallel import ALONE, Processes
 from ..plan import Plan
 from ..progress import Bar
 from ..recipes import BASELINES, RECIPES, environment, recipe_metadata, study
-from ..runfolder import RunFolder
+from ..runfolder import DONE, LOG, RunFolder
 from ..skeleton import skeleton
 from ..trainer import train as run
 from .common import finish, measuring
@@ -48,11 +48,11 @@ def run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AttackCon
 def train_command(args: Namespace, processes: Processes = ALONE) -> None:
     """Train one encoder, or the UNet, and save it with its recipe; of several processes the main one writes."""
     own, (concept, config, attack, bank) = settings(RunConfig, args), run_settings(args)
+    resume = goes_on(args)
     own = replace(own, device=processes.device(own.device or best_device()))
     model, prompts = load_model(own), retained(own, concept)
     if own.single_file:
         check_single_file(model)
-    resume = goes_on(args)
     work = functools.partial(run, model, concept, attack, config, bank, prompts, resume=resume, processes=processes)
     if not processes.main:
         work(checkpoints=Checkpoints(args.out, own.checkpoint_every))
@@ -89,13 +89,20 @@ def train_command(args: Namespace, processes: Processes = ALONE) -> None:
 def goes_on(args: Namespace) -> bool:
     """Return whether a run takes up a state; one that was interrupted before it had any begins, with its settings.
 
-    Raises AdvUnlearnError for --resume where no run was.
+    Raises AdvUnlearnError for --resume where no run was, or where its state is gone.
     """
     folder = pathlib.Path(args.out)
-    there = Checkpoints(folder).exists()
-    if args.resume and not there and not (folder / CONFIG).is_file():
+    if not args.resume or Checkpoints(folder).exists():
+        return args.resume
+    if not (folder / CONFIG).is_file():
         raise AdvUnlearnError(f"{folder} holds no run to go on with; leave --resume out, or give another --out")
-    return args.resume and there
+    log = folder / LOG
+    if (folder / DONE).is_file() or (log.is_file() and log.stat().st_size):
+        raise AdvUnlearnError(
+            f"{folder} holds a run whose {STATE} is gone; leave --resume out to begin anew in its place, or give "
+            "another --out"
+        )
+    return False
 
 
 def _about(model: TextToImage, prompts: list[str], processes: Processes) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def train_each(args: Namespace, processes: Processes) -> None:
     concept, train, attack, bank = run_settings(args)
     folders, out = folders_of(concept.names), pathlib.Path(args.out)
     configs = {c: v.to_dict() for c, v in (("concept", concept), ("train", train), ("attack", attack), ("bank", bank))}
+    if args.resume and not (out / NAME).is_file():
+        raise AdvUnlearnError(f"{out} holds no runs to go on with; leave --resume out, or give another --out")
     if processes.main:
         write_json(out_folder(args) / NAME, saved(settings(RunConfig, args), configs, {}))  # what --resume goes on with
     for name, folder in folders.items():

@@ -14,7 +14,7 @@ from ..formats import save_encoder, save_encoders
 from ..models import TextToImage
 from ..original_keys import unet_keys
 from ..trainer import TrainResult
-from ..unet_files import save_checkpoint, save_unet
+from ..unet_files import has_zero_snr, save_checkpoint, save_unet
 
 SINGLE_FILE = "checkpoint.safetensors"
 
@@ -43,6 +43,7 @@ def check_single_file(model: TextToImage) -> None:
     if isinstance(model.text_encoder, DualTextEncoder):
         raise AdvUnlearnError("only Stable Diffusion 1.x is written as a single file yet; leave --single-file out")
     unet_keys(model.denoiser.unet.state_dict())
+    has_zero_snr(model.denoiser)
 
 
 def save_single_file(

@@ -84,10 +84,19 @@ class Quality:
 
     @torch.no_grad()
     def distances(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the distance (N,) of each picture of `a` from its like in `b`, both (N, 3, H, W) in [0, 1]."""
+        """Return the distance (N,) of each picture of `a` from its like in `b`, both (N, 3, H, W) in [0, 1].
+
+        Raises AdvUnlearnError for a network that gives another number of distances.
+        """
         pairs = zip(a.split(BATCH), b.split(BATCH), strict=True)
         parts = [self.lpips(*((part * 2 - 1).to(self.device) for part in pair)) for pair in pairs]
-        return torch.cat([part.flatten().float().cpu() for part in parts])
+        found = torch.cat([part.flatten().float().cpu() for part in parts])
+        if len(found) != len(a):
+            raise AdvUnlearnError(
+                f"{self.about['lpips']}: {len(found)} distances for {len(a)} pairs of pictures; it must give one for "
+                "each"
+            )
+        return found
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from ..config import Encoders
 from ..dual_encoder import NAMES, DualTextEncoder
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from ..identify import UNET
-from .clip_g import read_part
+from ..identify import UNET, checkpoint_of
+from .clip_g import HOME, read_part
 from .encoders import PREFIX, as_text, encoder_hash, encoder_in, load_state, save_encoder
 from .weights import opened, weights_file
 
@@ -36,7 +36,12 @@ def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None
     metadata: dict[str, str] = {}
     for file in parts_of(path):
         with opened(file) as weights:
-            whole = isinstance(like, DualTextEncoder) and any(name.startswith(UNET) for name in weights.names)
+            whole = isinstance(like, DualTextEncoder) and any(name.startswith((UNET, HOME)) for name in weights.names)
+            if whole and not any(name.startswith(HOME) for name in weights.names):
+                raise AdvUnlearnError(
+                    f"{file} is {checkpoint_of(weights.names, weights.shape)}, of which CLIP-L alone could be read; "
+                    "give an SDXL checkpoint, the folder of a run, or its clip_l.safetensors or clip_g.safetensors"
+                )
             found = [read_part(weights, name) for name in NAMES] if whole else [encoder_in(weights)]
             metadata = weights.metadata
         if check is not None:
