@@ -125,6 +125,7 @@ def test_scale_measures_a_shape_with_random_weights() -> None:
 def test_the_suites_memory_is_that_of_the_shown_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CASES", {"small": Case("miniature", 64, "float32", 1, 1, 1)})
     monkeypatch.setattr(memory, "SHOWN", "small")
+    monkeypatch.setattr(memory, "CARDS", {"8 GiB": memory.CARDS["8 GiB"]})  # one of them: each takes its seconds
     found = memory.measure()
     row = found["cases"]["small"]
     assert found["predicted_gib"] == row["predicted_gib"] and found["measured_gib"] == row["measured_gib"]
