@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .errors import AdvUnlearnError, TrainingDiverged
-from .files import PARTIAL, write_atomic
+from .files import PARTIAL, STATE, write_atomic
 from .parallel import ALONE, Processes
 from .trajectories import Banks
 
-STATE, BANK = "state.pt", "bank-{}.pt"
+BANK = "bank-{}.pt"
 FREE = ("iterations", "checkpointing")  # settings that a run may change when it goes on
 
 
@@ -146,10 +146,13 @@ class RunState:
 
     @contextlib.contextmanager
     def kept(self, checkpoints: Checkpoints | None) -> Iterator[None]:
-        """Save the last whole iteration when anything but a diverged loss interrupts the run, and at its end.
+        """Save a run's beginning, its end, and the last whole iteration when all but a diverged loss interrupts it.
 
         One of several processes that is interrupted does not save: the others may be anywhere, and send it nothing.
         """
+        if checkpoints and not self.history and self.banks.concept.keeps:  # filling it may have taken long
+            self.note()
+            self.save(checkpoints)
         try:
             yield
         except TrainingDiverged:

@@ -16,7 +16,7 @@ from .bench import SUITES
 from .config import ConceptConfig, EvaluateConfig
 from .errors import AdvUnlearnError, TrainingDiverged
 from .evaluation_config import DEMO_BUDGET
-from .files import MEASURED
+from .files import DONE, MEASURED, STATE
 from .flags import UNET, add_files, add_flags, add_measuring, add_model, add_run_settings, add_train
 from .released import NAMES, REPO
 
@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _kept(args: argparse.Namespace) -> tuple[str, str] | None:
     """Return what an interrupted command left, and the command that goes on with it."""
     separately, out = getattr(args, "separately", False), pathlib.Path(getattr(args, "out", ""))
-    if args.command == "train" and (out / configfile.NAME).is_file() and not (out / "train.json").is_file():
-        begun = any(out.glob("*/state.pt" if separately else "state.pt"))
+    if args.command == "train" and (out / configfile.NAME).is_file() and not (out / DONE).is_file():
+        begun = any(out.glob(f"*/{STATE}" if separately else STATE))
         again = f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
         return "run" if begun else "run's settings, since its bank was not filled yet", again
     if args.command == "evaluate" and any(out.glob("*" + MEASURED)):

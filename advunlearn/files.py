@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTIAL = ".partial"
+STATE, DONE = "state.pt", "train.json"  # of a run: what it goes on from, and what says that it is at its end
 MEASURED = ".measured.pt"  # of an evaluation, what it has measured so far
 SHA256 = 64  # its hex digits
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes into a folder

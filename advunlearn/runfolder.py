@@ -15,11 +15,11 @@ from .errors import AdvUnlearnError
 from .evaluation import charts, pictures
 from .evaluation.samples import Samples
 from .events import Progress
-from .files import write_atomic
+from .files import DONE, write_atomic
 from .report import LOSSES, write_json
 from .trackers import Trackers, names_of
 
-LOG, LOSS, RETAINED, SAMPLES, DONE = "log.jsonl", "loss.svg", "retain.txt", "samples", "train.json"
+LOG, LOSS, RETAINED, SAMPLES = "log.jsonl", "loss.svg", "retain.txt", "samples"
 History = Sequence[Mapping[str, float]]
 
 

@@ -124,9 +124,6 @@ class Trainer:
         report, state, config = callback or (lambda progress: None), self.state, self.config
         state.keep_good()
         with self.processes.interrupts(), self._training(), state.kept(checkpoints):
-            if checkpoints and not state.history and self.banks.concept.keeps:  # filling it may have taken long
-                state.note()
-                state.save(checkpoints)
             while len(state.history) < config.iterations:
                 i = len(state.history)
                 state.begin()

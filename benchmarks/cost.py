@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import pathlib
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -167,27 +168,26 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def robust(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return for each way what its shortest robust encoder cost: one whose worst case is at most half of ESD's."""
-    (base, (at, *_)) = ESD, WAYS[ESD].lengths
-    worst = {
-        (way, length): [max(row["asr"][a]["success"] for a in WORST) for row in rows if row["way"] == way
-                        and row["iterations"] == length] for way, length in {(r["way"], r["iterations"]) for r in rows}
-    }  # fmt: skip
-    if (base, at) not in worst:
+    groups: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for row in sorted(rows, key=lambda row: row["iterations"]):
+        groups.setdefault(row["way"], {}).setdefault(row["iterations"], []).append(row)
+    if ESD not in groups:
         return []
-    bound = sum(worst[base, at]) / len(worst[base, at]) / 2
+    (at, first), *_ = groups[ESD].items()
+    bound = worst(first) / 2
     lines = [f"Worst case of {', '.join(WORST)} at most {bound:g}, half of ESD's after {at} iterations:"]
-    for name, way in WAYS.items():
-        costs = {
-            n: [r["forwards"] / 1000 for r in rows if r["way"] == name and r["iterations"] == n]
-            for n in way.lengths if (name, n) in worst
-        }  # fmt: skip
-        reached = [n for n in costs if sum(worst[name, n]) / len(worst[name, n]) <= bound]
-        if costs and name != base:
-            n = min(reached, default=max(costs))
-            spent = sum(costs[n]) / len(costs[n])
-            found = f"{n} iterations, {spent:.0f} thousand F"
-            lines.append(f"- {name}: {found}" if reached else f"- {name}: not after {found}")
+    for way, lengths in groups.items():
+        if way != ESD:
+            reached = next((n for n, own in lengths.items() if worst(own) <= bound), None)
+            n = reached or max(lengths)
+            spent = statistics.mean(row["forwards"] for row in lengths[n]) / 1000
+            lines.append(f"- {way}: {'' if reached else 'not after '}{n} iterations, {spent:.0f} thousand F")
     return lines
+
+
+def worst(rows: Sequence[dict[str, Any]]) -> float:
+    """Return the cases that the best attack of each seed brings back, on average."""
+    return statistics.mean(max(row["asr"][attack]["success"] for attack in WORST) for row in rows)
 
 
 def main() -> None:

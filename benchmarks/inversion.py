@@ -57,15 +57,8 @@ WAYS = {
     "ESD, text encoder": Way(recipe="esd_text"),
     "default": Way(),
     "4 words": Way({"words": 4}),
-    "8 words": Way({"words": 8}),
-    "4 words, 16 steps": Way({"words": 4, "word_steps": 16}),
-    "4 words, renewed after 40": Way({"words": 4, "word_renewal": 40}),
     "4 words, 200 iterations": Way({"words": 4}, {"iterations": 200}),
-    "default, 200 iterations": Way({}, {"iterations": 200}),
     "8 words, 8 steps, share 0.75": Way({"words": 8, "word_steps": 8, "word_share": 0.75}),
-    "8 words, 8 steps, share 0.75, 200 iterations": Way(
-        {"words": 8, "word_steps": 8, "word_share": 0.75}, {"iterations": 200}
-    ),
 }  # fmt: skip
 
 

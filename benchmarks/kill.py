@@ -30,10 +30,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 from outcome import State, differing, load_state, outcome
 
-from advunlearn.checkpoint import STATE
 from advunlearn.cli import main as advunlearn
 from advunlearn.configfile import NAME as CONFIG
-from advunlearn.files import PARTIAL
+from advunlearn.files import PARTIAL, STATE
 from advunlearn.runfolder import LOG
 
 FLAGS = (

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from advunlearn.checkpoint import STATE, Checkpoints
+from advunlearn.checkpoint import Checkpoints
 from advunlearn.cli import main
 from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.events import Progress
-from advunlearn.files import write_atomic
+from advunlearn.files import STATE, write_atomic
 from advunlearn.models import TextToImage
 from advunlearn.runfolder import LOG, SAMPLES
 from advunlearn.trainer import TrainResult, train

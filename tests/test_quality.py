@@ -34,16 +34,33 @@ class Plain(nn.Module):
         return images.float().mean((2, 3))[:, :, None, None]
 
 
+class Apart(nn.Module):
+    """Gives the mean difference of two pictures in [-1, 1], as LPIPS gives its distances: (B, 1, 1, 1)."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return colour_clip(tmp_path_factory.mktemp("quality") / "clip")
 
 
+def scripted(network: nn.Module, folder: pathlib.Path) -> pathlib.Path:
+    """Write a network as TorchScript; return the file."""
+    path = folder / "network.pt"
+    torch.jit.script(network).save(path)  # type: ignore[no-untyped-call]
+    return path
+
+
 @pytest.fixture(scope="module")
 def means(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("quality") / "means.pt"
-    torch.jit.script(Means()).save(path)  # type: ignore[no-untyped-call]
-    return path
+    return scripted(Means(), tmp_path_factory.mktemp("means"))
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return scripted(Apart(), tmp_path_factory.mktemp("apart"))
 
 
 def test_clip_score_is_the_cosine_of_picture_and_prompt(clip: pathlib.Path) -> None:
@@ -68,23 +85,8 @@ def test_fid_is_the_distance_of_the_features(means: pathlib.Path, tmp_path: path
     measured = Quality(inception=str(means)).measure([], brighter, grey)
     assert measured == {"fid": pytest.approx(300.0, rel=0.02)}
     assert Quality(inception=str(means)).measure([], grey, grey)["fid"] == pytest.approx(0.0, abs=1e-3)
-    torch.jit.script(Plain()).save(tmp_path / "plain.pt")  # type: ignore[no-untyped-call]
-    assert Quality(inception=str(tmp_path / "plain.pt")).measure([], brighter, grey) == measured
+    assert Quality(inception=str(scripted(Plain(), tmp_path))).measure([], brighter, grey) == measured
     assert Quality(inception=str(means)).measure([], brighter[:1], grey) == {}  # one picture has no spread
-
-
-class Apart(nn.Module):
-    """Gives the mean difference of two pictures in [-1, 1], as LPIPS gives its distances: (B, 1, 1, 1)."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).abs().mean((1, 2, 3), keepdim=True)
-
-
-@pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("quality") / "apart.pt"
-    torch.jit.script(Apart()).save(path)  # type: ignore[no-untyped-call]
-    return path
 
 
 def test_lpips_is_the_mean_distance_one_by_one(apart: pathlib.Path) -> None:

@@ -47,8 +47,9 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
 
 
 def _quality(args: Namespace, device: str) -> Quality | None:
-    files = args.clip_score, args.fid, args.lpips
-    return Quality(clip=files[0], inception=files[1], lpips=files[2], device=device) if any(files) else None
+    """Return the measures whose weights were given, or None."""
+    files = {"clip": args.clip_score, "inception": args.fid, "lpips": args.lpips}
+    return Quality(**files, device=device) if any(files.values()) else None
 
 
 def evaluate(args: Namespace) -> None:

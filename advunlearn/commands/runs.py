@@ -14,7 +14,7 @@ import torch
 from .. import report as report_files
 from .. import retain
 from ..advice import fitting, sentence
-from ..checkpoint import STATE, Checkpoints
+from ..checkpoint import Checkpoints
 from ..config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig
 from ..configfile import NAME as CONFIG
 from ..configfile import saved
@@ -24,6 +24,7 @@ from ..evaluation.cases import retain_prompts
 from ..evaluation.samples import Samples
 from ..evaluation_config import DEMO_BANK, DEMO_BUDGET, DEMO_TRAIN
 from ..events import Progress
+from ..files import DONE, STATE
 from ..flags import settings
 from ..formats import save_encoder
 from ..inputs import command_line, estimated_device, load_judge, load_model, out_folder
@@ -32,7 +33,7 @@ from ..parallel import ALONE, Processes
 from ..plan import Plan
 from ..progress import Bar
 from ..recipes import BASELINES, RECIPES, environment, recipe_metadata, study
-from ..runfolder import DONE, LOG, RunFolder
+from ..runfolder import LOG, RunFolder
 from ..skeleton import skeleton
 from ..trainer import train as run
 from .common import finish, measuring

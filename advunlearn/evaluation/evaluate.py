@@ -181,6 +181,8 @@ class Evaluator(Drawing):
         images, seen = self._decided(subject, "retained", rows, self.retained_noise, out)
         out.utility |= accuracies(self.cases, seen)
         if self.quality is not None:
+            if subject is self.original:
+                self._references[True] = images  # which would be drawn again
             same = self.reference(same=True) if self.quality.lpips is not None else None
             out.utility |= self.quality.measure([r.prompt for r in rows], images, self.reference(), same)
         if seen.features is not None and len(rows) > 1:  # one picture has no covariance

@@ -175,9 +175,6 @@ def config_of(tensors: Mapping[str, Tensor], source: str, *bases: str) -> dict[s
     )
 
 
-WITH_CLIP_L = "an encoder's file, a CLIPTextModel folder, or a whole Stable Diffusion 1.x or SDXL checkpoint"
-
-
 def home_of_clip_l(weights: Weights) -> str:
     """Return the prefix under which a file holds CLIP-L's text encoder.
 
@@ -189,7 +186,10 @@ def home_of_clip_l(weights: Weights) -> str:
         return homes[0]
     what = describe(weights.names, weights.shape)
     found = f"it is {what}" if what else f"its first tensor is {min(weights.names, default='nothing')!r}"
-    raise AdvUnlearnError(f"{weights.source} holds no CLIP-L text encoder: {found}; give {WITH_CLIP_L}")
+    raise AdvUnlearnError(
+        f"{weights.source} holds no CLIP-L text encoder: {found}; give an encoder's file, a CLIPTextModel folder, or a "
+        "whole Stable Diffusion 1.x or SDXL checkpoint"
+    )
 
 
 def homes_of(weights: Weights) -> list[str]:
