@@ -16,7 +16,8 @@ PARTIAL = ".partial"
 STATE, DONE = "state.pt", "train.json"  # of a run: what it goes on from, and what says that it is at its end
 MEASURED = ".measured.pt"  # of an evaluation, what it has measured so far
 SHA256 = 64  # its hex digits
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes into a folder
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes into a folder, of a text encoder
+UNET_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # and of a UNet
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from .denoisers import DiffusersDenoiser
 from .errors import AdvUnlearnError
-from .files import write_safetensors
+from .files import UNET_WEIGHTS, write_safetensors
 from .formats import opened, portable_state, single_file, weights_file
 from .formats.encoders import as_text
 from .formats.weights import mismatch
@@ -19,7 +19,6 @@ from .identify import UNET, describe
 from .models import TextToImage
 from .original_keys import checkpoint_state, unet_keys
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # what diffusers writes into a folder
 FORMATS = {"folder": "advunlearn.unet.v1", "checkpoint": "advunlearn.checkpoint.v1"}
 
 
@@ -31,7 +30,7 @@ def save_unet(folder: str | pathlib.Path, unet: Any, metadata: Mapping[str, Any]
     folder = pathlib.Path(folder)
     unet.save_config(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
-    write_safetensors(folder / WEIGHTS[0], state, _text(metadata, "folder"))
+    write_safetensors(folder / UNET_WEIGHTS[0], state, _text(metadata, "folder"))
     return folder
 
 
@@ -89,7 +88,7 @@ def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[Diffus
     Raises AdvUnlearnError when there is no UNet, or that names the first missing, unknown or mis-shaped tensor.
     """
     advice = "a diffusers UNet's folder, such as the unet that a training run wrote, or a checkpoint"
-    file, own = weights_file(path, WEIGHTS, "unet", advice), like.unet.state_dict()
+    file, own = weights_file(path, UNET_WEIGHTS, "unet", advice), like.unet.state_dict()
     with opened(file) as weights:
         names, read, metadata = weights.names, weights.read, weights.metadata
         start, keys = _layout(names, own, lambda: describe(names, weights.shape), file)

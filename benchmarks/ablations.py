@@ -5,7 +5,8 @@
 
 `run` trains and measures each value of a study, by plain prompts, other routes and both attacks, and passes over the
 rows that benchmarks/results/ablations.json has; what several studies share is run once. `table` prints Markdown: counts
-summed over seeds, with the spread. All arithmetic of the frozen parts is in bf16.
+summed over seeds, with the spread. All arithmetic of the frozen parts is in bf16. `official` is the recipe with all
+that mode `official` does as the published code, on trajectories of its 50 steps, but that its latents come from a bank.
 """
 
 from __future__ import annotations
@@ -33,14 +34,27 @@ from advunlearn.evaluation.evaluate import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models import load
-from advunlearn.quirks import OFFICIAL, Quirks
+from advunlearn.quirks import OFFICIAL, PublishedSampler, Quirks
 from advunlearn.recipes import RECIPES
 from advunlearn.trainer import train
+from advunlearn.trajectories import TrajectoryBank, Triples, make_banks
 
 RECIPE = RECIPES["advunlearn"]
 # Of the published code all but where its latents come from: the bank's, which cost a fifteenth.
 ON_THE_BANK = replace(OFFICIAL, cleaner_latents=False)
 UTILITY = ("retained_accuracy", "style_accuracy")
+
+
+class ToldLate(TrajectoryBank):
+    """A bank whose latents are told to be of later timesteps, as the published code does with those it samples anew."""
+
+    draw = PublishedSampler.draw
+
+    def sampled_at(self, k: torch.Tensor) -> Triples:
+        """Return a triple of any trajectory for each step number in `k` (B,)."""
+        self.draws += len(k)
+        rows = self._rows()
+        return self._triples(rows[torch.randint(len(rows), (len(k),), generator=self.generator)], k)
 
 
 @dataclass(frozen=True)
@@ -51,13 +65,15 @@ class Change:
     attack: dict[str, Any] = field(default_factory=dict)
     quirks: dict[str, bool] = field(default_factory=dict)
     prompts: str = "filtered"  # of RETAINED
+    bank: dict[str, Any] = field(default_factory=dict)
 
     def key(self) -> str:
         """Return what is changed, the same for all studies that run the same."""
         train = {k: v for k, v in self.train.items() if getattr(RECIPE.train, k) != v}
         attack = {k: v for k, v in self.attack.items() if getattr(RECIPE.attack, k) != v}
         quirks = {k: v for k, v in self.quirks.items() if v}
-        return json.dumps([train, attack, quirks, self.prompts], sort_keys=True)
+        bank = [self.bank] if self.bank else []
+        return json.dumps([train, attack, quirks, self.prompts, *bank], sort_keys=True)
 
 
 def without_neighbours(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
@@ -83,8 +99,8 @@ STUDIES: dict[str, dict[str, Change]] = {
     "mode": {
         "advunlearn": Change(), "fast": Change({"mode": "fast"}),
         "published quirks": Change(quirks=asdict(ON_THE_BANK)),
+        "official": Change(quirks=asdict(OFFICIAL), bank={"sampling_steps": 50}),
     },
-    "official": {"official": Change({"mode": "official"}, quirks=asdict(OFFICIAL))},
     "layers": {"all 4" if n == 0 else str(n): Change({"layers": n}) for n in (1, 2, 0)},
     "gamma": {str(g): Change({"retain_weight": g}) for g in (0.0, 0.1, 0.3, 0.5, 1.0, RECIPE.train.retain_weight)},
     "position": {p: Change(attack={"position": p}) for p in ("prefix", "replace", "add")},
@@ -110,10 +126,15 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 if kept.has(**key):
                     continue
                 config = replace(RECIPE.train, seed=seed, iterations=kept.settings["iterations"], **change.train)
+                bank, quirks = BankConfig(**change.bank), Quirks(**change.quirks)
+                prompts = RETAINED[change.prompts](concept, judge)
                 began = time.perf_counter()
+                late = quirks.cleaner_latents and make_banks(
+                    model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=ToldLate
+                )
                 result = train(
-                    model, concept, replace(RECIPE.attack, **change.attack), config, BankConfig(),
-                    RETAINED[change.prompts](concept, judge), quirks=Quirks(**change.quirks),
+                    model, concept, replace(RECIPE.attack, **change.attack), config, bank, prompts,
+                    banks=late or None, quirks=quirks,
                 )  # fmt: skip
                 seconds = time.perf_counter() - began
                 measured = evaluator.measure(Subject(result.encoder, model.denoiser))
@@ -132,9 +153,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 value: [r for r in rows if r["concept"] == concept and r["change"] == change.key()]
                 for value, change in values.items()
             }
-            if not all(found.values()):
+            if sum(map(bool, found.values())) < 2:
                 continue
             for value, group in found.items():
+                if not group:
+                    continue
                 cells = [summed([r["asr"][a] for r in group], "success") for a in ATTACKS]
                 cells += [summed([r["utility"][u] for r in group], "correct") for u in UTILITY]
                 seconds = sum(r["seconds"] for r in group) / len(group)
@@ -145,7 +168,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--study", nargs="+", choices=STUDIES, default=[s for s in STUDIES if s != "official"])
+    parser.add_argument("--study", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--values", nargs="+", help="of the studies, these alone; default: all")
     parser.add_argument("--concepts", nargs="+", default=["castle"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

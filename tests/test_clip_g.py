@@ -14,8 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from advunlearn.cli import main
 from advunlearn.dual_encoder import DualTextEncoder
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import load_encoder, portable_state, save_encoder
+from advunlearn.formats import PREFIX, load_encoder, portable_state, save_encoder
 from advunlearn.formats.clip_g import HOME, from_openclip, to_openclip
+from advunlearn.formats.compare import in_words, information
 from advunlearn.formats.convert import convert
 
 Tensors = dict[str, torch.Tensor]
@@ -90,6 +91,21 @@ def test_a_patched_checkpoint_has_the_trained_one_and_all_else_as_it_was(
     assert same({k: after[k] for k in new}, new) and before.keys() == after.keys()
     rest = before.keys() - new.keys()
     assert HOME + "logit_scale" in rest and same({k: after[k] for k in rest}, {k: before[k] for k in rest})
+
+
+def test_info_tells_both_encoders_and_compares_each(
+    base: pathlib.Path, trained: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "patched.safetensors"
+    convert(str(trained), out, "checkpoint", str(base))
+    facts = information(str(out), str(base))
+    assert facts["kind"].endswith("; and SDXL's CLIP-G (OpenCLIP ViT-bigG), 1280 wide, in OpenCLIP's layout")
+    assert (facts["width"], facts["second_encoder"]["width"], facts["second_encoder"]["layers"]) == (32, 1280, 2)
+    assert facts["second_encoder"]["encoder_sha256"] == information(str(trained))["encoder_sha256"]
+    first, second = facts["base"], facts["base"]["second_encoder"]
+    assert first["total"] == 0 and not first["changed"]
+    assert second["total"] > 0.1 and PREFIX + "encoder.layers.1.mlp.fc2.weight" in second["changed"]
+    assert "second encoder: " in in_words(facts)
 
 
 def test_a_folder_loads_in_transformers_with_its_projection(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:

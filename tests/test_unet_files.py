@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from advunlearn.errors import AdvUnlearnError
+from advunlearn.formats.compare import information
 from advunlearn.models import TextToImage
 from advunlearn.original_keys import UNET, checkpoint_state, unet_keys, vae_keys
 from advunlearn.skeleton import skeleton
@@ -81,6 +82,23 @@ def test_a_folder_is_diffusers_own_and_comes_back_bit_for_bit(model: TextToImage
     theirs.save_pretrained(tmp_path / "theirs", safe_serialization=False)  # a pickle
     found, _ = load_unet(tmp_path / "theirs", model.denoiser)  # type: ignore[arg-type]
     assert same(found.unet.state_dict(), unet.state_dict())
+
+
+def test_info_compares_a_unet_with_that_of_its_model(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    unet = model.denoiser.trainable_copy().unet  # type: ignore[attr-defined]
+    with torch.no_grad():
+        unet.down_blocks[1].resnets[0].conv1.weight *= 1.5
+    facts = information(str(save_unet(tmp_path / "unet", unet, {})), "miniature")
+    assert facts["kind"] == "a diffusers UNet" and facts["dtype"] == {"float32": len(unet.state_dict())}
+    base = facts["base"]
+    assert base["changed"] == ["down_blocks.1.resnets.0.conv1.weight"]
+    assert [part for part, change in base["relative_change"].items() if change] == ["down_blocks.1"]
+    block = torch.cat([v.flatten() for v in model.denoiser.unet.down_blocks[1].parameters()])  # type: ignore[attr-defined]
+    one = model.denoiser.unet.down_blocks[1].resnets[0].conv1.weight  # type: ignore[attr-defined]
+    assert base["relative_change"]["down_blocks.1"] == pytest.approx((0.5 * one.norm() / block.norm()).item(), rel=1e-4)
+    save_file({"down_blocks.0.weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(AdvUnlearnError, match="not a UNet of miniature's shape"):
+        information(str(tmp_path / "other.safetensors"), "miniature")
 
 
 def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
