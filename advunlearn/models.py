@@ -118,7 +118,10 @@ def load(
     parts: tuple[nn.Module, ...] = (encoder, unet, vae)
     for part in parts:
         part.to(device).train(False).requires_grad_(False)
-    return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
+    try:
+        return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
+    except AdvUnlearnError as error:
+        raise AdvUnlearnError(f"model {name!r}: {error}") from error
 
 
 def _from_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 import socket
@@ -51,6 +52,27 @@ def test_a_part_that_does_not_fit_is_refused(
     assert main(["sample", "a dog", "--model", str(folder), "--out", str(tmp_path / "x.png")]) == 2
     error = capsys.readouterr().err
     assert f"model {str(folder)!r}" in error and says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("unet/config.json", {"in_channels": 9}, "the UNet takes 9 channels and returns 4: an inpainting model"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "the scheduler predicts 'sample'; only"),
+    ],
+)
+def test_another_kind_of_model_is_refused(
+    part: str, change: dict[str, object], says: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(miniature.path(), tmp_path / "model")
+    config = json.loads((folder / part).read_text())
+    (folder / part).write_text(json.dumps(config | change))
+    if "in_channels" in change:
+        tensors = load_file(folder / UNET)
+        save_file(tensors | {"conv_in.weight": torch.zeros(64, 9, 3, 3).half()}, folder / UNET, {"format": "pt"})
+    assert main(["sample", "a dog", "--model", str(folder), "--out", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert f"model {str(folder)!r}: {says}" in error and error.count("\n") == 1
 
 
 def test_nothing_is_asked_of_a_network(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
