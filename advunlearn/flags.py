@@ -110,7 +110,7 @@ def add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `info` and `convert`."""
     info = command("info", "say what a file is, and how it differs from a base", model="")
     info.add_argument("file", metavar="FILE")
-    info.add_argument("--base", metavar="FILE|MODEL", help="compare it with the text encoder of this file or model")
+    info.add_argument("--base", metavar="FILE|MODEL", help="compare its text encoders or its UNet with those there")
     convert = command("convert", "write a text encoder in another form, bit for bit", model="")
     convert.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP text encoder")
     convert.add_argument("out", metavar="OUT", help="what to write: a .safetensors file, or for diffusers a folder")

@@ -16,7 +16,8 @@ BY_WIDTH = {
     1024: "Stable Diffusion 2's text encoder (OpenCLIP ViT-H)",
     CLIP_G: "SDXL's CLIP-G (OpenCLIP ViT-bigG)",
 }
-OPENCLIP, DIFFUSERS_UNET = "resblocks.", "a diffusers UNet"
+OPENCLIP = "resblocks."
+DIFFUSERS_UNET = "a diffusers UNet"
 # What stands in a tensor's name, the most telling first.
 BY_NAME = {
     "lora_": "a LoRA: load it with a LoRA loader",
@@ -26,6 +27,9 @@ BY_NAME = {
     "input_blocks": "a UNet or a checkpoint without its text encoder",
     "double_blocks": "a diffusion transformer or a checkpoint without its text encoder",
     "joint_blocks": "a diffusion transformer or a checkpoint without its text encoder",
+    "controlnet_": "a ControlNet",
+    "motion_modules": "a motion module",
+    "encoder.down_blocks": "a diffusers autoencoder",
     "down_blocks": DIFFUSERS_UNET,
 }
 

@@ -118,10 +118,7 @@ def load(
     parts: tuple[nn.Module, ...] = (encoder, unet, vae)
     for part in parts:
         part.to(device).train(False).requires_grad_(False)
-    try:
-        return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
-    except AdvUnlearnError as error:
-        raise AdvUnlearnError(f"model {name!r}: {error}") from error
+    return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
 
 
 def _from_folder(
@@ -198,14 +195,21 @@ def plain_attention(device: str | torch.device, dtype: torch.dtype) -> bool:
 
 
 def assembled(name: str, parts: tuple[Any, ...], device: str | torch.device, dtype: torch.dtype) -> TextToImage:
-    """Return a model of its `PARTS`: what frozen parts compute in is the encoder's too, and attention as it is fast."""
+    """Return a model of its `PARTS`: what frozen parts compute in is the encoder's too, and attention as it is fast.
+
+    Raises AdvUnlearnError for a UNet or a schedule of another kind.
+    """
     tokenizer, encoder, unet, vae, scheduler = parts
     encoder.compute_dtype = dtype
     if plain_attention(device, dtype):
         from diffusers.models.attention_processor import AttnProcessor
 
         unet.set_attn_processor(AttnProcessor())
-    return TextToImage(name, tokenizer, encoder, DiffusersDenoiser(unet, scheduler), vae)
+    try:
+        denoiser = DiffusersDenoiser(unet, scheduler)
+    except AdvUnlearnError as error:
+        raise AdvUnlearnError(f"model {name!r}: {error}") from error
+    return TextToImage(name, tokenizer, encoder, denoiser, vae)
 
 
 def best_device() -> str:

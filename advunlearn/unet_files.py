@@ -88,7 +88,7 @@ def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[Diffus
     Raises AdvUnlearnError when there is no UNet, or that names the first missing, unknown or mis-shaped tensor.
     """
     advice = "a diffusers UNet's folder, such as the unet that a training run wrote, or a checkpoint"
-    file, own = weights_file(path, UNET_WEIGHTS, "unet", advice), like.unet.state_dict()
+    file, own = weights_file(path, UNET_WEIGHTS, ("unet",), advice), like.unet.state_dict()
     with opened(file) as weights:
         names, read, metadata = weights.names, weights.read, weights.metadata
         start, keys = _layout(names, own, lambda: describe(names, weights.shape), file)

@@ -40,13 +40,13 @@ from advunlearn.trainer import train
 from advunlearn.trajectories import TrajectoryBank, Triples, make_banks
 
 RECIPE = RECIPES["advunlearn"]
-# Of the published code all but where its latents come from: the bank's, which cost a fifteenth.
+# Of the published code all but its latents, which are cleaner than the UNet is told.
 ON_THE_BANK = replace(OFFICIAL, cleaner_latents=False)
 UTILITY = ("retained_accuracy", "style_accuracy")
 
 
 class ToldLate(TrajectoryBank):
-    """A bank whose latents are told to be of later timesteps, as the published code does with those it samples anew."""
+    """A bank of whose latents the UNet is told later timesteps, as in the published code."""
 
     draw = PublishedSampler.draw
 
@@ -99,10 +99,15 @@ STUDIES: dict[str, dict[str, Change]] = {
     "mode": {
         "advunlearn": Change(), "fast": Change({"mode": "fast"}),
         "published quirks": Change(quirks=asdict(ON_THE_BANK)),
-        "official": Change(quirks=asdict(OFFICIAL), bank={"sampling_steps": 50}),
+        "official, on a bank": Change(quirks=asdict(OFFICIAL), bank={"sampling_steps": 50}),
     },
     "layers": {"all 4" if n == 0 else str(n): Change({"layers": n}) for n in (1, 2, 0)},
     "gamma": {str(g): Change({"retain_weight": g}) for g in (0.0, 0.1, 0.3, 0.5, 1.0, RECIPE.train.retain_weight)},
+    "start": {
+        "anew, 8 steps": Change(), "anew, 4 steps": Change(attack={"steps": 4}),
+        "from the last, 8 steps": Change(attack={"start": "latest"}),
+        "from the last, 4 steps": Change(attack={"start": "latest", "steps": 4}),
+    },
     "position": {p: Change(attack={"position": p}) for p in ("prefix", "replace", "add")},
     "span": {"by tokens": Change(), "by words": Change(quirks={"words_for_tokens": True})},
     "retain": {name: Change(prompts=name) for name in RETAINED},
@@ -129,12 +134,12 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 bank, quirks = BankConfig(**change.bank), Quirks(**change.quirks)
                 prompts = RETAINED[change.prompts](concept, judge)
                 began = time.perf_counter()
-                late = quirks.cleaner_latents and make_banks(
-                    model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=ToldLate
-                )
+                generator = torch.Generator().manual_seed(seed)
+                late = quirks.cleaner_latents
+                banks = make_banks(model, concept, prompts, bank, generator, bank=ToldLate) if late else None
                 result = train(
                     model, concept, replace(RECIPE.attack, **change.attack), config, bank, prompts,
-                    banks=late or None, quirks=quirks,
+                    banks=banks, quirks=quirks,
                 )  # fmt: skip
                 seconds = time.perf_counter() - began
                 measured = evaluator.measure(Subject(result.encoder, model.denoiser))

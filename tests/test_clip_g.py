@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from advunlearn.cli import main
 from advunlearn.dual_encoder import DualTextEncoder
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import PREFIX, load_encoder, portable_state, save_encoder
+from advunlearn.formats import PREFIX, PROJECTION, load_encoder, portable_state, save_encoder
 from advunlearn.formats.clip_g import HOME, from_openclip, to_openclip
 from advunlearn.formats.compare import in_words, information
 from advunlearn.formats.convert import convert
@@ -93,9 +93,10 @@ def test_a_patched_checkpoint_has_the_trained_one_and_all_else_as_it_was(
     assert HOME + "logit_scale" in rest and same({k: after[k] for k in rest}, {k: before[k] for k in rest})
 
 
-def test_info_tells_both_encoders_and_compares_each(
-    base: pathlib.Path, trained: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_info_tells_both_encoders_and_compares_each(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    its_base = information(str(base))["second_encoder"]["encoder_sha256"]
+    trained = save_encoder(tmp_path / "clip_g.safetensors", clip_g(), {"advunlearn.base_sha256": its_base})
     out = tmp_path / "patched.safetensors"
     convert(str(trained), out, "checkpoint", str(base))
     facts = information(str(out), str(base))
@@ -103,9 +104,26 @@ def test_info_tells_both_encoders_and_compares_each(
     assert (facts["width"], facts["second_encoder"]["width"], facts["second_encoder"]["layers"]) == (32, 1280, 2)
     assert facts["second_encoder"]["encoder_sha256"] == information(str(trained))["encoder_sha256"]
     first, second = facts["base"], facts["base"]["second_encoder"]
-    assert first["total"] == 0 and not first["changed"]
+    assert first["total"] == 0 and not first["changed"] and first["trained_from_it"] is True
+    assert information(str(base), str(out))["base"]["trained_from_it"] is None
+    assert information(str(out), str(out))["base"]["trained_from_it"] is False
     assert second["total"] > 0.1 and PREFIX + "encoder.layers.1.mlp.fc2.weight" in second["changed"]
-    assert "second encoder: " in in_words(facts)
+    assert first["others"] == {"equal": 2, "of": 2}  # the UNet's
+    equal, both = len(second["equal"]), len(second["equal"] + second["changed"])
+    assert both == 37 and f"second encoder: {equal} of {both} tensors equal, relative change " in in_words(facts)
+
+
+def test_info_compares_clip_g_alone_with_that_of_a_checkpoint(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    alone = save_encoder(tmp_path / "clip_g.safetensors", clip_g(2).half(), {})
+    same_as_its = information(str(alone), str(base))["base"]
+    assert not same_as_its["changed"] and same_as_its["total"] == 0 and PROJECTION in same_as_its["equal"]
+    tensors = load_file(base)
+    del tensors[HOME + "text_projection"]
+    save_file(tensors, tmp_path / "bare.safetensors")
+    assert PROJECTION not in information(str(alone), str(tmp_path / "bare.safetensors"))["base"]["equal"]
+    with pytest.raises(AdvUnlearnError, match="they have nothing in common"):
+        information(str(alone), "miniature")
 
 
 def test_a_folder_loads_in_transformers_with_its_projection(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -16,8 +16,10 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from advunlearn import miniature
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats.compare import information
+from advunlearn.files import UNET_WEIGHTS
+from advunlearn.formats.compare import group_of, in_words, information
 from advunlearn.models import TextToImage
 from advunlearn.original_keys import UNET, checkpoint_state, unet_keys, vae_keys
 from advunlearn.skeleton import skeleton
@@ -97,8 +99,39 @@ def test_info_compares_a_unet_with_that_of_its_model(model: TextToImage, tmp_pat
     one = model.denoiser.unet.down_blocks[1].resnets[0].conv1.weight  # type: ignore[attr-defined]
     assert base["relative_change"]["down_blocks.1"] == pytest.approx((0.5 * one.norm() / block.norm()).item(), rel=1e-4)
     save_file({"down_blocks.0.weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(AdvUnlearnError, match="not a UNet of miniature's shape"):
+    with pytest.raises(AdvUnlearnError, match="lacks 286 of 286 tensors"):
         information(str(tmp_path / "other.safetensors"), "miniature")
+    encoder = str(miniature.path() / "text_encoder" / "model.safetensors")
+    with pytest.raises(AdvUnlearnError, match="is a diffusers UNet, and .* is a CLIP text encoder: .* in common"):
+        information(str(tmp_path / "unet"), encoder)
+
+
+def test_info_of_a_run_that_trained_a_unet_tells_it(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    unet = model.denoiser.unet  # type: ignore[attr-defined]
+    unet.save_pretrained(tmp_path / "run" / "unet", safe_serialization=False)  # a pickle
+    facts = information(str(tmp_path / "run"), "miniature")
+    assert facts["kind"] == "a diffusers UNet" and not facts["base"]["changed"]
+    assert "286 of 286 tensors equal" in in_words(facts)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("encoder.down_blocks.0.resnets.0.conv1.weight", "a diffusers autoencoder"),
+        ("controlnet_down_blocks.0.weight", "a ControlNet"),
+        ("down_blocks.0.motion_modules.0.norm.weight", "a motion module"),
+    ],
+)
+def test_what_is_like_a_unet_is_told_from_one(name: str, kind: str, tmp_path: pathlib.Path) -> None:
+    save_file({name: torch.ones(2), "conv_in.weight": torch.ones(2)}, tmp_path / UNET_WEIGHTS[0])
+    assert information(str(tmp_path))["kind"] == kind
+    with pytest.raises(AdvUnlearnError, match=f"is {kind}; what is compared with a base"):
+        information(str(tmp_path), "miniature")
+
+
+def test_parts_of_a_unet_have_the_blocks_names() -> None:
+    names = ("down_blocks.0.resnets.0.conv1.weight", "add_embedding.linear_1.bias", "conv_in.weight", "x")
+    assert [group_of(name) for name in names] == ["down_blocks.0", "add_embedding", "conv_in", "x"]
 
 
 def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,14 +14,26 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from ..files import UNET_WEIGHTS, WEIGHTS, digest_of
-from ..identify import DIFFUSERS_UNET, checkpoint_of, clip_of, describe, layer_count
-from .clip_g import HOME, read_part
+from ..identify import DIFFUSERS_UNET, OPENCLIP, UNET, checkpoint_of, clip_of, describe, layer_count
+from .clip_g import HOME, from_openclip, is_clip_g
 from .convert import place_of
-from .encoders import PREFIX, encoder_hash, encoder_in, home_of_clip_l, homes_of, names_in, require_state, shapes_of
+from .encoders import (
+    PREFIX,
+    PROJECTION,
+    encoder_hash,
+    encoder_in,
+    home_of_clip_l,
+    homes_of,
+    names_in,
+    require_state,
+    shapes_of,
+)
 from .single_file import prediction_type
 from .weights import Weights, mismatch, opened, weights_file
 
 TABLE = PREFIX + "embeddings.token_embedding.weight"
+FIRST, SECOND, ITS_UNET = "encoder", "second_encoder", "unet"  # networks that are compared; the second is SDXL's CLIP-G
+Networks = dict[str, dict[str, Tensor]]
 
 
 def group_of(name: str) -> str:
@@ -28,10 +41,11 @@ def group_of(name: str) -> str:
 
     Of a text encoder 'layer 3', 'token_embedding', 'final_layer_norm'; of a UNet 'down_blocks.0', 'time_embedding'.
     """
-    if layer := re.search(r"\blayers\.(\d+)\.", name):
-        return f"layer {layer[1]}"
-    block = re.match(r"(?:down|up)_blocks\.\d+|mid_block|time_embedding", name)
-    return block[0] if block else name.split(".")[-2]
+    if not name.startswith(PREFIX):
+        found = re.match(r"(?:down|up)_blocks\.\d+|[^.]+", name)
+        return found[0] if found else name
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    return f"layer {layer[1]}" if layer else name.split(".")[-2]
 
 
 def parsed(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -72,30 +86,50 @@ def differences(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> di
 
 def kind_of(weights: Weights) -> str:
     """Return what a file is, in words. Raises AdvUnlearnError when nobody can tell."""
-    checkpoint = checkpoint_of(weights.names, weights.shape)
+    whole = any(name.startswith(UNET) for name in weights.names)
+    checkpoint, encoders = checkpoint_of(weights.names, weights.shape) if whole else "", []
     if homes := homes_of(weights):
         names = list(names_in(weights, homes[0]))
         width = weights.shape(homes[0] + "encoder.layers.0.layer_norm1.weight")[0]
-        inside = f"{clip_of(width, layer_count(names))}"
-        if not checkpoint:
-            return f"a CLIP text encoder: {inside}"
-        if second := [name.removeprefix(HOME) for name in weights.names if name.startswith(HOME)]:
-            inside += f"; and {describe(second, lambda name: weights.shape(HOME + name))}"
-        return f"{checkpoint}, {prediction_type(weights)} prediction, with a CLIP text encoder: {inside}"
-    if not (what := checkpoint or describe(weights.names, weights.shape)):
+        encoders.append(f"a CLIP text encoder: {clip_of(width, layer_count(names))}")
+    if any(name.startswith(HOME) and OPENCLIP in name for name in weights.names):
+        inside = [name.removeprefix(HOME) for name in weights.names if name.startswith(HOME)]
+        encoders.append(describe(inside, lambda name: weights.shape(HOME + name)))
+    if checkpoint and encoders:
+        return f"{checkpoint}, {prediction_type(weights)} prediction, with {'; and '.join(encoders)}"
+    if not (what := checkpoint or "; and ".join(encoders) or describe(weights.names, weights.shape)):
         home_of_clip_l(weights)  # raises, and says what it found instead
     return what
 
 
+def networks(weights: Weights, kind: str) -> Networks:
+    """Return what of a file of a `kind_of` can be compared, each as `FIRST`, `SECOND` or `ITS_UNET`, tensors by name.
+
+    Raises AdvUnlearnError for a part of a text encoder, and for one that is there twice and differs.
+    """
+    found: Networks = {}
+    if homes_of(weights):
+        tensors = encoder_in(weights)
+        if TABLE not in tensors:
+            raise AdvUnlearnError(f"{weights.source} has no token embedding table: it is not a whole text encoder")
+        second = is_clip_g(tensors)
+        found[SECOND if second else FIRST] = tensors | (
+            {PROJECTION: weights.read(PROJECTION)} if second and PROJECTION in weights.names else {}
+        )
+    inside = {name.removeprefix(HOME): weights.read(name) for name in weights.names if name.startswith(HOME)}
+    if TABLE in (beside := from_openclip(inside)):
+        found.setdefault(SECOND, beside)
+    if kind == DIFFUSERS_UNET:
+        found[ITS_UNET] = {name: weights.read(name) for name in weights.names}
+    return found
+
+
 def others(weights: Weights, base: Weights) -> dict[str, int] | None:
-    """Return how many of the tensors outside the text encoder are those of the base bit for bit, of how many.
+    """Return how many of the tensors outside the text encoders are those of the base bit for bit, of how many.
 
     None where either has no others.
     """
-    outside = [
-        {n for n in some.names if not n.startswith(homes_of(some)[0])} if homes_of(some)[0] else set()
-        for some in (weights, base)
-    ]
+    outside = [{n for n in some.names if not n.startswith((*homes_of(some), HOME))} for some in (weights, base)]
     if not all(outside):
         return None
     both = outside[0] & outside[1]
@@ -112,53 +146,59 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def encoder_facts(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Return a text encoder's size, dtypes and hash. Raises AdvUnlearnError for a part of one."""
+def network_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a network's dtypes, and of a text encoder its size and hash."""
+    facts = {"dtype": dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()))}
     if TABLE not in tensors:
-        raise AdvUnlearnError(f"{source} has no token embedding table: it is not a whole text encoder")
+        return facts
     vocabulary, width = tensors[TABLE].shape
     return {
-        "layers": layer_count(tensors), "width": width, "vocabulary": vocabulary, "dtype": dtypes_of(tensors),
+        "layers": layer_count(tensors), "width": width, "vocabulary": vocabulary, **facts,
         "encoder_sha256": encoder_hash(tensors),
     }  # fmt: skip
 
 
-def dtypes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return how many tensors there are of each dtype."""
-    return dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()))
+def against(weights: Weights, kind: str, own: Networks, base: str, said: str | None) -> dict[str, Any]:
+    """Return how a file's networks differ from a base's; `said` is the hash of the encoder that one was trained from.
 
-
-def second_encoder(weights: Weights) -> dict[str, Tensor]:
-    """Return SDXL's second text encoder where a checkpoint has it beside the first."""
-    return read_part(weights, "clip_g") if any(name.startswith(HOME) for name in weights.names) else {}
-
-
-def encoder_against(weights: Weights, base: str, said: str | None) -> dict[str, Any]:
-    """Return how a file's text encoders differ from a base's; `said` is the hash of what the first was trained from."""
-    tensors = encoder_in(weights)
-    with opened(place_of(base)) as reference:
-        old = encoder_in(reference)
-        require_state(shapes_of(old), tensors, weights.source)
-        own = encoder_hash(old)
-        facts = {
-            "file": base, "encoder_sha256": own, "trained_from_it": said == own if said else None,
-            **differences(tensors, old), "others": others(weights, reference),
+    Raises AdvUnlearnError for a base that has none of them, or has them in another shape.
+    """
+    place = pathlib.Path(place_of(base))
+    if ITS_UNET in own:
+        place = weights_file(place, UNET_WEIGHTS, ("unet",), "a UNet's folder, or that of a model which has one")
+    elif FIRST not in own and (place / "text_encoder_2").is_dir():
+        place = place / "text_encoder_2"
+    with opened(place) as reference:
+        what = kind_of(reference)
+        old = networks(reference, what)
+        both = [name for name in own if name in old]
+        if not both:
+            raise AdvUnlearnError(
+                f"{weights.source} is {kind}, and {base} is {what}: they have nothing in common; give as base the "
+                "model, or the part of it, that the file was trained from"
+            )
+        first, *more = both
+        compared = {name: differences(own[name], comparable(own[name], old[name], weights.source)) for name in both}
+        hashes = {name: encoder_hash(old[name]) for name in both if name != ITS_UNET}
+        return {
+            "file": base, "encoder_sha256": hashes.get(first),
+            "trained_from_it": said in hashes.values() if said and hashes else None, **compared[first],
+            "others": others(weights, reference) if hashes else None, **{name: compared[name] for name in more},
         }  # fmt: skip
-        second = second_encoder(weights), second_encoder(reference)
-        if all(second):
-            require_state(shapes_of(second[1]), second[0], weights.source)
-            facts["second_encoder"] = differences(*second)
-    return facts
 
 
-def unet_against(weights: Weights, tensors: Mapping[str, Tensor], base: str) -> dict[str, Any]:
-    """Return how a diffusers UNet differs from a base's: its file, its folder, or the folder of the model it is in."""
-    advice = "a diffusers UNet's folder, or that of a model which has one"
-    with opened(weights_file(place_of(base), UNET_WEIGHTS, "unet", advice)) as reference:
-        old = {name: reference.read(name) for name in reference.names}
-        if wrong := mismatch(shapes_of(old), shapes_of(tensors)):
-            raise AdvUnlearnError(f"{weights.source} {wrong}: it is not a UNet of {base}'s shape; give {advice}")
-        return {"file": base, "trained_from_it": None, **differences(tensors, old), "others": None}
+def comparable(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+    """Return what of a base a network is compared with: all of it, but for a projection that only one of them has.
+
+    Raises AdvUnlearnError for a network of another shape.
+    """
+    if TABLE in base:
+        require_state(shapes_of(base), tensors, source)
+        base = {name: tensor for name, tensor in base.items() if name in tensors}
+        tensors = {name: tensors[name] for name in base}
+    if wrong := mismatch(shapes_of(base), shapes_of(tensors)):
+        raise AdvUnlearnError(f"{source} {wrong}: it is not of this base's shape; give what it was trained from")
+    return base
 
 
 def information(source: str, base: str | None = None) -> dict[str, Any]:
@@ -166,25 +206,21 @@ def information(source: str, base: str | None = None) -> dict[str, Any]:
 
     Raises AdvUnlearnError for a file that cannot be read or that nobody can tell, or a base that does not compare.
     """
-    path = weights_file(place_of(source), (*WEIGHTS, *UNET_WEIGHTS))
+    advice = "a file of weights, the folder of a text encoder or of a UNet, or that of a model which has one"
+    path = weights_file(place_of(source), (*WEIGHTS, *UNET_WEIGHTS), ("text_encoder", "unet"), advice)
     with opened(path) as weights:
+        kind = kind_of(weights)
         facts: dict[str, Any] = {
-            "file": source, "kind": kind_of(weights), "bytes": path.stat().st_size, "sha256": digest_of(path),
+            "file": source, "kind": kind, "bytes": path.stat().st_size, "sha256": digest_of(path),
             "tensors": len(weights.names), "metadata": parsed(weights.metadata),
         }  # fmt: skip
-        if homes_of(weights):
-            facts |= encoder_facts(encoder_in(weights), source)
-            if second := second_encoder(weights):
-                facts["second_encoder"] = encoder_facts(second, source)
-            if base:
-                facts["base"] = encoder_against(weights, base, facts["metadata"].get("base_sha256"))
-        elif facts["kind"] == DIFFUSERS_UNET:
-            tensors = {name: weights.read(name) for name in weights.names}
-            facts["dtype"] = dtypes_of(tensors)
-            if base:
-                facts["base"] = unet_against(weights, tensors, base)
-        elif base:
-            raise AdvUnlearnError(f"{source} is {facts['kind']}; only text encoders and UNets are compared with a base")
+        own = networks(weights, kind)
+        for number, tensors in enumerate(own.values()):
+            facts |= {SECOND: network_facts(tensors)} if number else network_facts(tensors)
+        if base and not own:
+            raise AdvUnlearnError(f"{source} is {kind}; what is compared with a base are text encoders and UNets")
+        if base:
+            facts["base"] = against(weights, kind, own, base, facts["metadata"].get("base_sha256"))
     return facts
 
 
@@ -195,7 +231,7 @@ def in_words(facts: Mapping[str, Any]) -> str:
         if name in facts:
             value = facts[name]
             lines.append(f"  {name}: {', '.join(f'{v} {k}' for k, v in value.items()) if name == 'dtype' else value}")
-    if second := facts.get("second_encoder"):
+    if second := facts.get(SECOND):
         lines.append(f"  second encoder's encoder_sha256: {second['encoder_sha256']}")
     lines += [f"  {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in facts["metadata"].items()]
     if base := facts.get("base"):
@@ -205,9 +241,9 @@ def in_words(facts: Mapping[str, Any]) -> str:
             f"relative change {base['total']:.3%}", whether[base["trained_from_it"]],
         ])))  # fmt: skip
         lines += [f"    {part:<20} {change:.3%}" for part, change in base["relative_change"].items()]
-        if second := base.get("second_encoder"):
+        if second := base.get(SECOND):
             equal, both = len(second["equal"]), len(second["equal"] + second["changed"])
             lines.append(f"    second encoder: {equal} of {both} tensors equal, relative change {second['total']:.3%}")
         if (rest := base["others"]) is not None:
-            lines.append(f"    outside the text encoder {rest['equal']} of {rest['of']} tensors are equal, bit for bit")
+            lines.append(f"    outside the text encoders {rest['equal']} of {rest['of']} tensors equal, bit for bit")
     return "\n".join(lines)

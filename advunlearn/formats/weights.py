@@ -41,16 +41,16 @@ class Weights:
 def weights_file(
     path: str | pathlib.Path,
     names: Sequence[str] = WEIGHTS,
-    inside: str = "text_encoder",
+    inside: Sequence[str] = ("text_encoder",),
     advice: str = "a text encoder's folder, or the encoder.safetensors that a training run wrote",
 ) -> pathlib.Path:
     """Return the file of weights that a path names: itself, or what `save_pretrained` wrote into a folder.
 
-    `names` are the files that a folder, or its folder `inside`, may have; `advice` is what a user should give instead.
+    `names` are the files that a folder, or those `inside` it, may have; `advice` is what a user should give instead.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        places = [path / sub / name for sub in (".", inside) for name in names]
+        places = [path / sub / name for sub in (".", *inside) for name in names]
         found = [place for place in places if place.is_file()]
         if not found:
             raise AdvUnlearnError(f"{path} holds none of {', '.join(names)}; give {advice}")
