@@ -103,10 +103,10 @@ STUDIES: dict[str, dict[str, Change]] = {
     },
     "layers": {"all 4" if n == 0 else str(n): Change({"layers": n}) for n in (1, 2, 0)},
     "gamma": {str(g): Change({"retain_weight": g}) for g in (0.0, 0.1, 0.3, 0.5, 1.0, RECIPE.train.retain_weight)},
-    "start": {
-        "anew, 8 steps": Change(), "anew, 4 steps": Change(attack={"steps": 4}),
-        "from the last, 8 steps": Change(attack={"start": "latest"}),
-        "from the last, 4 steps": Change(attack={"start": "latest", "steps": 4}),
+    "search": {
+        "8 steps": Change(), "16 steps": Change(attack={"steps": 16}),
+        "8 steps, from the last": Change(attack={"start": "latest"}),
+        "4 steps, from the last": Change(attack={"start": "latest", "steps": 4}),
     },
     "position": {p: Change(attack={"position": p}) for p in ("prefix", "replace", "add")},
     "span": {"by tokens": Change(), "by words": Change(quirks={"words_for_tokens": True})},

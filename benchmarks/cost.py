@@ -8,7 +8,8 @@ and concept inversion. Cost is counted in F, UNet forward passes of one sample, 
 the bank. `official` trains as the published code does, on one sample and five retained with an attack of 30 steps; its
 latents come from the bank here, but it is charged what sampling them anew in every step takes on average, in
 trajectories of 50 steps. Its learning rate is ours: the published one is for another model. All arithmetic of the
-frozen parts is in bf16. `run` writes benchmarks/results/cost.json, a row at a time; `table` prints Markdown.
+frozen parts is in bf16. `run` writes benchmarks/results/cost.json, a row at a time; `table` prints Markdown, and draws
+docs/cost-*.svg of all ways but `official`, which lies far to the right.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from advunlearn.bench.iteration import Work
 from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.denoisers.counting import counting
 from advunlearn.evaluation.cases import retain_prompts
+from advunlearn.evaluation.charts import svg_file
 from advunlearn.evaluation.evaluate import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.events import Progress
@@ -50,6 +52,7 @@ from advunlearn.trainer import train
 
 INVERSION = {"steps": 200}
 ESD, WORST = "ESD, text encoder", ("routes", "unlearndiffatk", "soft_prefix")
+SEARCHED = {"unlearndiffatk": "UnlearnDiffAtk", "soft_prefix": "soft prefix", "cce": "concept inversion"}
 PUBLISHED_STEPS, STEP = 50, 2  # of a trajectory; F of each: with and without the prompt
 LENGTHS = (40, 70, 100, 140)
 
@@ -151,7 +154,7 @@ def measured(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return Markdown, seeds of one way and length together."""
-    attacks = {**ATTACKS, "cce": "concept inversion"}
+    attacks = ATTACKS | SEARCHED
     lines = [f"| way | iterations | thousand F | seeds | {' | '.join(attacks.values())} | retained | its style |"]
     lines.append("|---" * (6 + len(attacks)) + "|")
     for name, way in WAYS.items():
@@ -164,6 +167,21 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 spent = sum(row["forwards"] for row in own) / len(own) / 1000
                 lines.append(f"| {name} | {length} | {spent:.0f} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *robust(rows)])
+
+
+def draw(rows: Sequence[dict[str, Any]], attack: str, title: str) -> None:
+    """Draw an attack's successes against what was spent, a line for each way, means over seeds."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name, way in WAYS.items():
+        for length in way.lengths if not way.fresh else ():
+            if own := [row for row in rows if (row["way"], row["iterations"]) == (name, length)]:
+                spent = statistics.mean(row["forwards"] for row in own) / 1000
+                found = statistics.mean(row["asr"][attack]["success"] for row in own)
+                short = name.replace(", text encoder", "").replace("from the last", "warm")  # the legend is narrow
+                series.setdefault(short, []).append((spent, found))
+    cases = rows[0]["asr"][attack]["total"]
+    text = svg_file(f"{title}: successes of {cases}", series, "thousand F of training, with filling the bank")
+    (ROOT / "docs" / f"cost-{attack}.svg").write_text(text)
 
 
 def robust(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -204,6 +222,8 @@ def main() -> None:
     if args.command == "run":
         run(args, kept)
     print(table(kept.rows))
+    for attack, title in SEARCHED.items():
+        draw(kept.rows, attack, title)
 
 
 if __name__ == "__main__":
