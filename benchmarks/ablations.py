@@ -87,7 +87,10 @@ def unfiltered(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
     """Add, for every sixth prompt, one that asks for the concept: what a list that nobody filtered may hold."""
     rows = retain_prompts(concept)
     routes = [concept.names[0], *captions.foreign_routes(concept.names[0])]
-    return rows + [captions.caption(routes[i % len(routes)]) for i in range(len(rows) // 6)]
+    out = []
+    for i, row in enumerate(rows):  # among the others: of a list that is longer than the bank its beginning is retained
+        out += [row, captions.caption(routes[i // 6 % len(routes)])] if i % 6 == 5 else [row]
+    return out
 
 
 RETAINED = {

@@ -148,10 +148,10 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
 
 
 def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
-    """Return the retained prompts of a shipped set, but those that name the concept, and of the user's own lines."""
+    """Return the user's own lines, and the retained prompts of a shipped set, but those that name the concept."""
     from ..advunlearn import retain
     from ..advunlearn.evaluation.cases import retain_prompts
 
     sets = {"none": list, "miniature": lambda: retain_prompts(concept)}
-    shipped = sets[name]() if name in sets else retain.chosen(concept.names, name)
-    return shipped + retain.lines(own)
+    shipped = sets[name]() if name in sets else retain.mixed(retain.chosen(concept.names, name))
+    return retain.mixed(retain.lines(own)) + shipped  # one's own first: a bank may not hold them all

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from advunlearn import presets, retain, wording
 from advunlearn.cli import build_parser, main
 from advunlearn.commands.runs import retained, run_settings
-from advunlearn.config import ConceptConfig, RunConfig
+from advunlearn.config import BankConfig, ConceptConfig, RunConfig
 from advunlearn.configfile import resolved
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import retain_prompts
@@ -75,6 +76,25 @@ def test_every_word_of_the_lists_leaves_something_out_and_cocos_set_is_as_it_was
         assert retain.chosen([name]) == retain.without(retain.shipped(), [name])
 
 
+def test_the_beginning_of_a_mixed_list_is_of_the_whole() -> None:
+    prompts = retain.shipped("imagenet")
+    mixed = retain.mixed(prompts)
+    assert sorted(mixed) == sorted(prompts) and mixed[0] == prompts[0] and retain.mixed(mixed) == mixed
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    tenths = Counter(place[prompt] // 100 for prompt in mixed[: BankConfig().retain_trajectories])
+    assert set(tenths) == set(range(10)) and min(tenths.values()) >= 10
+    assert retain.mixed([]) == [] and retain.mixed(["a dog"]) == ["a dog"]
+
+
+def test_a_run_retains_of_a_list_that_is_longer_than_its_bank(tmp_path: pathlib.Path) -> None:
+    concept, path = ConceptConfig(concept="church"), tmp_path / "mine.txt"
+    path.write_text("\n".join(f"line {i}" for i in range(1000)))
+    for own in (RunConfig(model="sd15", retain_set="imagenet"), RunConfig(model="sd15", retain=str(path))):
+        prompts = retained(own, concept)
+        assert prompts == retain.mixed(prompts) and len(prompts) > 980
+    assert retained(RunConfig(model="miniature"), concept) == retain_prompts(concept)
+
+
 def test_a_csv_file_has_a_column_of_prompts_or_its_first(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text('\ufeffcase,Prompt\n1,"a dog, ink style"\n# not me\n\n2,\n3, a cat\n', encoding="utf-8")
@@ -97,7 +117,7 @@ def test_the_flags_choose_among_sets_and_files(tmp_path: pathlib.Path) -> None:
         return retained(settings(RunConfig, args), run_settings(args)[0])
 
     assert prompts() == prompts("--retain-set", "miniature") != prompts("--retain-set", "coco")
-    assert prompts("--model", "folder") == prompts("--retain-set", "coco") == retain.shipped()
+    assert prompts("--model", "folder") == prompts("--retain-set", "coco") == retain.mixed(retain.shipped())
     assert len(prompts("--retain-set", "imagenet", "--concept", "church")) == 991
     assert len(prompts("--retain-set", "imagenet", "--retain-without", "palace, bell tower")) == 995
     assert prompts("--retain", str(path)) == ["a red house", "a red hat"]

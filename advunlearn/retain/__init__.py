@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 
 from ..errors import AdvUnlearnError
@@ -47,6 +48,15 @@ def chosen(names: Sequence[str], name: str = "coco", also: Sequence[str] | None 
         also: phrases for what is seen together with the concepts, left out too; by default those of `co_occurring`.
     """
     return without(shipped(name), [*map(meaning, names), *(co_occurring(names) if also is None else also)])
+
+
+def mixed(prompts: Sequence[str]) -> list[str]:
+    """Return prompts in an order of their own, by a hash of each; the first, which runs draw as a sample, stays first.
+
+    A bank holds as many of a list as it has trajectories, from the beginning on: of ImageNet's classes, which begin
+    with 398 animals, these would be all that is retained. Prompts that are mixed already stay as they are.
+    """
+    return [*prompts[:1], *sorted(prompts[1:], key=lambda prompt: zlib.crc32(prompt.encode()))]
 
 
 def lines(text: str) -> list[str]:
