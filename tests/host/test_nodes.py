@@ -155,13 +155,15 @@ def test_cancel_keeps_the_run_and_resume_ends_bit_for_bit(server: Server, base: 
 
 
 def test_the_adversarial_modes_run_and_report_their_losses(server: Server) -> None:
+    shipped_and_own = {"retain_set": "imagenet", "retain_prompts": "a red house"}
     for mode, how in (
-        ("advunlearn", {}), ("fast", {"checkpointing": True, "attack_position": "replace"}),
+        ("advunlearn", {}), ("fast", {"checkpointing": True, "attack_position": "replace", **shipped_and_own}),
         ("official", {"dtype": "bfloat16"}),
     ):  # fmt: skip
         changes = {"mode": mode, "iterations": 4, "retain_set": "miniature", "retain_weight": 1.0, **how}
         report = server.run(train_graph(mode, **changes))["text"]["text"][0]
         assert "attack_end" in report and re.search(r", retain \d", report), report
+        assert mode != "fast" or f"{991 + 1} retained prompts" in report, report
 
 
 @pytest.mark.parametrize("with_vae", [True, False])
