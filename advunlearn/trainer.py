@@ -211,7 +211,8 @@ def train(
     Args:
         model: the original model; it is unchanged afterwards, also after an error.
         concept, attack, config, bank: the settings.
-        retain_prompts: prompts whose predictions are to stay as they are.
+        retain_prompts: prompts whose predictions are to stay as they are; of a list that is longer than the bank its
+            beginning, so see `retain.mixed`.
         callback: progress and cancel.
         banks: trajectories to share between runs; sampled when not given.
         checkpoints: where the run keeps its state.

@@ -11,6 +11,7 @@ benchmarks/results/bank.json, a row at a time, and goes on where it was interrup
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -74,14 +75,31 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             away = [row["utility"]["feature_distance"] for row in own]
             cells.append(f"{statistics.mean(away):.1f} ({min(away):.1f} to {max(away):.1f})")
             lines.append(f"| {way} | {len(own)} | {' | '.join(cells)} |")
+    groups = [[row for row in rows if row["way"] == way] for way in ("bank", "fresh")]
+    if all(groups):
+        found = {attack: [[row["asr"][attack]["success"] for row in group] for group in groups] for attack in ATTACKS}
+        chances = ", ".join(f"{by_chance(*found[attack]):.0%} {title}" for attack, title in ATTACKS.items())
+        lines.append(f"\nBank and fresh as far apart by chance (exact permutation test, two-sided): {chances}.")
     seconds = {(row["way"], row["seed"]): row["seconds"] for row in rows}
-    found = [v / seconds["bank", seed] for (way, seed), v in seconds.items() if way == "fresh"]
-    if found:
+    slower = [v / seconds["bank", seed] for (way, seed), v in seconds.items() if way == "fresh"]
+    if slower:
         lines.append(
-            f"\nAn iteration on fresh samples takes {statistics.median(found):.2f} times as long as on the bank "
-            f"(median; {min(found):.2f} to {max(found):.2f})."
+            f"\nAn iteration on fresh samples takes {statistics.median(slower):.2f} times as long as on the bank "
+            f"(median; {min(slower):.2f} to {max(slower):.2f})."
         )
     return "\n".join(lines)
+
+
+def by_chance(a: Sequence[int], b: Sequence[int]) -> float:
+    """Return the share of all splits of the values into two such groups that puts their means as far apart."""
+    both = [*a, *b]
+
+    def apart(chosen: Sequence[int]) -> float:
+        inside = sum(both[i] for i in chosen)
+        return abs(inside / len(a) - (sum(both) - inside) / len(b))
+
+    splits = [apart(chosen) for chosen in itertools.combinations(range(len(both)), len(a))]
+    return sum(split >= apart(range(len(a))) - 1e-9 for split in splits) / len(splits)
 
 
 def run(args: argparse.Namespace, kept: Kept) -> None:

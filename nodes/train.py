@@ -153,5 +153,5 @@ def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
     from ..advunlearn.evaluation.cases import retain_prompts
 
     sets = {"none": list, "miniature": lambda: retain_prompts(concept)}
-    shipped = sets[name]() if name in sets else retain.mixed(retain.chosen(concept.names, name))
+    shipped = sets[name]() if name in sets else retain.chosen(concept.names, name)
     return retain.mixed(retain.lines(own)) + shipped  # one's own first: a bank may not hold them all

@@ -121,7 +121,7 @@ def retained(own: RunConfig, concept: ConceptConfig) -> list[str]:
     if name == "auto":
         name = "miniature" if own.model == "miniature" else "coco"
     if not own.retain and name != "miniature":
-        return retain.mixed(retain.chosen(concept.names, name, also))
+        return retain.chosen(concept.names, name, also)
     prompts = retain.mixed(retain.read(own.retain)) if own.retain else retain_prompts(concept)
     return retain.without(prompts, also or ())
 

@@ -40,14 +40,15 @@ def co_occurring(names: Iterable[str]) -> list[str]:
 
 
 def chosen(names: Sequence[str], name: str = "coco", also: Sequence[str] | None = None) -> list[str]:
-    """Return a shipped retain set for concepts of these names.
+    """Return a shipped retain set for concepts of these names, `mixed`.
 
     Args:
         names: the concepts; prompts that name one, by what it means, are left out: "a photo of a gun" is "gun".
         name: one of `SETS`.
         also: phrases for what is seen together with the concepts, left out too; by default those of `co_occurring`.
     """
-    return without(shipped(name), [*map(meaning, names), *(co_occurring(names) if also is None else also)])
+    left_out = [*map(meaning, names), *(co_occurring(names) if also is None else also)]
+    return mixed(without(shipped(name), left_out))
 
 
 def mixed(prompts: Sequence[str]) -> list[str]:
