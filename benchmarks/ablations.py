@@ -28,16 +28,16 @@ sys.path.insert(0, str(ROOT))
 from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.cli.demo import RECIPES
+from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import make_cases, retain_prompts
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import load
-from advunlearn.quirks import OFFICIAL, PublishedSampler, Quirks
-from advunlearn.recipes import RECIPES
-from advunlearn.trainer import train
-from advunlearn.trajectories import TrajectoryBank, Triples, make_banks
+from advunlearn.models.loading import load
+from advunlearn.training.bank import TrajectoryBank, Triples, make_banks
+from advunlearn.training.quirks import OFFICIAL, PublishedSampler, Quirks
+from advunlearn.training.trainer import train
 
 RECIPE = RECIPES["advunlearn"]
 # Of the published code all but its latents, which are cleaner than the UNet is told.

@@ -33,19 +33,20 @@ from ablations import ON_THE_BANK
 from kept import Kept
 
 from advunlearn import miniature
-from advunlearn.attack_config import ATTACK_NAMES
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.cli.demo import RECIPES
+from advunlearn.config.attacks import ATTACK_NAMES
+from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
-from advunlearn.formats import load_encoder, save_encoder
+from advunlearn.formats import save_encoder
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import TextToImage, load
-from advunlearn.quirks import NONE
-from advunlearn.recipes import RECIPES
-from advunlearn.text_encoder import frozen
-from advunlearn.trainer import train
+from advunlearn.models.encoder_files import load_encoder
+from advunlearn.models.loading import TextToImage, load
+from advunlearn.models.text_encoder import frozen
+from advunlearn.training.quirks import NONE
+from advunlearn.training.trainer import train
 
 RECIPE = RECIPES["advunlearn"]
 # "words": with a second adversary that learns words for the concept, which is concept inversion.

@@ -29,16 +29,16 @@ sys.path.insert(0, str(ROOT))
 from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.cli.demo import RECIPES
+from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
-from advunlearn.evaluation.evaluate import Evaluator, Subject
-from advunlearn.events import Progress
-from advunlearn.fresh import FreshSampler
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import load
-from advunlearn.recipes import RECIPES
-from advunlearn.trainer import train
-from advunlearn.trajectories import TrajectoryBank, make_banks
+from advunlearn.models.loading import load
+from advunlearn.training.bank import TrajectoryBank, make_banks
+from advunlearn.training.events import Progress
+from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.trainer import train
 
 FULL = BankConfig()
 SMALL = replace(FULL, trajectories=FULL.trajectories // 16, retain_trajectories=FULL.retain_trajectories // 16)

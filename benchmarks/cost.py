@@ -34,21 +34,21 @@ from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
 from advunlearn.bench.iteration import Work
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
-from advunlearn.denoisers.counting import counting
+from advunlearn.cli.demo import RECIPES
+from advunlearn.config.presets import of
+from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
-from advunlearn.evaluation.charts import svg_file
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
-from advunlearn.events import Progress
-from advunlearn.fresh import FreshSampler
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import load
-from advunlearn.presets import of
-from advunlearn.quirks import NONE, Quirks
-from advunlearn.recipes import RECIPES
-from advunlearn.text_encoder import frozen
-from advunlearn.trainer import train
+from advunlearn.models.counting import counting
+from advunlearn.models.loading import load
+from advunlearn.models.text_encoder import frozen
+from advunlearn.reporting.charts import svg_file
+from advunlearn.training.events import Progress
+from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.quirks import NONE, Quirks
+from advunlearn.training.trainer import train
 
 INVERSION = {"steps": 200}
 ESD, WORST = "ESD, text encoder", ("routes", "unlearndiffatk", "soft_prefix")

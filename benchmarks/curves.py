@@ -25,15 +25,15 @@ sys.path.insert(0, str(ROOT))
 from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
-from advunlearn.checkpoint import Checkpoints
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.cli.demo import RECIPES
+from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
-from advunlearn.evaluation.charts import svg_file
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import load
-from advunlearn.recipes import RECIPES
-from advunlearn.trainer import train
+from advunlearn.models.loading import load
+from advunlearn.reporting.charts import svg_file
+from advunlearn.training.checkpoint import Checkpoints
+from advunlearn.training.trainer import train
 
 STEPS = 40  # of an attack where training iterations are compared
 LONG = 200  # iterations where attacks' steps are

@@ -28,16 +28,16 @@ sys.path.insert(0, str(ROOT))
 from kept import Kept, summed
 
 from advunlearn import miniature
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.cli.demo import RECIPES
+from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
 from advunlearn.evaluation.cases import retain_prompts
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import load
-from advunlearn.recipes import RECIPES
-from advunlearn.text_encoder import frozen
-from advunlearn.trainer import train
+from advunlearn.models.loading import load
+from advunlearn.models.text_encoder import frozen
+from advunlearn.training.trainer import train
 
 INVERSION = {"batch": 16, "lr": 0.01}
 EVERY, LOOKS = 50, 8

@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))
 import torch
 from outcome import State, differing, load_state, outcome
 
-from advunlearn.cli import main as advunlearn
-from advunlearn.configfile import NAME as CONFIG
+from advunlearn.cli.config_file import NAME as CONFIG
+from advunlearn.cli.main import main as advunlearn
+from advunlearn.cli.run_folder import LOG
 from advunlearn.files import PARTIAL, STATE
-from advunlearn.runfolder import LOG
 
 FLAGS = (
     "--iterations 12 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --bank-trajectories 4 "

@@ -22,12 +22,12 @@ from cost import Way, trained
 from kept import ATTACKS, WHOLE_VOCABULARY
 
 from advunlearn import miniature
-from advunlearn.config import ConceptConfig, EvaluateConfig
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.cli.demo import RECIPES
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import load
-from advunlearn.recipes import RECIPES
+from advunlearn.models.loading import load
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from advunlearn.bench.memory import Case, by_allocator
-from advunlearn.live import LiveMemory
+from advunlearn.memory.fake_tensors import LiveMemory
 
 # Model, resolution, dtype, attack restarts, batch, retain batch; all with and without gradient checkpointing.
 CASES = {

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from advunlearn.cli.run_folder import LOG, LOSS, SAMPLES
 from advunlearn.files import DONE, STATE
-from advunlearn.runfolder import LOG, LOSS, SAMPLES
 
 State = dict[str, Any]
 

@@ -25,11 +25,11 @@ sys.path.insert(0, str(ROOT))
 from kept import ATTACKS, WHOLE_VOCABULARY, summed
 
 from advunlearn import miniature
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from advunlearn.cli.demo import RECIPES, Recipe, study
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import load
-from advunlearn.recipes import RECIPES, Recipe, study
+from advunlearn.models.loading import load
 
 RESULTS = ROOT / "benchmarks" / "results" / "phenomenon"
 TITLES = {

@@ -19,11 +19,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from advunlearn import miniature
-from advunlearn.config import ConceptConfig, EvaluateConfig
-from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
+from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import load
+from advunlearn.models.loading import load
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..advunlearn.attack_config import ATTACK_NAMES, JUDGED
-from ..advunlearn.config import AttackConfig, ConceptConfig, EvaluateConfig
+from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGED
+from ..advunlearn.config.training import AttackConfig, ConceptConfig, EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from .widgets import advanced, output, resolution, schema, settings, widget
 
@@ -84,9 +84,9 @@ class AdversarialPromptAttack(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         """Attack; return the best of what was found in every form a graph can use."""
         from ..advunlearn.attacks.base import Original
-        from ..advunlearn.attacks.prompt import attack_prompt
         from ..advunlearn.attacks.registry import attack_class
-        from ..advunlearn.text_encoder import tokenize
+        from ..advunlearn.attacks.single_prompt import attack_prompt
+        from ..advunlearn.models.text_encoder import tokenize
         from . import clip_l, folders, host
 
         if original_clip is None and "original encoder" in attack_class(attack).needs:

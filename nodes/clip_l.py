@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.formats import PREFIX, PROJECTION, load_state
-from ..advunlearn.identify import layer_count, require_width
-from ..advunlearn.lora import ALONE, FIRST
+from ..advunlearn.formats.identify import layer_count, require_width
+from ..advunlearn.formats.lora import ALONE, FIRST
 
 CLIP_L = "clip_l.transformer."
 

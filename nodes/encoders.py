@@ -9,8 +9,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn import __version__
-from ..advunlearn import released as hub
 from ..advunlearn.errors import AdvUnlearnError
+from ..advunlearn.formats import released as hub
 from . import folders
 from .widgets import file_name, output, schema
 
@@ -145,7 +145,7 @@ class SaveRobustCLIP(io.ComfyNode):
         import torch
 
         from ..advunlearn.formats import save_encoder, save_folder
-        from ..advunlearn.lora import lora, save_lora
+        from ..advunlearn.formats.lora import lora, save_lora
         from . import clip_l, host
 
         if wrong := file_name(name):

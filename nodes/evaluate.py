@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..advunlearn.attack_config import ATTACK_NAMES, DEFAULT_ATTACKS, chosen_attacks
-from ..advunlearn.config import ConceptConfig, EvaluateConfig
+from ..advunlearn.config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, chosen_attacks
+from ..advunlearn.config.training import ConceptConfig, EvaluateConfig
 from .judges import Judge
 from .widgets import advanced, output, resolution, schema, settings, widget
 
@@ -79,10 +79,10 @@ class EvaluateRobustness(io.ComfyNode):
         prompts: str = "", retained_prompts: str = "", routes: str = "", **values: Any,
     ) -> io.NodeOutput:  # fmt: skip
         """Measure both CLIPs; return pictures, table and scores."""
-        from ..advunlearn import report as tables
-        from ..advunlearn import retain
-        from ..advunlearn.evaluation.evaluate import Evaluator, Subject
-        from ..advunlearn.evaluation.pictures import overview
+        from ..advunlearn.evaluation.evaluator import Evaluator, Subject
+        from ..advunlearn.prompts import retain
+        from ..advunlearn.reporting import report as tables
+        from ..advunlearn.reporting.images import overview
         from . import clip_l, host
 
         concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, values)

@@ -20,9 +20,9 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
-from ..advunlearn.denoisers.base import fingerprint, scaled_gradients
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.models import CLIP_TOKENIZER, TextToImage
+from ..advunlearn.models.denoiser import fingerprint, scaled_gradients
+from ..advunlearn.models.loading import CLIP_TOKENIZER, TextToImage
 from .clip_l import text_encoder
 
 
@@ -200,7 +200,7 @@ def target_latents(
 
     Raises AdvUnlearnError for a picture without a VAE.
     """
-    from ..advunlearn.sampling import ddim_sample
+    from ..advunlearn.models.ddim import ddim_sample
 
     denoiser = attacked.denoiser
     if latent is None and image is not None:

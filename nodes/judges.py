@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..advunlearn.config.evaluation import ClassifierConfig, NudityConfig, ZeroShotConfig
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.evaluation_config import ClassifierConfig, NudityConfig, ZeroShotConfig
 from . import folders
 from .widgets import advanced, output, schema, settings, widget
 

@@ -12,11 +12,11 @@ from typing import Any
 import comfy.ldm.modules.attention as attention
 import comfy.model_management as host
 
-from ..advunlearn.advice import advise, sentence
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.estimate import estimate
-from ..advunlearn.live import TooLong
-from ..advunlearn.plan import GIB, Estimate, Plan
+from ..advunlearn.memory.estimate import estimate
+from ..advunlearn.memory.fake_tensors import TooLong
+from ..advunlearn.memory.fit import advise, sentence
+from ..advunlearn.memory.plan import GIB, Estimate, Plan
 from .host import HostModel
 
 # Attention that is written in torch runs on fake tensors; what other libraries bring does not, and is fused.

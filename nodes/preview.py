@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..advunlearn.config import AttackConfig, BankConfig, EvaluateConfig, TrainConfig
-from ..advunlearn.evaluation import samples
-from ..advunlearn.evaluation.pictures import grid
-from ..advunlearn.events import Progress
-from ..advunlearn.quirks import bank_kind, quirks_of
+from ..advunlearn.config.training import AttackConfig, BankConfig, EvaluateConfig, TrainConfig
+from ..advunlearn.reporting import training_samples as samples
+from ..advunlearn.reporting.images import grid
+from ..advunlearn.training.events import Progress
+from ..advunlearn.training.quirks import bank_kind, quirks_of
 from .host import Bar, HostModel
 
 SIZE, LEFT, PAD = (512, 288), 72, 32

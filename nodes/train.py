@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..advunlearn import presets
-from ..advunlearn.config import DTYPES, AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..advunlearn.config import presets
+from ..advunlearn.config.presets import PRESETS
+from ..advunlearn.config.training import DTYPES, AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
-from ..advunlearn.presets import PRESETS
 from . import folders
 from .widgets import advanced, file_name, output, resolution, schema, settings, widget
 
@@ -97,10 +97,10 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         """Train, save, return the robust CLIP."""
         import torch
 
-        from ..advunlearn.checkpoint import Checkpoints
+        from ..advunlearn.cli.demo import recipe_metadata
         from ..advunlearn.formats import portable_state, save_encoder
-        from ..advunlearn.recipes import recipe_metadata
-        from ..advunlearn.trainer import train
+        from ..advunlearn.training.checkpoint import Checkpoints
+        from ..advunlearn.training.trainer import train
         from . import clip_l, host, memory, preview
 
         def chosen(config: type, prefix: str = "") -> Any:
@@ -149,8 +149,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
 
 def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
     """Return the user's own lines, and the retained prompts of a shipped set, but those that name the concept."""
-    from ..advunlearn import retain
     from ..advunlearn.evaluation.cases import retain_prompts
+    from ..advunlearn.prompts import retain
 
     sets = {"none": list, "miniature": lambda: retain_prompts(concept)}
     shipped = sets[name]() if name in sets else retain.chosen(concept.names, name)

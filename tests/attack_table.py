@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advunlearn import routes
 from advunlearn.attacks.base import Attack, Original, Scene, Target
 from advunlearn.attacks.registry import attack_settings, make_attack
-from advunlearn.config import ConceptConfig, EvaluateConfig
-from advunlearn.denoisers.base import add_noise
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
 from advunlearn.losses import denoising_loss
-from advunlearn.models import TextToImage
-from advunlearn.sampling import ddim_sample
-from advunlearn.text_encoder import embedding_table, frozen, tokenize
+from advunlearn.models.ddim import ddim_sample
+from advunlearn.models.denoiser import add_noise
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.text_encoder import embedding_table, frozen, tokenize
+from advunlearn.prompts import synonyms as routes
 
 PROMPTS = ["a photo of a church", "a church"]
 # A budget that each attack can show something with in a second or two.

@@ -11,9 +11,9 @@ from attack_table import two_cases
 
 from advunlearn import miniature
 from advunlearn.attacks.base import Scene
-from advunlearn.config import BankConfig, ConceptConfig
+from advunlearn.config.training import BankConfig, ConceptConfig
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import TextToImage, load
+from advunlearn.models.loading import TextToImage, load
 
 # Workers of pytest-xdist share the cores, and so does what they start.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

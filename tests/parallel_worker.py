@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from advunlearn import parallel, trainer
-from advunlearn.checkpoint import Checkpoints
-from advunlearn.cli import main
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.cli.main import main
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.events import Progress
-from advunlearn.models import TextToImage, load
-from advunlearn.parallel import ALONE, Group, Processes
+from advunlearn.models.loading import TextToImage, load
+from advunlearn.training import distributed as parallel
+from advunlearn.training import trainer
+from advunlearn.training.checkpoint import Checkpoints
+from advunlearn.training.distributed import ALONE, Group, Processes
+from advunlearn.training.events import Progress
 
 RETAIN = ["a dog", "a photo of a castle", "a tree"]
 TRAIN = TrainConfig(iterations=3, warmup=1, batch=4, clean_share=0.5, retain_weight=1.0, retain_batch=2, lr=1e-4)

@@ -9,19 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from advunlearn.attack_config import SeedSearchConfig
 from advunlearn.attacks.base import Scene
 from advunlearn.attacks.baselines import SeedSearch
-from advunlearn.cli import build_parser, main
-from advunlearn.config import ConceptConfig, EvaluateConfig
+from advunlearn.cli.main import build_parser, main
+from advunlearn.config.attacks import SeedSearchConfig
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation import asked, own_images
-from advunlearn.evaluation.asked import Asked
+from advunlearn.evaluation import target_images as own_images
+from advunlearn.evaluation import user_prompts as asked
 from advunlearn.evaluation.cases import make_cases
-from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.user_prompts import Asked
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import TextToImage
-from advunlearn.sampling import noise_of
+from advunlearn.models.ddim import noise_of
+from advunlearn.models.loading import TextToImage
 
 CHURCH = ConceptConfig(concept="church")
 SET = """case_number,prompt,evaluation_seed,label

@@ -8,16 +8,16 @@ import pytest
 import torch
 from attack_table import BLIND
 
-from advunlearn import attack_config
 from advunlearn.attacks.base import Scene
-from advunlearn.cli import main
-from advunlearn.config import ConceptConfig, EvaluateConfig
-from advunlearn.denoisers.counting import counting
+from advunlearn.cli.main import main
+from advunlearn.config import attacks as attack_config
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.attacked import Attacked
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.evaluation.attack_log import Attacked
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import TextToImage
+from advunlearn.models.counting import counting
+from advunlearn.models.loading import TextToImage
 
 
 def test_work_is_counted_by_sample_and_gradient(model: TextToImage) -> None:

@@ -8,17 +8,18 @@ import pytest
 import torch
 from attack_table import CPU, TINY, attacked
 
-from advunlearn import attack_config, routes
 from advunlearn.attacks import mma, ring_a_bell
 from advunlearn.attacks.base import Scene
 from advunlearn.attacks.baselines import rerouted
 from advunlearn.attacks.registry import attack_settings, make_attack
-from advunlearn.attacks.searches import HardSearch
+from advunlearn.attacks.search_spaces import HardSearch
 from advunlearn.attacks.slots import between, bodies, make_slots, renamed
 from advunlearn.attacks.vocabulary import nearest, repaired, search_vocabulary, typed_vocabulary, unit, without
-from advunlearn.config import ConceptConfig, EvaluateConfig
-from advunlearn.models import TextToImage
-from advunlearn.text_encoder import embedding_table
+from advunlearn.config import attacks as attack_config
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.text_encoder import embedding_table
+from advunlearn.prompts import synonyms as routes
 
 
 def test_places_in_prompts_by_hand(model: TextToImage) -> None:

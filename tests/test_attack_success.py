@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from advunlearn.config import BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
-from advunlearn.evaluation.evaluate import Evaluator, Subject
+from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import load
-from advunlearn.text_encoder import frozen
-from advunlearn.trainer import train
+from advunlearn.models.loading import load
+from advunlearn.models.text_encoder import frozen
+from advunlearn.training.trainer import train
 
 CHURCH = ConceptConfig(concept="church")
 # Steps and learning rates that a small budget succeeds with. Random prefixes are what the others must beat: on this

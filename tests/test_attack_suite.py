@@ -8,12 +8,12 @@ import pytest
 import torch
 from attack_table import BLIND, TINY, attacked, cancelled, objective, state_of
 
-from advunlearn import attack_config
 from advunlearn.attacks.base import Original, Scene
-from advunlearn.attacks.prompt import attack_prompt
 from advunlearn.attacks.registry import ATTACKS, attack_settings, make_attack
+from advunlearn.attacks.single_prompt import attack_prompt
 from advunlearn.attacks.vocabulary import typed_vocabulary
-from advunlearn.config import ConceptConfig, EvaluateConfig
+from advunlearn.config import attacks as attack_config
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from advunlearn import adversary
-from advunlearn.attacks.attacked import AttackedPrompts, check_attack
+from advunlearn.attacks.adversarial_prompts import AttackedPrompts, check_attack
 from advunlearn.attacks.pgd import AttackResult, pgd
 from advunlearn.attacks.projections import project_l2
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.models import TextToImage
-from advunlearn.text_encoder import embedding_table, encode, tokenize
-from advunlearn.trainer import train
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.text_encoder import embedding_table, encode, tokenize
+from advunlearn.training import adversary
+from advunlearn.training.trainer import train
 
 PROMPTS = ("a sailboat", "a church")  # a, sail, boat; a, church
 

@@ -9,16 +9,16 @@ from torch import Tensor
 from advunlearn.attacks.base import Scene, Target
 from advunlearn.attacks.pgd import pgd, starting_point
 from advunlearn.attacks.projections import project_linf, project_simplex
-from advunlearn.attacks.prompt import attack_prompt
 from advunlearn.attacks.registry import attack_settings, make_attack
-from advunlearn.attacks.searches import SoftSearch
+from advunlearn.attacks.search_spaces import SoftSearch
+from advunlearn.attacks.single_prompt import attack_prompt
 from advunlearn.attacks.unlearndiffatk import SoftPrefix, UnlearnDiffAtk
 from advunlearn.attacks.vocabulary import search_vocabulary
-from advunlearn.config import AttackConfig, EvaluateConfig
-from advunlearn.models import TextToImage
-from advunlearn.sampling import ddim_sample
-from advunlearn.spans import insert_prefix
-from advunlearn.text_encoder import embedding_table, encode, frozen, tokenize
+from advunlearn.config.training import AttackConfig, EvaluateConfig
+from advunlearn.models.ddim import ddim_sample
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.prompt_tokens import insert_prefix
+from advunlearn.models.text_encoder import embedding_table, encode, frozen, tokenize
 
 
 def quadratic(x: Tensor) -> Tensor:

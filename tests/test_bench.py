@@ -13,13 +13,13 @@ import torch
 from advunlearn.bench import bank, iteration, memory, scale
 from advunlearn.bench.iteration import Cost, Work
 from advunlearn.bench.memory import Case, by_allocator
-from advunlearn.cli import main
-from advunlearn.config import BankConfig
-from advunlearn.denoisers.counting import counting
-from advunlearn.fresh import FreshSampler
-from advunlearn.models import TextToImage
-from advunlearn.plan import USABLE
-from advunlearn.trajectories import TrajectoryBank
+from advunlearn.cli.main import main
+from advunlearn.config.training import BankConfig
+from advunlearn.memory.plan import USABLE
+from advunlearn.models.counting import counting
+from advunlearn.models.loading import TextToImage
+from advunlearn.training.bank import TrajectoryBank
+from advunlearn.training.fresh_bank import FreshSampler
 
 # 2 attack steps, 1 + 2 samples, trajectories of 4 steps.
 SMALL = Work(

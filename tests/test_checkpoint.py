@@ -17,16 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from advunlearn.checkpoint import Checkpoints
-from advunlearn.cli import main
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.cli.main import main
+from advunlearn.cli.run_folder import LOG, SAMPLES
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
-from advunlearn.events import Progress
 from advunlearn.files import STATE, write_atomic
-from advunlearn.models import TextToImage
-from advunlearn.runfolder import LOG, SAMPLES
-from advunlearn.trainer import TrainResult, train
-from advunlearn.trajectories import TrajectoryBank, Triples
+from advunlearn.models.loading import TextToImage
+from advunlearn.training.bank import TrajectoryBank, Triples
+from advunlearn.training.checkpoint import Checkpoints
+from advunlearn.training.events import Progress
+from advunlearn.training.trainer import TrainResult, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 RETAIN = ["a dog", "a photo of a castle"]

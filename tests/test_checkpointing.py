@@ -8,14 +8,14 @@ from collections import Counter
 import pytest
 import torch
 
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
-from advunlearn.denoisers.base import checkpointed
-from advunlearn.estimate import estimate
-from advunlearn.live import LiveMemory
-from advunlearn.models import TextToImage
-from advunlearn.plan import Plan
-from advunlearn.skeleton import skeleton
-from advunlearn.trainer import train
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.memory.estimate import estimate
+from advunlearn.memory.fake_tensors import LiveMemory
+from advunlearn.memory.plan import Plan
+from advunlearn.models.denoiser import checkpointed
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.meta_model import skeleton
+from advunlearn.training.trainer import train
 
 
 def gradient(model: TextToImage) -> torch.Tensor:

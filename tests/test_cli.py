@@ -15,18 +15,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import constant_classifier
 
-from advunlearn import commands, recipes
-from advunlearn.cli import main
-from advunlearn.commands import runs
-from advunlearn.config import EvaluateConfig
+from advunlearn.cli import commands
+from advunlearn.cli import demo as recipes
+from advunlearn.cli.commands import train as runs
+from advunlearn.cli.main import main
+from advunlearn.config.training import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation import evaluate
+from advunlearn.evaluation import evaluator as evaluate
 from advunlearn.evaluation.cases import Cases, make_cases
-from advunlearn.evaluation.samples import Samples
 from advunlearn.formats import save_encoder
-from advunlearn.formats.parts import files_for_scores
-from advunlearn.models import TextToImage
-from advunlearn.unet_files import load_unet, save_unet
+from advunlearn.models.encoder_files import files_for_scores
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.unet_files import load_unet, save_unet
+from advunlearn.reporting.training_samples import Samples
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [

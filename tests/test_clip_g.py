@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from test_convert import same
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from advunlearn.cli import main
-from advunlearn.dual_encoder import DualTextEncoder
+from advunlearn.cli.main import main
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import PREFIX, PROJECTION, load_encoder, portable_state, save_encoder
-from advunlearn.formats.clip_g import HOME, from_openclip, to_openclip
-from advunlearn.formats.compare import in_words, information
+from advunlearn.formats import PREFIX, PROJECTION, portable_state, save_encoder
 from advunlearn.formats.convert import convert
+from advunlearn.formats.inspect import in_words, information
+from advunlearn.formats.openclip import HOME, from_openclip, to_openclip
+from advunlearn.models.encoder_files import load_encoder
+from advunlearn.models.sdxl_text_encoder import DualTextEncoder
 
 Tensors = dict[str, torch.Tensor]
 CONFIG = {

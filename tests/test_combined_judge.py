@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_models import colour_classifier, colour_clip, patches
 
-from advunlearn.cli import main
-from advunlearn.config import ConceptConfig
+from advunlearn.cli.main import main
+from advunlearn.config.evaluation import CombinedConfig
+from advunlearn.config.training import ConceptConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation_config import CombinedConfig
 from advunlearn.judges import load as judges
 from advunlearn.judges.base import Seen
 from advunlearn.judges.classifier import ClassifierJudge

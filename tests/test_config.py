@@ -5,10 +5,18 @@ import dataclasses
 import pytest
 
 from advunlearn.attacks.registry import ATTACKS
-from advunlearn.cli import build_parser
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig, choices
+from advunlearn.cli.flags import settings
+from advunlearn.cli.main import build_parser
+from advunlearn.config.training import (
+    AttackConfig,
+    BankConfig,
+    ConceptConfig,
+    EvaluateConfig,
+    RunConfig,
+    TrainConfig,
+    choices,
+)
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.flags import settings
 
 CONFIGS = (
     ConceptConfig, AttackConfig, BankConfig, TrainConfig, RunConfig, EvaluateConfig,

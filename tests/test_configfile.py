@@ -9,11 +9,11 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from advunlearn import configfile
-from advunlearn.cli import build_parser, main
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, RunConfig, TrainConfig, choices
-from advunlearn.flags import settings
-from advunlearn.presets import PRESETS
+from advunlearn.cli import config_file as configfile
+from advunlearn.cli.flags import settings
+from advunlearn.cli.main import build_parser, main
+from advunlearn.config.presets import PRESETS
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, RunConfig, TrainConfig, choices
 
 YAML = """
 # a comment

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from advunlearn.cli import main
+from advunlearn.cli.main import main
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.formats import opened, portable_state, read_encoder, save_encoder
-from advunlearn.formats.compare import same_bits
 from advunlearn.formats.convert import convert
-from advunlearn.lora import lora
-from advunlearn.models import TextToImage
+from advunlearn.formats.inspect import same_bits
+from advunlearn.formats.lora import lora
+from advunlearn.models.loading import TextToImage
 
 Tensors = dict[str, torch.Tensor]
 UNET = "model.diffusion_model."
@@ -192,7 +192,7 @@ def test_info_tells_hash_dtype_recipe_and_the_differences_to_a_base(
 
 
 def test_info_of_a_patched_checkpoint_counts_what_it_left_alone(model: TextToImage, tmp_path: pathlib.Path) -> None:
-    from advunlearn.formats.compare import information
+    from advunlearn.formats.inspect import information
 
     base = under("cond_stage_model.transformer.text_model.")(encoder_of(model, torch.float16), tmp_path)
     (tmp_path / "in").mkdir()

@@ -13,17 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from advunlearn import cli, live
-from advunlearn.advice import advise, fitting, sentence
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.cli import main as cli
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.estimate import estimate
-from advunlearn.live import LiveMemory, TooLong, fake_copy
-from advunlearn.models import TextToImage
-from advunlearn.plan import GIB, USABLE, Estimate, Plan
-from advunlearn.skeleton import skeleton
-from advunlearn.text_encoder import trainable_parameters
-from advunlearn.trainer import train
+from advunlearn.memory import fake_tensors as live
+from advunlearn.memory.estimate import estimate
+from advunlearn.memory.fake_tensors import LiveMemory, TooLong, fake_copy
+from advunlearn.memory.fit import advise, fitting, sentence
+from advunlearn.memory.plan import GIB, USABLE, Estimate, Plan
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.meta_model import skeleton
+from advunlearn.models.text_encoder import trainable_parameters
+from advunlearn.training.trainer import train
 
 CPU = torch.device("cpu")
 RETAINED = ["a photo of a dog", "a photo of a cat"]

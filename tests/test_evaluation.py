@@ -5,18 +5,18 @@ import pathlib
 import pytest
 import torch
 
-from advunlearn import retain
 from advunlearn.attacks.vocabulary import as_text
-from advunlearn.config import ConceptConfig, EvaluateConfig
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.evaluation.metrics import count, frechet_distance
-from advunlearn.evaluation.pictures import FRAME, grid, overview
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import TextToImage
-from advunlearn.report import shows
+from advunlearn.models.loading import TextToImage
+from advunlearn.prompts import retain
+from advunlearn.reporting.images import FRAME, grid, overview
+from advunlearn.reporting.report import shows
 
 
 def test_frechet_distance_by_hand() -> None:
@@ -67,7 +67,7 @@ def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(
 def test_an_encoder_that_says_nothing_counts_as_erased_and_as_useless(model: TextToImage, judge: ConvJudge) -> None:
     import copy
 
-    from advunlearn.evaluation.evaluate import Subject
+    from advunlearn.evaluation.evaluator import Subject
 
     mute = copy.deepcopy(model.text_encoder)
     norm = next(m for n, m in mute.named_modules() if n.endswith("final_layer_norm"))

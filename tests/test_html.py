@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from advunlearn.evaluation import charts, html
+from advunlearn.reporting import charts
+from advunlearn.reporting import page as html
 
 NAN = math.nan
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import load_encoder, portable_state, read_encoder
-from advunlearn.models import TextToImage
+from advunlearn.formats import portable_state, read_encoder
+from advunlearn.models.encoder_files import load_encoder
+from advunlearn.models.loading import TextToImage
 
 Tensors = dict[str, torch.Tensor]
 

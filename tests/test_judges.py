@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_models import COLOURS, colour_classifier, colour_clip, constant_classifier, patches
 
-from advunlearn.config import ConceptConfig
+from advunlearn.config.evaluation import ClassifierConfig, ZeroShotConfig
+from advunlearn.config.training import ConceptConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation_config import ClassifierConfig, ZeroShotConfig
 from advunlearn.judges import load as judges
 from advunlearn.judges.base import Seen, match, pixels
 from advunlearn.judges.classifier import ClassifierJudge

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import load_encoder, portable_state, save_folder
-from advunlearn.lora import lora, low_rank, save_lora
-from advunlearn.models import TextToImage
+from advunlearn.formats import portable_state, save_folder
+from advunlearn.formats.lora import lora, low_rank, save_lora
+from advunlearn.models.encoder_files import load_encoder
+from advunlearn.models.loading import TextToImage
 
 LAYER = "text_model.encoder.layers.0.mlp.fc1"
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advunlearn.denoisers.base import scaled_gradients
 from advunlearn.losses import attack_loss, denoising_loss, erase_loss, erase_target, retain_loss
+from advunlearn.models.denoiser import scaled_gradients
 
 
 def latents(*values: float) -> torch.Tensor:

@@ -7,15 +7,15 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from advunlearn import miniature
-from advunlearn.config import ConceptConfig
+from advunlearn.config.training import ConceptConfig
 from advunlearn.evaluation.cases import make_cases, retain_prompts
 from advunlearn.formats import load_state, portable_state
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.miniature.checkpoint import WIDTH, text_state, token_rows, wide_shapes, widened
-from advunlearn.models import CLIP_TOKENIZER, TextToImage
-from advunlearn.sampling import ddim_sample
-from advunlearn.text_encoder import encode, tokenize
+from advunlearn.models.ddim import ddim_sample
+from advunlearn.models.loading import CLIP_TOKENIZER, TextToImage
+from advunlearn.models.text_encoder import encode, tokenize
 
 
 def test_it_is_small_enough_to_ship() -> None:

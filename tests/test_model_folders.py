@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advunlearn import miniature
-from advunlearn.cli import main
+from advunlearn.cli.main import main
 from advunlearn.miniature import checkpoint
-from advunlearn.models import load
-from advunlearn.skeleton import skeleton
+from advunlearn.models.loading import load
+from advunlearn.models.meta_model import skeleton
 
 Tensors = dict[str, torch.Tensor]
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from advunlearn.config import ConceptConfig, EvaluateConfig
+from advunlearn.config.evaluation import NudityConfig
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.evaluate import Evaluator
-from advunlearn.evaluation_config import NudityConfig
+from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.judges.base import pixels
 from advunlearn.judges.nudity import CLASSES, NudityJudge, is_nude
-from advunlearn.models import TextToImage
+from advunlearn.models.loading import TextToImage
 
 
 def concept(name: str) -> ConceptConfig:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tiny_models import colour_classifier
 
-from advunlearn.config import ConceptConfig, EvaluateConfig
+from advunlearn.config.training import ConceptConfig, EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import labelled, make_cases
-from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.judges.classifier import ClassifierJudge
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models import TextToImage
+from advunlearn.models.loading import TextToImage
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from parallel_worker import FLAGS, RUNS, run, trained
 from safetensors.torch import load_file
 from torch import Tensor
 
-from advunlearn.cli import main
-from advunlearn.models import TextToImage
-from advunlearn.trainer import TrainResult
+from advunlearn.cli.main import main
+from advunlearn.models.loading import TextToImage
+from advunlearn.training.trainer import TrainResult
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Sums in another order. Adam makes steps as large as any of gradients that are nothing but rounding, such as those of

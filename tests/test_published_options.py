@@ -6,8 +6,8 @@ import argparse
 import pathlib
 import re
 
-from advunlearn.cli import build_parser
-from advunlearn.config import AttackConfig, choices
+from advunlearn.cli.main import build_parser
+from advunlearn.config.training import AttackConfig, choices
 
 # What the published code offers: flags of its training script with their choices, and settings of its test attack.
 PUBLISHED = {

@@ -11,9 +11,9 @@ from tiny_models import COLOURS, colour_clip, patches
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from advunlearn.cli import main
+from advunlearn.cli.main import main
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.quality import Quality
+from advunlearn.evaluation.image_metrics import Quality
 
 NAMES = list(COLOURS)
 

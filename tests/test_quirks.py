@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from advunlearn import presets
 from advunlearn.attacks.pgd import pgd
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config import presets
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.fresh import FreshSampler
-from advunlearn.models import TextToImage
-from advunlearn.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words, quirks_of
-from advunlearn.text_encoder import tokenize
-from advunlearn.trainer import train
-from advunlearn.trajectories import TrajectoryBank, make_banks
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.text_encoder import tokenize
+from advunlearn.training.bank import TrajectoryBank, make_banks
+from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words, quirks_of
+from advunlearn.training.trainer import train
 
 
 def quadratic(x: Tensor) -> Tensor:

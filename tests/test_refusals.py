@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from test_identify import openclip_layout, t5, transformers_layout
 
-from advunlearn.cli import main
-from advunlearn.formats.encoders import text_shapes
+from advunlearn.cli.main import main
 from advunlearn.formats.single_file import shipped
+from advunlearn.formats.text_encoders import text_shapes
 
 DOC = pathlib.Path(__file__).parents[1] / "docs" / "formats.md"
 Tensors = dict[str, torch.Tensor]

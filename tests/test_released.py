@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 from local_hub import COMMIT, Hub, running
 
-from advunlearn import released
 from advunlearn.errors import AdvUnlearnError
+from advunlearn.formats import released
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = "church_unlearned"

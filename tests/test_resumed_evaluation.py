@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from advunlearn.cli import main
-from advunlearn.evaluation import evaluate
+from advunlearn.cli.main import main
+from advunlearn.evaluation import evaluator as evaluate
 from advunlearn.evaluation.cases import Cases, make_cases
-from advunlearn.evaluation.evaluate import Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.files import MEASURED
 
 FLAGS = [

@@ -11,15 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from advunlearn import presets, retain, wording
-from advunlearn.cli import build_parser, main
-from advunlearn.commands.runs import retained, run_settings
-from advunlearn.config import BankConfig, ConceptConfig, RunConfig
-from advunlearn.configfile import resolved
+from advunlearn.cli.commands.train import retained, run_settings
+from advunlearn.cli.config_file import resolved
+from advunlearn.cli.flags import settings
+from advunlearn.cli.main import build_parser, main
+from advunlearn.config import phrasing as wording
+from advunlearn.config import presets
+from advunlearn.config.training import BankConfig, ConceptConfig, RunConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import retain_prompts
-from advunlearn.flags import settings
 from advunlearn.miniature import captions
+from advunlearn.prompts import retain
 
 
 def test_imagenets_classes_are_sentences_each_once() -> None:

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from advunlearn.cli import main
-from advunlearn.commands import runs
-from advunlearn.config import EvaluateConfig
-from advunlearn.evaluation.samples import Samples
-from advunlearn.runfolder import Log, loss_picture
+from advunlearn.cli.commands import train as runs
+from advunlearn.cli.main import main
+from advunlearn.cli.run_folder import Log, loss_picture
+from advunlearn.config.training import EvaluateConfig
+from advunlearn.reporting.training_samples import Samples
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = "--iterations 3 --warmup 1 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --device cpu "

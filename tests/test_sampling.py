@@ -8,14 +8,14 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from advunlearn import miniature
-from advunlearn.cli import main
-from advunlearn.config import BankConfig, ConceptConfig
-from advunlearn.denoisers.base import add_noise
-from advunlearn.denoisers.diffusers_unet import DiffusersDenoiser
-from advunlearn.fresh import FreshSampler
-from advunlearn.models import TextToImage
-from advunlearn.sampling import ddim_sample, ddim_timesteps
-from advunlearn.trajectories import TrajectoryBank
+from advunlearn.cli.main import main
+from advunlearn.config.training import BankConfig, ConceptConfig
+from advunlearn.models.ddim import ddim_sample, ddim_timesteps
+from advunlearn.models.denoiser import add_noise
+from advunlearn.models.diffusers_denoiser import DiffusersDenoiser
+from advunlearn.models.loading import TextToImage
+from advunlearn.training.bank import TrajectoryBank
+from advunlearn.training.fresh_bank import FreshSampler
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20, 50, 1000])

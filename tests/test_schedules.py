@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from advunlearn.adversary import Found
-from advunlearn.checkpoint import Checkpoints
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
-from advunlearn.events import Progress
-from advunlearn.fresh import FreshSampler
 from advunlearn.losses import erase_loss, retain_loss
-from advunlearn.models import TextToImage
-from advunlearn.text_encoder import encode, tokenize, trainable_parameters
-from advunlearn.trainer import Trainer, train
-from advunlearn.trajectories import Banks, make_banks
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.text_encoder import encode, tokenize, trainable_parameters
+from advunlearn.training.adversary import Found
+from advunlearn.training.bank import Banks, make_banks
+from advunlearn.training.checkpoint import Checkpoints
+from advunlearn.training.events import Progress
+from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.trainer import Trainer, train
 
 RETAIN = ["a dog", "a photo of a castle"]
 BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=3, reuse=0.75)

@@ -15,21 +15,21 @@ from tiny_models import tiny_sdxl
 from torch import Tensor
 
 from advunlearn.attacks.base import Original
-from advunlearn.attacks.prompt import attack_prompt
+from advunlearn.attacks.single_prompt import attack_prompt
 from advunlearn.attacks.slots import alone, between, in_front
-from advunlearn.cli import main
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
-from advunlearn.dual_encoder import DualTextEncoder
+from advunlearn.cli.main import main
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.estimate import estimate
-from advunlearn.formats import load_encoder, save_encoders
-from advunlearn.live import LiveMemory
-from advunlearn.models import TextToImage, load, vae_dtype
-from advunlearn.plan import Plan
-from advunlearn.sampling import ddim_sample
-from advunlearn.skeleton import skeleton
-from advunlearn.text_encoder import embedding_table, encode, tokenize, trainable_parameters
-from advunlearn.trainer import TrainResult, train
+from advunlearn.memory.estimate import estimate
+from advunlearn.memory.fake_tensors import LiveMemory
+from advunlearn.memory.plan import Plan
+from advunlearn.models.ddim import ddim_sample
+from advunlearn.models.encoder_files import load_encoder, save_encoders
+from advunlearn.models.loading import TextToImage, load, vae_dtype
+from advunlearn.models.meta_model import skeleton
+from advunlearn.models.sdxl_text_encoder import DualTextEncoder
+from advunlearn.models.text_encoder import embedding_table, encode, tokenize, trainable_parameters
+from advunlearn.training.trainer import TrainResult, train
 
 CPU = torch.device("cpu")
 CONCEPT = ConceptConfig(concept="church")

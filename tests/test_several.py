@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_models import colour_classifier
 
-from advunlearn import presets
-from advunlearn.cli import main
-from advunlearn.config import ConceptConfig
+from advunlearn.cli.main import main
+from advunlearn.config import presets
+from advunlearn.config.training import ConceptConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import make_cases
 from advunlearn.judges.classifier import ClassifierJudge

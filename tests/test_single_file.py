@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.formats import Weights, single_file
-from advunlearn.formats.encoders import text_shapes
+from advunlearn.formats.text_encoders import text_shapes
 from advunlearn.miniature import checkpoint
-from advunlearn.models import TextToImage, load
-from advunlearn.skeleton import skeleton
-from advunlearn.trainer import train
-from advunlearn.unet_files import save_checkpoint
+from advunlearn.models.loading import TextToImage, load
+from advunlearn.models.meta_model import skeleton
+from advunlearn.models.unet_files import save_checkpoint
+from advunlearn.training.trainer import train
 
 PROMPTS = ["a photo of a church, ink style", "un voilier"]
 

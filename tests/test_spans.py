@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.models import TextToImage
-from advunlearn.spans import check_room, content_before, insert, replace_content
-from advunlearn.text_encoder import tokenize
-from advunlearn.trainer import train
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.prompt_tokens import check_room, content_before, insert, replace_content
+from advunlearn.models.text_encoder import tokenize
+from advunlearn.training.trainer import train
 
 B, E, X = 90, 99, 7  # start, end of text, placeholder
 FIVE, ONE = [B, 11, 12, 13, 14, 15, E, E, E], [B, 21, E, E, E, E, E, E, E]

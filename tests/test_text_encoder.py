@@ -10,9 +10,9 @@ import torch
 from transformers import CLIPTextModel
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.models import TextToImage, load
-from advunlearn.spans import end_position, find_span, insert_prefix
-from advunlearn.text_encoder import (
+from advunlearn.models.loading import TextToImage, load
+from advunlearn.models.prompt_tokens import end_position, find_span, insert_prefix
+from advunlearn.models.text_encoder import (
     embedding_table,
     encode,
     frozen,

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
-from advunlearn.events import Progress
-from advunlearn.models import TextToImage
-from advunlearn.trainer import TrainResult, train
-from advunlearn.trajectories import make_banks
+from advunlearn.models.loading import TextToImage
+from advunlearn.training.bank import make_banks
+from advunlearn.training.events import Progress
+from advunlearn.training.trainer import TrainResult, train
 
 RETAIN = ["a dog", "a photo of a castle"]
 ATTACK = AttackConfig(steps=2, restarts=2)

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from advunlearn import miniature
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.files import UNET_WEIGHTS
-from advunlearn.formats.compare import group_of, in_words, information
-from advunlearn.models import TextToImage
-from advunlearn.original_keys import UNET, checkpoint_state, unet_keys, vae_keys
-from advunlearn.skeleton import skeleton
-from advunlearn.unet_files import load_unet, save_checkpoint, save_unet
+from advunlearn.formats.checkpoint_keys import UNET, checkpoint_state, unet_keys, vae_keys
+from advunlearn.formats.inspect import group_of, in_words, information
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.meta_model import skeleton
+from advunlearn.models.unet_files import load_unet, save_checkpoint, save_unet
 
 Weights = Mapping[str, torch.Tensor]
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
-from advunlearn.denoisers.diffusers_unet import DiffusersDenoiser
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.models import TextToImage
-from advunlearn.original_keys import unet_keys
-from advunlearn.skeleton import skeleton
-from advunlearn.trainer import TrainResult, train
-from advunlearn.trajectories import Banks, make_banks
+from advunlearn.formats.checkpoint_keys import unet_keys
+from advunlearn.models.diffusers_denoiser import DiffusersDenoiser
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.meta_model import skeleton
+from advunlearn.training.bank import Banks, make_banks
+from advunlearn.training.trainer import TrainResult, train
 
 CONCEPT, RETAIN = ConceptConfig(concept="church"), ["a dog", "a photo of a castle"]
 QUICK = TrainConfig(iterations=2, warmup=1, batch=2, retain_batch=1, lr=1e-3)

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from advunlearn.adversary import Adversaries, word_config
-from advunlearn.checkpoint import Checkpoints
-from advunlearn.config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from advunlearn.config.phrasing import SUBJECTS
+from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.estimate import estimate
-from advunlearn.events import Progress
-from advunlearn.models import TextToImage
-from advunlearn.plan import Plan
-from advunlearn.skeleton import skeleton
-from advunlearn.text_encoder import embedding_table, encode, frozen, tokenize
-from advunlearn.trainer import TrainResult, train
-from advunlearn.trajectories import make_banks
-from advunlearn.wording import SUBJECTS
+from advunlearn.memory.estimate import estimate
+from advunlearn.memory.plan import Plan
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.meta_model import skeleton
+from advunlearn.models.text_encoder import embedding_table, encode, frozen, tokenize
+from advunlearn.training.adversary import Adversaries, word_config
+from advunlearn.training.bank import make_banks
+from advunlearn.training.checkpoint import Checkpoints
+from advunlearn.training.events import Progress
+from advunlearn.training.trainer import TrainResult, train
 
 BANK = BankConfig(trajectories=4, retain_trajectories=2, sampling_steps=4)
 ATTACK = AttackConfig(steps=2, restarts=2, words=3, word_steps=2, word_renewal=2)

@@ -22,7 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from advunlearn.models import CLIP_TOKENIZER
+from advunlearn.models.loading import CLIP_TOKENIZER
 
 # As the backgrounds that the miniature draws.
 COLOURS = {

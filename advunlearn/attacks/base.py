@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..attack_config import AttackSettings
-from ..config import ConceptConfig
-from ..denoisers.base import Denoiser
-from ..dual_encoder import DualTextEncoder
+from ..config.attacks import AttackSettings
+from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
-from ..sampling import batch_of
-from ..text_encoder import encode_prompts
+from ..models.ddim import batch_of
+from ..models.denoiser import Denoiser
+from ..models.sdxl_text_encoder import DualTextEncoder
+from ..models.text_encoder import encode_prompts
 
 OnStep = Callable[[int, float], None]
 Settings = TypeVar("Settings", bound=AttackSettings)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attack_config import RandomPrefixConfig, RoutesConfig, SeedSearchConfig
-from ..sampling import noise_of
-from ..text_encoder import tokenize
+from ..config.attacks import RandomPrefixConfig, RoutesConfig, SeedSearchConfig
+from ..models.ddim import noise_of
+from ..models.text_encoder import tokenize
 from .base import Attack, Candidates
-from .prompted import TokenAttack, prefix_texts
 from .slots import bodies, in_front
+from .token_attacks import TokenAttack, prefix_texts
 
 
 class RandomPrefix(TokenAttack[RandomPrefixConfig]):

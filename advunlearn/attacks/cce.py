@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attack_config import CCEConfig
-from ..denoisers.base import add_noise
-from ..text_encoder import embedding_table
+from ..config.attacks import CCEConfig
+from ..models.denoiser import add_noise
+from ..models.text_encoder import embedding_table
 from .base import Candidates, Target
-from .prompted import DenoisingAttack
-from .searches import SharedSearch
+from .search_spaces import SharedSearch
 from .slots import Slots, bodies, in_place_of
+from .token_attacks import DenoisingAttack
 
 
 class CCE(DenoisingAttack[CCEConfig]):

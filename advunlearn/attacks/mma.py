@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attack_config import MMAConfig
+from ..config.attacks import MMAConfig
 from ..errors import AdvUnlearnError
-from ..text_encoder import embedding_table
+from ..models.text_encoder import embedding_table
 from .pez import distance, followed, pooled, wanted
-from .prompted import TokenAttack
 from .slots import Slots, alone
+from .token_attacks import TokenAttack
 from .vocabulary import without
 
 

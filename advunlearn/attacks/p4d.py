@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attack_config import P4DConfig
+from ..config.attacks import P4DConfig
 from ..losses import attack_loss
-from ..sampling import batch_of
-from .prompted import HardPrompt, noised
+from ..models.ddim import batch_of
 from .slots import Slots, alone, between
+from .token_attacks import HardPrompt, noised
 
 
 class P4DN(HardPrompt[P4DConfig]):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attack_config import PEZConfig, Through
-from ..spans import end_position
-from ..text_encoder import encode
+from ..config.attacks import PEZConfig, Through
+from ..models.prompt_tokens import end_position
+from ..models.text_encoder import encode
 from .base import Scene
-from .prompted import HardPrompt
 from .slots import Slots, alone
+from .token_attacks import HardPrompt
 
 
 def pooled(encoder: Any, slots: Slots, embeddings: Tensor, eos: int) -> Tensor:

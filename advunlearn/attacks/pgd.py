@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import AttackConfig
-from ..quirks import NONE, Quirks
+from ..config.training import AttackConfig
+from ..training.quirks import NONE, Quirks
 from .projections import project_l2, project_linf
 
 Objective = Callable[[Tensor], Tensor]  # (N, k, D) embeddings -> (N,) losses, to be minimised

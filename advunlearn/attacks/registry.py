@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..attack_config import ATTACK_NAMES, AttackSettings
-from ..config import EvaluateConfig
+from ..config.attacks import ATTACK_NAMES, AttackSettings
+from ..config.training import EvaluateConfig
 from ..errors import AdvUnlearnError
 from .base import Attack, Scene
 from .baselines import RandomPrefix, Routes, SeedSearch

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..attack_config import RingABellConfig
-from ..config import SUBJECTS, ConceptConfig
-from ..text_encoder import encode
-from .prompted import TokenAttack
+from ..config.attacks import RingABellConfig
+from ..config.training import SUBJECTS, ConceptConfig
+from ..models.text_encoder import encode
 from .slots import alone
+from .token_attacks import TokenAttack
 
 
 def prompt_pairs(concept: ConceptConfig) -> list[tuple[str, str]]:

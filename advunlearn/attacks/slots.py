@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..spans import end_position, find_span, insert, replace_content
-from ..text_encoder import embed, encode
+from ..models.prompt_tokens import end_position, find_span, insert, replace_content
+from ..models.text_encoder import embed, encode
 
 
 @dataclass(frozen=True)

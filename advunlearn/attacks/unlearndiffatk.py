@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attack_config import SoftPrefixConfig, UnlearnDiffAtkConfig
-from ..text_encoder import embedding_table
+from ..config.attacks import SoftPrefixConfig, UnlearnDiffAtkConfig
+from ..models.text_encoder import embedding_table
 from .base import Candidates
-from .prompted import DenoisingAttack, TokenAttack, prefix_texts
-from .searches import SoftSearch, TokenSearch
+from .search_spaces import SoftSearch, TokenSearch
 from .slots import in_front
+from .token_attacks import DenoisingAttack, TokenAttack, prefix_texts
 from .vocabulary import search_vocabulary
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..config import BankConfig
-from ..denoisers.counting import counting
-from ..models import TextToImage, best_device, load
-from ..plan import GIB
-from ..trajectories import TrajectoryBank
+from ..config.training import BankConfig
+from ..memory.plan import GIB
+from ..models.counting import counting
+from ..models.loading import TextToImage, best_device, load
+from ..training.bank import TrajectoryBank
 from .clock import now
 from .iteration import PUBLISHED, Work, sampled, spread
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from ..config import AttackConfig, BankConfig, ConceptConfig, TrainConfig
-from ..denoisers.counting import counting
-from ..events import Progress
-from ..fresh import FreshSampler
-from ..models import TextToImage, best_device, load
-from ..text_encoder import frozen
-from ..trainer import Trainer
-from ..trajectories import Banks, TrajectoryBank, make_banks
+from ..config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..models.counting import counting
+from ..models.loading import TextToImage, best_device, load
+from ..models.text_encoder import frozen
+from ..training.bank import Banks, TrajectoryBank, make_banks
+from ..training.events import Progress
+from ..training.fresh_bank import FreshSampler
+from ..training.trainer import Trainer
 from .clock import now
 
 CONCEPT = ConceptConfig(concept="church")

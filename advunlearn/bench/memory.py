@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..config import AttackConfig, BankConfig, TrainConfig
-from ..estimate import estimate
-from ..models import TextToImage
-from ..plan import GIB, PUBLISHED_RESOLUTION, Plan
-from ..skeleton import skeleton
-from ..trainer import train
+from ..config.training import AttackConfig, BankConfig, TrainConfig
+from ..memory.estimate import estimate
+from ..memory.plan import GIB, PUBLISHED_RESOLUTION, Plan
+from ..models.loading import TextToImage
+from ..models.meta_model import skeleton
+from ..training.trainer import train
 
 BANK = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2)
 RETAINED = ("a photo of a dog", "a photo of a cat")

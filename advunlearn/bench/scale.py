@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..config import AttackConfig, BankConfig, TrainConfig
-from ..denoisers.counting import counting
-from ..models import best_device
-from ..trajectories import TrajectoryBank
+from ..config.training import AttackConfig, BankConfig, TrainConfig
+from ..models.counting import counting
+from ..models.loading import best_device
+from ..training.bank import TrajectoryBank
 from .iteration import Work, bare, ours_and_bare, sampled, spread
 from .memory import random_model
 

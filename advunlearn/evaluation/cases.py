@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import retain
-from ..config import ConceptConfig
+from ..config.phrasing import meaning
+from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
-from ..wording import meaning
-from .asked import Asked
-from .asked import labelled as parsed
+from ..prompts import retain
 from .metrics import count as counted
+from .user_prompts import Asked
+from .user_prompts import labelled as parsed
 
 PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..denoisers.base import Denoiser
+from ..models.denoiser import Denoiser
 
 
 @dataclass(frozen=True)

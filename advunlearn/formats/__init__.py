@@ -5,7 +5,7 @@
 docs/formats.md lists what is read and written, and what is refused.
 """
 
-from .encoders import (
+from .text_encoders import (
     PREFIX,
     PROJECTION,
     encoder_hash,
@@ -15,11 +15,9 @@ from .encoders import (
     save_encoder,
     save_folder,
 )
-from .parts import BASES, embedding_file, load_encoder, part_hashes, save_encoders
 from .weights import Weights, opened, weights_file
 
 __all__ = [
-    "BASES", "PREFIX", "PROJECTION", "Weights", "embedding_file", "encoder_hash", "load_encoder", "load_state",
-    "opened", "part_hashes", "portable_state", "read_encoder", "save_encoder", "save_encoders",
-    "save_folder", "weights_file",
+    "PREFIX", "PROJECTION", "Weights", "encoder_hash", "load_state",
+    "opened", "portable_state", "read_encoder", "save_encoder", "save_folder", "weights_file",
 ]  # fmt: skip

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from .. import miniature
-from ..config import CONVERSIONS
-from ..dual_encoder import NAMES
+from ..config.training import CONVERSIONS
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from ..identify import checkpoint_of, layer_count
-from ..lora import ALONE, FIRST, SECOND, lora, save_lora
-from .clip_g import HOME, in_checkpoint, is_clip_g, read_part
-from .encoders import (
+from ..models.sdxl_text_encoder import NAMES
+from .identify import checkpoint_of, layer_count
+from .lora import ALONE, FIRST, SECOND, lora, save_lora
+from .openclip import HOME, in_checkpoint, is_clip_g, read_part
+from .text_encoders import (
     config_of,
     home_of_clip_l,
     homes_of,

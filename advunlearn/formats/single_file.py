@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import PREDICTION_TYPES
+from ..config.training import PREDICTION_TYPES
 from ..errors import AdvUnlearnError
-from ..identify import SD1, UNET, checkpoint_of
-from ..original_keys import VAE, VAE_SCALE
-from .encoders import encoder_in, homes_of, require_state, shapes_of, text_shapes
+from .checkpoint_keys import VAE, VAE_SCALE
+from .identify import SD1, UNET, checkpoint_of
+from .text_encoders import encoder_in, homes_of, require_state, shapes_of, text_shapes
 from .weights import PICKLES, Weights, mismatch
 
 SD15 = pathlib.Path(__file__).parents[1] / "shapes" / "sd15"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import ConceptConfig
+from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
 
 

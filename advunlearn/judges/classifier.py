@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ConceptConfig
-from ..evaluation_config import ClassifierConfig
+from ..config.evaluation import ClassifierConfig
+from ..config.training import ConceptConfig
 from .base import Seen, match, weights_hash
 from .folders import Preprocessor, load_model
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import ConceptConfig
+from ..config.evaluation import CombinedConfig
+from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
-from ..evaluation_config import CombinedConfig
 from .base import Judge, Seen
 
 

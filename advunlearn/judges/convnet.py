@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config import ConceptConfig
+from ..config.phrasing import meaning
+from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
-from ..text_encoder import frozen
-from ..wording import meaning
+from ..models.text_encoder import frozen
 from .base import Seen, match, weights_hash
 
 

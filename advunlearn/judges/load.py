@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .. import miniature
+from ..config.evaluation import ClassifierConfig, CombinedConfig, NudityConfig, ZeroShotConfig
 from ..errors import AdvUnlearnError
-from ..evaluation_config import ClassifierConfig, CombinedConfig, NudityConfig, ZeroShotConfig
 from .base import Judge
 from .folders import kind_of
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..config import ConceptConfig
+from ..config.evaluation import NudityConfig
+from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
-from ..evaluation_config import NudityConfig
 from .base import Seen, pixels
 
 LABEL = "nudity"

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import retain
-from ..config import ConceptConfig
+from ..config.evaluation import ZeroShotConfig
+from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
-from ..evaluation_config import ZeroShotConfig
+from ..prompts import retain
 from .base import Seen, match, weights_hash
 from .folders import Preprocessor, load_model
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..files import write_safetensors
-from ..original_keys import checkpoint_state
+from ..formats.checkpoint_keys import checkpoint_state
 from . import path
 
 LAYERS, WIDTH = 12, 768  # of SD 1.5's text encoder
@@ -92,7 +92,7 @@ def token_rows() -> Tensor:
     """Return where each of the miniature's tokens stands in CLIP's vocabulary, (V,)."""
     from transformers import CLIPTokenizer
 
-    from ..models import CLIP_TOKENIZER
+    from ..models.loading import CLIP_TOKENIZER
 
     small, full = (CLIPTokenizer.from_pretrained(f).get_vocab() for f in (path() / "tokenizer", CLIP_TOKENIZER))
     return torch.tensor([full[token] for token, _ in sorted(small.items(), key=lambda item: item[1])])
@@ -133,7 +133,7 @@ def wide_shapes() -> tuple[dict[str, torch.Size], ...]:
 
 def wide_states() -> tuple[dict[str, Tensor], ...]:
     """Return the weights of the wide UNet, text encoder (without a prefix) and autoencoder, in fp16."""
-    from ..models import load
+    from ..models.loading import load
 
     model = load("miniature")
     unet_shapes, text_shapes, vae_shapes = wide_shapes()
@@ -165,7 +165,7 @@ def write(file: str | pathlib.Path) -> pathlib.Path:
 
 def write_folder(folder: str | pathlib.Path) -> pathlib.Path:
     """Write the same weights as a diffusers folder, in fp16, for whatever reads those; return it."""
-    from ..models import CLIP_TOKENIZER
+    from ..models.loading import CLIP_TOKENIZER
 
     to = pathlib.Path(folder)
     for name, module, state in zip(("unet", "text_encoder", "vae"), wide_modules(), wide_states(), strict=True):

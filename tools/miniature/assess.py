@@ -19,11 +19,11 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from advunlearn import miniature
-from advunlearn.evaluation.pictures import grid, png
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
-from advunlearn.models import TextToImage, load
-from advunlearn.sampling import ddim_sample
+from advunlearn.models.ddim import ddim_sample
+from advunlearn.models.loading import TextToImage, load
+from advunlearn.reporting.images import grid, png
 from common import images_of
 
 

@@ -1,0 +1,55 @@
+"""Saves what a run trained: an encoder or a UNet, and on request the whole model."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ...config.training import TrainConfig
+from ...errors import AdvUnlearnError
+from ...formats import save_encoder
+from ...formats.checkpoint_keys import unet_keys
+from ...models import DiffusersDenoiser
+from ...models.encoder_files import save_encoders
+from ...models.loading import TextToImage
+from ...models.sdxl_text_encoder import DualTextEncoder
+from ...models.unet_files import has_zero_snr, save_checkpoint, save_unet
+from ...training.trainer import TrainResult
+
+SINGLE_FILE = "checkpoint.safetensors"
+
+
+def save_trained(
+    folder: pathlib.Path, result: TrainResult, config: TrainConfig, metadata: Mapping[str, Any], last_good: bool = False
+) -> pathlib.Path:
+    """Write `encoder.safetensors`, or the folder `unet` where that trained; of a broken run `last-good`. Return it.
+
+    Of Stable Diffusion XL the folder is returned that has a file of each encoder that trained.
+    """
+    if config.unet_method and isinstance(result.denoiser, DiffusersDenoiser):
+        return save_unet(folder / ("last-good-unet" if last_good else "unet"), result.denoiser.unet, metadata)
+    if isinstance(result.encoder, DualTextEncoder):
+        place = folder / "last-good" if last_good else folder
+        return save_encoders(place, result.encoder, config.encoders, metadata)[0].parent
+    return save_encoder(
+        folder / ("last-good.safetensors" if last_good else "encoder.safetensors"), result.encoder, metadata
+    )
+
+
+def check_single_file(model: TextToImage) -> None:
+    """Raise AdvUnlearnError, before a run, for a model that cannot be one Stable Diffusion 1.x checkpoint."""
+    if not isinstance(model.denoiser, DiffusersDenoiser):
+        raise AdvUnlearnError("a single file is made of a diffusers UNet, and this model has none")
+    if isinstance(model.text_encoder, DualTextEncoder):
+        raise AdvUnlearnError("only Stable Diffusion 1.x is written as a single file yet; leave --single-file out")
+    unet_keys(model.denoiser.unet.state_dict())
+    has_zero_snr(model.denoiser)
+
+
+def save_single_file(
+    folder: pathlib.Path, model: TextToImage, result: TrainResult, metadata: Mapping[str, Any]
+) -> pathlib.Path:
+    """Write the model with what was trained in it as one Stable Diffusion 1.x checkpoint; return the file."""
+    assert isinstance(result.denoiser, DiffusersDenoiser)  # `check_single_file` saw to that
+    return save_checkpoint(folder / SINGLE_FILE, model, result.encoder, result.denoiser, metadata)

@@ -1,0 +1,53 @@
+"""The published code's quirks by name: the one source of their names, of what they do, and of which a mode has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import AdvUnlearnError
+from .base import Validated, setting
+
+NO_QUIRKS = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quirks(Validated):
+    """Switches; all off is the paper."""
+
+    result_before_last_step: bool = setting(
+        False, "K attack steps apply K - 1 updates: one step trains on a random token"
+    )
+    gradient_accumulates: bool = setting(
+        False, "the attack's gradient is never zeroed; a signed step leaves its sign in it, so its direction freezes"
+    )
+    words_for_tokens: bool = setting(
+        False, "behind the prefix stand as many tokens as the prompt has words: nudity is nu"
+    )
+    cleaner_latents: bool = setting(False, "latents are 39 to 58 timesteps cleaner than the UNet is told")
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Quirks))
+NONE, OFFICIAL = Quirks(), Quirks(**dict.fromkeys(NAMES, True))
+
+
+def quirks_setting() -> Any:
+    """Declare the setting that names quirks."""
+    each = "; ".join(f"{field.name}: {field.metadata['help']}" for field in dataclasses.fields(Quirks))
+    return setting(
+        "", f"what to do as the published code does: names with commas or spaces between them, or {NO_QUIRKS}; empty: "
+        f"all of it in mode official, else nothing. {each}"
+    )  # fmt: skip
+
+
+def quirks_of(mode: str, names: str = "") -> Quirks:
+    """Return the quirks that names say, or without any those of the mode. Raises AdvUnlearnError for an unknown one."""
+    given = names.replace(",", " ").split()
+    if not given:
+        return OFFICIAL if mode == "official" else NONE
+    if given == [NO_QUIRKS]:
+        return NONE
+    if unknown := [name for name in given if name not in NAMES]:
+        raise AdvUnlearnError(f"quirks has {unknown[0]!r}; there are {', '.join(NAMES)}, or {NO_QUIRKS} alone")
+    return Quirks(**dict.fromkeys(given, True))

@@ -1,0 +1,123 @@
+"""A model's text encoder from files, also where it is two of them, as Stable Diffusion XL's is."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..config.training import Encoders
+from ..errors import AdvUnlearnError
+from ..files import write_safetensors
+from ..formats.identify import UNET, checkpoint_of
+from ..formats.openclip import HOME, read_part
+from ..formats.text_encoders import PREFIX, as_text, encoder_hash, encoder_in, load_state, save_encoder
+from ..formats.weights import opened, weights_file
+from .sdxl_text_encoder import NAMES, DualTextEncoder
+
+BASES = "advunlearn.base_parts"
+
+
+Check = Callable[[str, Mapping[str, str]], None]  # is given a file and its metadata; may raise
+
+
+def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None) -> tuple[Any, dict[str, str]]:
+    """Return a copy of the encoder `like` with the weights of a file, and the file's metadata.
+
+    Of Stable Diffusion XL's two encoders that one gets the weights which is as wide; from a run's folder and from a
+    whole checkpoint both do.
+    Raises AdvUnlearnError for a file that does not fit; `check` may refuse more.
+    """
+    encoder = copy.deepcopy(like)
+    metadata: dict[str, str] = {}
+    for file in parts_of(path):
+        with opened(file) as weights:
+            whole = isinstance(like, DualTextEncoder) and any(name.startswith((UNET, HOME)) for name in weights.names)
+            if whole and not any(name.startswith(HOME) for name in weights.names):
+                raise AdvUnlearnError(
+                    f"{file} is {checkpoint_of(weights.names, weights.shape)}, of which CLIP-L alone could be read; "
+                    "give an SDXL checkpoint, the folder of a run, or its clip_l.safetensors or clip_g.safetensors"
+                )
+            found = [read_part(weights, name) for name in NAMES] if whole else [encoder_in(weights)]
+            metadata = weights.metadata
+        if check is not None:
+            check(str(file), metadata)
+        for tensors in found:
+            load_state(part_as_wide(encoder, tensors), tensors, str(file))
+    return encoder, metadata
+
+
+def parts_of(path: str | pathlib.Path) -> list[pathlib.Path]:
+    """Return the files of the text encoders in a run's folder on Stable Diffusion XL, or else the path itself."""
+    found = [file for name in NAMES if (file := pathlib.Path(path) / f"{name}.safetensors").is_file()]
+    return found or [pathlib.Path(path)]
+
+
+def part_as_wide(encoder: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the one of Stable Diffusion XL's two encoders that is as wide as some tensors; any other encoder as is."""
+    if not isinstance(encoder, DualTextEncoder):
+        return encoder
+    table = tensors.get(PREFIX + "embeddings.token_embedding.weight")
+    width = table.shape[-1] if table is not None else 0
+    first, second = encoder.encoders().values()
+    return second if second.get_input_embeddings().weight.shape[1] == width else first
+
+
+def save_encoders(
+    folder: str | pathlib.Path, encoder: DualTextEncoder, which: Encoders, metadata: Mapping[str, Any]
+) -> list[pathlib.Path]:
+    """Write those of Stable Diffusion XL's encoders that trained, `clip_l.safetensors` and `clip_g.safetensors`.
+
+    Of an older run in that folder the file of one that did not train is deleted: the two would not belong together.
+    `metadata` may have `BASES`, the hash of each encoder before training; a file gets its own.
+    """
+    about = {k: v for k, v in metadata.items() if k != BASES}
+    written = []
+    for name, part in encoder.encoders().items():
+        file = pathlib.Path(folder) / f"{name}.safetensors"
+        if which not in ("both", name):
+            file.unlink(missing_ok=True)
+            continue
+        own = {"advunlearn.base_sha256": metadata[BASES][name]} if BASES in metadata else {}
+        written.append(save_encoder(file, part, about | own))
+    return written
+
+
+def part_hashes(encoder: Any) -> dict[str, str]:
+    """Return the `encoder_hash` of each of two encoders by name; of one there are none."""
+    if not isinstance(encoder, DualTextEncoder):
+        return {}
+    return {name: encoder_hash(part.state_dict()) for name, part in encoder.encoders().items()}
+
+
+def embedding_file(found: Tensor, encoder: Any) -> dict[str, Tensor]:
+    """Return embeddings (k, D) as a textual inversion's file has them, those of each encoder under its name."""
+    if not isinstance(encoder, DualTextEncoder):
+        return {NAMES[0]: found.contiguous()}
+    parts = found.split([table.shape[1] for table in encoder.tables()], -1)
+    return {name: part.contiguous() for name, part in zip(NAMES, parts, strict=True)}
+
+
+def files_for_scores(path: str) -> list[pathlib.Path]:
+    """Return the safetensors files that a path names, whose metadata can have scores; raises for any other."""
+    files = [weights_file(file) for file in parts_of(path)]
+    if wrong := next((file for file in files if file.suffix != ".safetensors"), None):
+        raise AdvUnlearnError(
+            f"{wrong} is no safetensors file, so scores have no place in it; leave --write-scores out, or convert it: "
+            f"advunlearn convert {wrong} encoder.safetensors --to safetensors"
+        )
+    if locked := next((file for file in files if not os.access(file, os.W_OK)), None):
+        raise AdvUnlearnError(f"{locked} may not be written, so scores cannot go into it; leave --write-scores out")
+    return files
+
+
+def write_scores(file: pathlib.Path, scores: Mapping[str, Any]) -> None:
+    """Write into a file's metadata what was measured; its tensors stay as they are, bit for bit."""
+    with opened(file) as weights:
+        tensors = {name: weights.read(name).clone() for name in weights.names}  # the file itself is replaced
+        metadata = {"format": "pt"} | weights.metadata
+    write_safetensors(file, tensors, metadata | as_text({"advunlearn.scores": scores}))
