@@ -29,13 +29,15 @@ from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
 from advunlearn.cli.demo import RECIPES
-from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.cases import make_cases, retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load
-from advunlearn.training.bank import TrajectoryBank, Triples, make_banks
+from advunlearn.training.bank import BankSamples, TrajectoryBank, make_banks
 from advunlearn.training.quirks import OFFICIAL, PublishedSampler, Quirks
 from advunlearn.training.trainer import train
 
@@ -50,7 +52,7 @@ class ToldLate(TrajectoryBank):
 
     draw = PublishedSampler.draw
 
-    def sampled_at(self, k: torch.Tensor) -> Triples:
+    def sampled_at(self, k: torch.Tensor) -> BankSamples:
         """Return a triple of any trajectory for each step number in `k` (B,)."""
         self.draws += len(k)
         rows = self._rows()
@@ -94,27 +96,30 @@ def unfiltered(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
 
 
 RETAINED = {
-    "filtered": lambda concept, judge: retain_prompts(concept), "unfiltered": unfiltered,
+    "filtered": lambda concept, judge: retain_prompts(concept),
+    "unfiltered": unfiltered,
     "no neighbours": without_neighbours,
-}  # fmt: skip
+}
 
 STUDIES: dict[str, dict[str, Change]] = {
     "mode": {
-        "advunlearn": Change(), "fast": Change({"mode": "fast"}),
+        "advunlearn": Change(),
+        "fast": Change({"mode": "fast"}),
         "published quirks": Change(quirks=asdict(ON_THE_BANK)),
         "official, on a bank": Change(quirks=asdict(OFFICIAL), bank={"sampling_steps": 50}),
     },
-    "layers": {"all 4" if n == 0 else str(n): Change({"layers": n}) for n in (1, 2, 0)},
+    "layers": {"all 4" if n == 0 else str(n): Change({"num_layers": n}) for n in (1, 2, 0)},
     "gamma": {str(g): Change({"retain_weight": g}) for g in (0.0, 0.1, 0.3, 0.5, 1.0, RECIPE.train.retain_weight)},
     "search": {
-        "8 steps": Change(), "16 steps": Change(attack={"steps": 16}),
+        "8 steps": Change(),
+        "16 steps": Change(attack={"steps": 16}),
         "8 steps, from the last": Change(attack={"start": "latest"}),
         "4 steps, from the last": Change(attack={"start": "latest", "steps": 4}),
     },
     "position": {p: Change(attack={"position": p}) for p in ("prefix", "replace", "add")},
     "span": {"by tokens": Change(), "by words": Change(quirks={"words_for_tokens": True})},
     "retain": {name: Change(prompts=name) for name in RETAINED},
-}  # fmt: skip
+}
 OF_OBJECTS = ("retain", "span")  # a style's family are all other styles, and its prompts are of one-token words
 
 
@@ -141,9 +146,15 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 late = quirks.cleaner_latents
                 banks = make_banks(model, concept, prompts, bank, generator, bank=ToldLate) if late else None
                 result = train(
-                    model, concept, replace(RECIPE.attack, **change.attack), config, bank, prompts,
-                    banks=banks, quirks=quirks,
-                )  # fmt: skip
+                    model,
+                    concept,
+                    replace(RECIPE.attack, **change.attack),
+                    config,
+                    bank,
+                    prompts,
+                    banks=banks,
+                    quirks=quirks,
+                )
                 seconds = time.perf_counter() - began
                 measured = evaluator.measure(Subject(result.encoder, model.denoiser))
                 kept.add({**key, "seconds": seconds, "asr": measured.asr, "utility": measured.utility})
@@ -182,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    evaluate = {"cases": 30, "attack_steps": 40, "attack_every": 40, "repeats": 1, "seed": 4242}
+    evaluate = {"cases": 30, "attack_steps": 40, "judge_interval": 40, "repeats": 1, "seed": 4242}
     kept = Kept("ablations.json", {"iterations": 100, "evaluate": evaluate})
     if args.what == "run":
         run(args, kept)

@@ -35,7 +35,9 @@ from kept import Kept
 from advunlearn import miniature
 from advunlearn.cli.demo import RECIPES
 from advunlearn.config.attacks import ATTACK_NAMES
-from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
@@ -50,7 +52,7 @@ from advunlearn.training.trainer import train
 
 RECIPE = RECIPES["advunlearn"]
 # "words": with a second adversary that learns words for the concept, which is concept inversion.
-WORDS = replace(RECIPE, attack=replace(RECIPE.attack, words=4))
+WORDS = replace(RECIPE, attack=replace(RECIPE.attack, inversion_tokens=4))
 TRAINED = {"esd_text": RECIPES["esd_text"], "advunlearn": RECIPE, "quirks": RECIPE, "words": WORDS}
 MODELS, ESD = ("original", *TRAINED), "esd_text"
 BASELINES = ("random_prefix", "seed_search")
@@ -61,16 +63,22 @@ COSTLIEST = 4  # F of a step for a case: p4d
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what all rows have in common."""
     evaluate = EvaluateConfig(
-        cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_every,
-        attack_tokens=args.attack_tokens, sampling_steps=args.sampling_steps, seed=args.eval_seed, repeats=1,
-    )  # fmt: skip
+        cases=args.cases,
+        attack_steps=args.attack_steps,
+        judge_interval=args.judge_interval,
+        attack_tokens=args.attack_tokens,
+        sampling_steps=args.sampling_steps,
+        seed=args.eval_seed,
+        repeats=1,
+    )
     look = 2 * args.sampling_steps
-    looks = math.ceil(args.attack_steps / args.attack_every)
+    looks = math.ceil(args.attack_steps / args.judge_interval)
     tries = math.ceil((COSTLIEST * args.attack_steps + look * looks) / look)
     given = {
         "ring_a_bell": {"population": args.population, "positions": args.positions},
-        "mma": {"candidates": args.candidates}, "cce": {"batch": args.batch, "lr": args.cce_lr},
-    } | {name: {"steps": tries} for name in BASELINES}  # fmt: skip
+        "mma": {"candidates": args.candidates},
+        "cce": {"batch": args.batch, "lr": args.cce_lr},
+    } | {name: {"steps": tries} for name in BASELINES}
     training = {name: getattr(args, name) for name in ("iterations", "trajectories", "train_seed")}
     return {"evaluate": evaluate.to_dict(), "given": given, "training": training}
 
@@ -183,7 +191,7 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", choices=ATTACK_NAMES, default=ATTACK_NAMES)
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--attack-steps", type=int, default=40)
-    parser.add_argument("--attack-every", type=int, default=20)
+    parser.add_argument("--judge-interval", type=int, default=20)
     parser.add_argument("--attack-tokens", type=int, default=5)
     parser.add_argument("--sampling-steps", type=int, default=10)
     parser.add_argument("--population", type=int, default=20, help="of Ring-A-Bell")

@@ -30,7 +30,9 @@ from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
 from advunlearn.cli.demo import RECIPES
-from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
@@ -53,7 +55,7 @@ WAYS: dict[str, tuple[type[TrajectoryBank], BankConfig]] = {
     ),
     "sixteenth": (TrajectoryBank, SMALL),
     "sixteenth, 5 steps": (TrajectoryBank, replace(SMALL, sampling_steps=5)),
-    "renewed at 4 draws": (TrajectoryBank, replace(FULL, reuse=4.0)),
+    "renewed at 4 draws": (TrajectoryBank, replace(FULL, draws_per_sample=4.0)),
 }
 
 
@@ -109,8 +111,12 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
     prompts = retain_prompts(concept)
     budget = EvaluateConfig(
-        cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_steps, repeats=1, seed=args.eval_seed
-    )  # fmt: skip
+        cases=args.cases,
+        attack_steps=args.attack_steps,
+        judge_interval=args.attack_steps,
+        repeats=1,
+        seed=args.eval_seed,
+    )
     evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
     for seed in args.seeds:
         for way in args.ways:
@@ -129,9 +135,13 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
             attacked = [b - a for a, b in zip(marks, marks[1:], strict=False)][config.warmup :]
             measured = evaluator.measure(Subject(result.encoder, model.denoiser))
             row = {
-                "way": way, "seed": seed, "seconds": statistics.median(attacked), "bank": bank.to_dict(),
-                "asr": measured.asr, "utility": measured.utility,
-            }  # fmt: skip
+                "way": way,
+                "seed": seed,
+                "seconds": statistics.median(attacked),
+                "bank": bank.to_dict(),
+                "asr": measured.asr,
+                "utility": measured.utility,
+            }
             kept.add(row)
             print(json.dumps(row), flush=True)
 

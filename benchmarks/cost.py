@@ -35,8 +35,10 @@ from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 from advunlearn import miniature
 from advunlearn.bench.iteration import Work
 from advunlearn.cli.demo import RECIPES
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.presets import of
-from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
@@ -84,10 +86,13 @@ WAYS = {
     "1 restart": Way(attack={"restarts": 1}),
     "30 steps, 1 restart": Way(attack={"steps": 30, "restarts": 1}),
     "official": Way(
-        train=published(type(RECIPES["advunlearn"].train)), attack=published(type(RECIPES["advunlearn"].attack)),
-        quirks=ON_THE_BANK, fresh=True, lengths=(50, 100, 200, 400),
+        train=published(type(RECIPES["advunlearn"].train)),
+        attack=published(type(RECIPES["advunlearn"].attack)),
+        quirks=ON_THE_BANK,
+        fresh=True,
+        lengths=(50, 100, 200, 400),
     ),
-}  # fmt: skip
+}
 
 
 def run(args: argparse.Namespace, kept: Kept) -> None:
@@ -97,7 +102,7 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     concept = ConceptConfig(concept=args.concept)
     evaluator = Evaluator(
         model, judge, concept, EvaluateConfig(**kept.settings["evaluate"]), given={**WHOLE_VOCABULARY, "cce": INVERSION}
-    )  # fmt: skip
+    )
     for seed in args.seeds:
         for name in args.ways:
             asked = [n for n in WAYS[name].lengths if n in (args.lengths or [n])]
@@ -130,9 +135,15 @@ def trained(
             out[progress.iteration] = copy.deepcopy(progress.encoder), counted.forwards + anew
 
     train(
-        replace(model, denoiser=counted), concept, attack, config, bank, retain_prompts(concept), keep,
+        replace(model, denoiser=counted),
+        concept,
+        attack,
+        config,
+        bank,
+        retain_prompts(concept),
+        keep,
         quirks=way.quirks,
-    )  # fmt: skip
+    )
     return out
 
 
@@ -217,7 +228,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    evaluate = {"cases": 50, "attack_steps": 40, "attack_every": 40, "repeats": 1, "seed": 2000}
+    evaluate = {"cases": 50, "attack_steps": 40, "judge_interval": 40, "repeats": 1, "seed": 2000}
     kept = Kept("cost.json", {"concept": args.concept, "evaluate": evaluate})
     if args.command == "run":
         run(args, kept)

@@ -26,7 +26,9 @@ from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
 from advunlearn.cli.demo import RECIPES
-from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
@@ -57,8 +59,8 @@ def run(
 ) -> None:
     """Train and measure; add a row for each recipe and length that `kept` lacks."""
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
-    short = EvaluateConfig(cases=cases, attack_steps=STEPS, attack_every=STEPS, repeats=1, seed=seed)
-    long = replace(short, attack_steps=budget, attack_every=10)
+    short = EvaluateConfig(cases=cases, attack_steps=STEPS, judge_interval=STEPS, repeats=1, seed=seed)
+    long = replace(short, attack_steps=budget, judge_interval=10)
     prompts = retain_prompts(concept)
     for key in KEYS:
         recipe, keep = RECIPES[key], Checkpoints(work / f"{concept.concept}-{key}", every=10**9)

@@ -29,7 +29,9 @@ from kept import Kept, summed
 
 from advunlearn import miniature
 from advunlearn.cli.demo import RECIPES
-from advunlearn.config.training import BankConfig, ConceptConfig, EvaluateConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
@@ -56,10 +58,10 @@ class Way:
 WAYS = {
     "ESD, text encoder": Way(recipe="esd_text"),
     "default": Way(),
-    "4 words": Way({"words": 4}),
-    "4 words, 200 iterations": Way({"words": 4}, {"iterations": 200}),
-    "8 words, 8 steps, share 0.75": Way({"words": 8, "word_steps": 8, "word_share": 0.75}),
-}  # fmt: skip
+    "4 words": Way({"inversion_tokens": 4}),
+    "4 words, 200 iterations": Way({"inversion_tokens": 4}, {"iterations": 200}),
+    "8 words, 8 steps, share 0.75": Way({"inversion_tokens": 8, "inversion_steps": 8, "inversion_share": 0.75}),
+}
 
 
 def run(args: argparse.Namespace, kept: Kept) -> None:
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     concept = ConceptConfig(concept=args.concept, kind="style" if args.concept in captions.styles() else "object")
     evaluator = Evaluator(
         model, judge, concept, EvaluateConfig(**kept.settings["evaluate"]), given={"cce": kept.settings["inversion"]}
-    )  # fmt: skip
+    )
     for seed in args.seeds:
         for name in args.ways:
             if kept.has(way=name, seed=seed):
@@ -128,8 +130,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     evaluate = EvaluateConfig(
-        cases=args.cases, attack_steps=EVERY * LOOKS, attack_every=EVERY, repeats=1, seed=args.eval_seed
-    )  # fmt: skip
+        cases=args.cases, attack_steps=EVERY * LOOKS, judge_interval=EVERY, repeats=1, seed=args.eval_seed
+    )
     settings = {"evaluate": evaluate.to_dict(), "inversion": INVERSION}
     kept = Kept(f"inversion-{args.concept}.json", settings)
     if args.what == "run":

@@ -14,8 +14,11 @@ WHOLE_VOCABULARY = {"unlearndiffatk": {"vocabulary": "all"}}
 
 # What an `Evaluator` measures, and what a table calls it.
 ATTACKS = {
-    "clean": "plain", "routes": "other routes", "unlearndiffatk": "UnlearnDiffAtk", "soft_prefix": "soft prefix",
-}  # fmt: skip
+    "clean": "plain",
+    "routes": "other routes",
+    "unlearndiffatk": "UnlearnDiffAtk",
+    "soft_prefix": "soft prefix",
+}
 
 
 def summed(counts: Sequence[dict[str, int]], key: str) -> str:

@@ -37,14 +37,18 @@ from advunlearn.files import PARTIAL, STATE
 
 FLAGS = (
     "--iterations 12 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --bank-trajectories 4 "
-    "--bank-retain-trajectories 4 --bank-sampling-steps 4 --bank-reuse 0.5 --checkpoint-every 2 --sample-every 5 "
+    "--bank-retain-trajectories 4 --bank-sampling-steps 4 --bank-draws-per-sample 0.5 --checkpoint-every 2 --sample-every 5 "
     "--device cpu"
 )
 PRELOAD = [
-    "advunlearn.commands", "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_tiny",
-    "diffusers.models.autoencoders.autoencoder_kl", "diffusers.schedulers.scheduling_ddim",
-    "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
-]  # fmt: skip
+    "advunlearn.commands",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_tiny",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.schedulers.scheduling_ddim",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+]
 AIMS = (None, "", None, "state", None, "bank")  # moments of a kill: any, or a write of a file with such a name
 
 
@@ -108,11 +112,12 @@ def trial(folder: pathlib.Path, delay: float, aim: str | None, whole: dict[str, 
         return None
     state, log = load_state(folder), folder / LOG
     row = {
-        "seconds": round(delay, 3), "aimed_at": "any moment" if aim is None else f"a write of {aim or 'anything'}",
+        "seconds": round(delay, 3),
+        "aimed_at": "any moment" if aim is None else f"a write of {aim or 'anything'}",
         "half_written": sorted(str(p.relative_to(folder)) for p in folder.rglob("*" + PARTIAL)),
         "logged": len(log.read_text().splitlines()) if log.exists() else 0,
         "kept": len(state["history"]) if state else None,
-    }  # fmt: skip
+    }
     finish(folder, state is not None)
     different = differing(folder, whole)
     return row | {"different": different, "identical": not different}
@@ -165,10 +170,14 @@ def controls(folder: pathlib.Path, whole: dict[str, str]) -> list[dict[str, Any]
 def report(rows: list[dict[str, Any]], checked: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what is written."""
     return {
-        "command": " ".join(["benchmarks/kill.py", *sys.argv[1:]]), "flags": FLAGS,
-        "identical": sum(row["identical"] for row in rows), "trials": len(rows),
-        "while_writing": sum(bool(row["half_written"]) for row in rows), "rows": rows, "controls": checked,
-    }  # fmt: skip
+        "command": " ".join(["benchmarks/kill.py", *sys.argv[1:]]),
+        "flags": FLAGS,
+        "identical": sum(row["identical"] for row in rows),
+        "trials": len(rows),
+        "while_writing": sum(bool(row["half_written"]) for row in rows),
+        "rows": rows,
+        "controls": checked,
+    }
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from kept import ATTACKS, WHOLE_VOCABULARY
 
 from advunlearn import miniature
 from advunlearn.cli.demo import RECIPES
-from advunlearn.config.training import ConceptConfig, EvaluateConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
@@ -44,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept = ConceptConfig(concept=args.concept, kind="style" if args.concept in captions.styles() else "object")
-    config = EvaluateConfig(cases=args.cases, attack_steps=40, attack_every=40, repeats=1, seed=args.eval_seed)
+    config = EvaluateConfig(cases=args.cases, attack_steps=40, judge_interval=40, repeats=1, seed=args.eval_seed)
     evaluator = Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY)
     changes: dict[str, Any] = {} if args.lr is None else {"lr": args.lr}
     lr = changes.get("lr", RECIPES[args.recipe].train.lr)

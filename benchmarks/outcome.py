@@ -52,14 +52,19 @@ def outcome(folder: pathlib.Path) -> dict[str, str]:
     rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     done = json.loads((folder / DONE).read_text())
     parts = {
-        "weights": weights, "metadata": metadata, "losses": [done["losses"], done["config"], state["history"]],
+        "weights": weights,
+        "metadata": metadata,
+        "losses": [done["losses"], done["config"], state["history"]],
         "log": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
         "loss picture": (folder / LOSS).read_text(),
         "samples": {p.name: p.read_bytes() for p in (folder / SAMPLES).iterdir()},
-        "optimiser": state["adam"], "parameters": state["parameters"], "generators": state["generators"],
-        "counters": state["counters"], "bank": torch.load(folder / state["bank"], weights_only=True),
+        "optimiser": state["adam"],
+        "parameters": state["parameters"],
+        "generators": state["generators"],
+        "counters": state["counters"],
+        "bank": torch.load(folder / state["bank"], weights_only=True),
         "files": sorted(p.name for p in folder.iterdir() if not p.name.startswith("bank-")),
-    }  # fmt: skip
+    }
     return {name: digest(part) for name, part in parts.items()}
 
 

@@ -26,16 +26,22 @@ from kept import ATTACKS, WHOLE_VOCABULARY, summed
 
 from advunlearn import miniature
 from advunlearn.cli.demo import RECIPES, Recipe, study
-from advunlearn.config.training import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.training import BankConfig, TrainConfig
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load
 
 RESULTS = ROOT / "benchmarks" / "results" / "phenomenon"
 TITLES = {
-    "original": "original model", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn",
+    "original": "original model",
+    "esd": "ESD, UNet",
+    "esd_text": "ESD, text encoder",
+    "advunlearn": "AdvUnlearn",
     "advunlearn_no_retain": "AdvUnlearn without retain term",
-}  # fmt: skip
+}
 UTILITY = {"retained_accuracy": "retained", "neighbour_accuracy": "neighbours", "style_accuracy": "their style"}
 
 
@@ -53,10 +59,17 @@ def run(concepts: list[str], seeds: list[int], models: list[str], config: Evalua
             if not chosen and not original:
                 continue
             done = study(
-                model, judge, concept, chosen, BankConfig(), config,
-                seed=seed, original=original, given=WHOLE_VOCABULARY,
+                model,
+                judge,
+                concept,
+                chosen,
+                BankConfig(),
+                config,
+                seed=seed,
+                original=original,
+                given=WHOLE_VOCABULARY,
                 command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
-            )  # fmt: skip
+            )
             losses = {k: _every(rows, 10) for k, rows in done.losses.items()}
             for row in done.report["models"].values():
                 row.pop("cases", None)  # a row for each picture, and no picture is kept
@@ -69,7 +82,7 @@ def same(row: dict[str, Any] | None, recipe: Recipe, seed: int) -> bool:
     """Return whether a row is of this recipe; settings that it does not name had their defaults."""
     if row is None:
         return False
-    kinds = {"train": TrainConfig, "attack": AttackConfig, "bank": BankConfig}
+    kinds = {"train": TrainConfig, "attack": AdversaryConfig, "bank": BankConfig}
     found = [kind(**row["config"][name]) for name, kind in kinds.items()]
     return found == [replace(recipe.train, seed=seed), recipe.attack, BankConfig()]
 
@@ -120,9 +133,12 @@ def main() -> None:
         table()
     else:
         config = EvaluateConfig(
-            cases=args.cases, attack_steps=args.attack_steps, attack_every=args.attack_steps, repeats=1,
+            cases=args.cases,
+            attack_steps=args.attack_steps,
+            judge_interval=args.attack_steps,
+            repeats=1,
             seed=args.eval_seed,
-        )  # fmt: skip
+        )
         torch.set_num_threads(args.threads)
         run(args.concepts, args.seeds, args.models, config)
 

@@ -19,7 +19,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from advunlearn import miniature
-from advunlearn.config.training import ConceptConfig, EvaluateConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions

@@ -7,13 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGED
-from ..advunlearn.config.training import AttackConfig, ConceptConfig, EvaluateConfig
+from ..advunlearn.config.adversary import AdversaryConfig
+from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGE_ONLY
+from ..advunlearn.config.concept import ConceptConfig
+from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from .widgets import advanced, output, resolution, schema, settings, widget
 
 FIRST = ("unlearndiffatk", "soft_prefix")
-ATTACKS = (*FIRST, *(name for name in ATTACK_NAMES if name not in (*FIRST, *JUDGED)))
+ATTACKS = (*FIRST, *(name for name in ATTACK_NAMES if name not in (*FIRST, *JUDGE_ONLY)))
 
 
 class AdversarialPromptAttack(io.ComfyNode):
@@ -33,39 +35,57 @@ class AdversarialPromptAttack(io.ComfyNode):
                 io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
                 io.Clip.Input("clip", tooltip="the CLIP that is attacked, a robust one for example"),
                 io.String.Input("prompt", default="a church", tooltip="the prompt that names the concept"),
-                io.Combo.Input("attack", options=list(ATTACKS), tooltip="in front of the prompt: unlearndiffatk "
-                               "(words), soft_prefix (embeddings in a ball around real tokens); between its words: "
-                               "p4d_k; in its place: p4d_n, pez, ring_a_bell, and mma without the concept's words; "
-                               "cce: a new word for the concept. All but unlearndiffatk, soft_prefix and cce need "
-                               "original_clip"),
+                io.Combo.Input(
+                    "attack",
+                    options=list(ATTACKS),
+                    tooltip="in front of the prompt: unlearndiffatk "
+                    "(words), soft_prefix (embeddings in a ball around real tokens); between its words: "
+                    "p4d_k; in its place: p4d_n, pez, ring_a_bell, and mma without the concept's words; "
+                    "cce: a new word for the concept. All but unlearndiffatk, soft_prefix and cce need "
+                    "original_clip",
+                ),
                 widget(EvaluateConfig, "attack_steps", id="steps", least=1),
                 widget(EvaluateConfig, "attack_tokens", id="tokens"),
-                widget(AttackConfig, "restarts"),
+                widget(AdversaryConfig, "restarts"),
                 widget(EvaluateConfig, "seed"),
                 resolution("size of the target picture where none is connected"),
-                io.String.Input("embedding_name", default="adversarial",
-                                tooltip="file name in models/embeddings, for embedding:name in any prompt"),
-                io.Clip.Input("original_clip", optional=True, tooltip="the CLIP before erasing; it draws the target "
-                              "where none is connected"),
+                io.String.Input(
+                    "embedding_name",
+                    default="adversarial",
+                    tooltip="file name in models/embeddings, for embedding:name in any prompt",
+                ),
+                io.Clip.Input(
+                    "original_clip",
+                    optional=True,
+                    tooltip="the CLIP before erasing; it draws the target where none is connected",
+                ),
                 io.Latent.Input("target", optional=True, tooltip="a picture that shows the concept, as latents"),
                 io.Image.Input("image", optional=True, tooltip="a picture that shows the concept; needs vae"),
                 io.Vae.Input("vae", optional=True, tooltip="encodes image"),
                 widget(EvaluateConfig, "attack_lr", fold=True),
                 widget(EvaluateConfig, "prefix_lr", fold=True),
                 widget(EvaluateConfig, "prefix_radius", fold=True),
-                advanced(io.String, "concept", default="", optional=True,
-                         tooltip="the concept as the prompt names it, for ring_a_bell, mma and cce; empty: the prompt"),
+                advanced(
+                    io.String,
+                    "concept",
+                    default="",
+                    optional=True,
+                    tooltip="the concept as the prompt names it, for ring_a_bell, mma and cce; empty: the prompt",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("CONDITIONING", tooltip="of the adversarial prompt, under the attacked CLIP"),
-                output(io.String, "adversarial_prompt", tooltip="typed into CLIP Text Encode it gives the same "
-                       "conditioning"),
+                output(
+                    io.String,
+                    "adversarial_prompt",
+                    tooltip="typed into CLIP Text Encode it gives the same conditioning",
+                ),
                 output(io.String, "embedding", tooltip="what was found as embedding:name, for any prompt"),
                 output(io.LossMap, "loss_map", tooltip="the attack's loss, for the loss graph"),
                 output(io.String, "report", tooltip="what was found"),
             ],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, prompt: str | None = None, embedding_name: str | None = None) -> bool | str:
@@ -78,12 +98,25 @@ class AdversarialPromptAttack(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, prompt: str, attack: str, steps: int, tokens: int, restarts: int, resolution: int,
-        embedding_name: str, original_clip: Any = None, target: Any = None, image: Any = None, vae: Any = None,
-        concept: str = "", **values: Any,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: Any,
+        clip: Any,
+        prompt: str,
+        attack: str,
+        steps: int,
+        tokens: int,
+        restarts: int,
+        resolution: int,
+        embedding_name: str,
+        original_clip: Any = None,
+        target: Any = None,
+        image: Any = None,
+        vae: Any = None,
+        concept: str = "",
+        **values: Any,
+    ) -> io.NodeOutput:
         """Attack; return the best of what was found in every form a graph can use."""
-        from ..advunlearn.attacks.base import Original
+        from ..advunlearn.attacks.base import ReferenceModel
         from ..advunlearn.attacks.registry import attack_class
         from ..advunlearn.attacks.single_prompt import attack_prompt
         from ..advunlearn.models.text_encoder import tokenize
@@ -104,11 +137,18 @@ class AdversarialPromptAttack(io.ComfyNode):
             original = original_clip and clip_l.text_encoder(original_clip, attacked.denoiser.device)
             x_0 = host.target_latents(attacked, original, prompt, config, target, image, vae)
             found = attack_prompt(
-                attacked.denoiser, attacked.text_encoder, attacked.tokenizer, prompt, x_0, name=attack,
-                restarts=restarts, config=config, on_step=lambda step, loss: bar.update(step),
-                original=Original(original, attacked.denoiser),
+                attacked.denoiser,
+                attacked.text_encoder,
+                attacked.tokenizer,
+                prompt,
+                x_0,
+                name=attack,
+                restarts=restarts,
+                config=config,
+                on_step=lambda step, loss: bar.update(step),
+                original=ReferenceModel(original, attacked.denoiser),
                 concept=ConceptConfig(concept=concept.strip() or prompt),
-            )  # fmt: skip
+            )
             embedding = folders.save_embedding(embedding_name, found.embeddings)
             # Text only where CLIP Text Encode reads it as what was found: brackets and the like are its own language.
             ids = tokenize(attacked.tokenizer, [found.text])[0].tolist()

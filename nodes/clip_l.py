@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.formats import PREFIX, PROJECTION, load_state
-from ..advunlearn.formats.identify import layer_count, require_width
-from ..advunlearn.formats.lora import ALONE, FIRST
+from ..advunlearn.formats.detect import layer_count, require_width
+from ..advunlearn.formats.lora import FIRST, SINGLE
 
 CLIP_L = "clip_l.transformer."
 
@@ -50,7 +50,7 @@ def require(clip: Any) -> None:
 
 def lora_start(clip: Any) -> str:
     """Return what kohya's names of CLIP-L begin with: in Stable Diffusion 1.x it is alone, elsewhere the first."""
-    return ALONE if len(list(clip.cond_stage_model.named_children())) == 1 else FIRST
+    return SINGLE if len(list(clip.cond_stage_model.named_children())) == 1 else FIRST
 
 
 def text_encoder(clip: Any, device: torch.device) -> Any:
@@ -60,10 +60,17 @@ def text_encoder(clip: Any, device: torch.device) -> Any:
     state = state_of(clip)
     vocabulary, width = state[PREFIX + "embeddings.token_embedding.weight"].shape
     config = CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layer_count(state),
-        num_attention_heads=width // 64, hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407,
-        pad_token_id=49407, projection_dim=width,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layer_count(state),
+        num_attention_heads=width // 64,
+        hidden_act="quick_gelu",
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+        projection_dim=width,
+    )
     with torch.device("meta"):  # random weights would take longer than all the rest
         encoder = CLIPTextModel(config).float().train(False).requires_grad_(False)
     encoder.to_empty(device="cpu")
@@ -122,9 +129,10 @@ def clip_from(tensors: Mapping[str, Tensor]) -> Any:
     # The host leaves a projection that is missing uninitialised.
     state = {**tensors, PROJECTION: torch.eye(width)}
     return comfy.sd.load_text_encoder_state_dicts(
-        [state], embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        [state],
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
         clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
-    )  # fmt: skip
+    )
 
 
 def reads_as(clip: Any, text: str, ids: Sequence[int]) -> bool:

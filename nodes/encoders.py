@@ -35,27 +35,36 @@ class LoadRobustCLIP(io.ComfyNode):
             search_aliases=["unlearn", "erase concept", "safe clip"],
             inputs=[
                 io.Combo.Input(
-                    "encoder", options=[*folders.encoder_files(), NONE],
+                    "encoder",
+                    options=[*folders.encoder_files(), NONE],
                     tooltip="an encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file "
                     "of this pack, a CLIPTextModel's weights or folder (its name ends in /), the published trainer's "
                     ".pt, or a full Stable Diffusion checkpoint",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=-2.0, max=3.0, step=0.05,
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=3.0,
+                    step=0.05,
                     tooltip="0 is the CLIP as it came, 1 the robust encoder, both exactly; between and beyond: a line",
                 ),
                 io.Clip.Input(
-                    "clip", optional=True,
+                    "clip",
+                    optional=True,
                     tooltip="the CLIP of SD 1.x, SDXL, SD3, Flux or HunyuanVideo; without one: a CLIP for SD 1.x",
                 ),
                 io.Combo.Input(
-                    "released", options=[NONE, *hub.NAMES], default=NONE, optional=True,
+                    "released",
+                    options=[NONE, *hub.NAMES],
+                    default=NONE,
+                    optional=True,
                     tooltip="in place of encoder: one that the method's authors released, fetched from "
                     f"huggingface.co/{hub.REPO} into models/advunlearn (up to 500 MB) the first time the node runs",
                 ),
             ],
             outputs=[io.Clip.Output("CLIP", tooltip="the CLIP with its CLIP-L replaced; the input is unchanged")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, encoder: str | None = None, released: str | None = NONE) -> bool | str:
@@ -137,7 +146,7 @@ class SaveRobustCLIP(io.ComfyNode):
                 output(io.String, "encoder_name", tooltip="its name in Load Robust CLIP; of a LoRA its file name"),
                 output(io.String, "report", tooltip="what was written, and what a LoRA left out"),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, clip: Any, name: str, format: str, rank: int, base: Any = None) -> io.NodeOutput:
@@ -173,6 +182,7 @@ def about(hidden: Any) -> dict[str, str]:
 
     graph = {} if args.disable_metadata else {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
     return {
-        "advunlearn.version": __version__, "advunlearn.source": "Save Robust CLIP",
+        "advunlearn.version": __version__,
+        "advunlearn.source": "Save Robust CLIP",
         **{name: json.dumps(value) for name, value in graph.items()},
-    }  # fmt: skip
+    }

@@ -8,7 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, chosen_attacks
-from ..advunlearn.config.training import ConceptConfig, EvaluateConfig
+from ..advunlearn.config.concept import ConceptConfig
+from ..advunlearn.config.evaluation import EvaluateConfig
 from .judges import Judge
 from .widgets import advanced, output, resolution, schema, settings, widget
 
@@ -19,7 +20,7 @@ PARTS = 100  # of an attack, on the progress bar
 DEFAULTS = {
     "cases": 8,
     "attack_steps": 30,
-    "attack_every": 15,
+    "judge_interval": 15,
     "repeats": 1,
 }  # a graph is looked at, not left overnight
 
@@ -45,25 +46,45 @@ class EvaluateRobustness(io.ComfyNode):
                 Judge.Input("judge", tooltip="says what a picture shows"),
                 widget(ConceptConfig, "concept"),
                 widget(ConceptConfig, "kind"),
-                io.Combo.Input("attack", options=list(MENU), tooltip="the test attacks; both: unlearndiffatk and "
-                               "soft_prefix; all of them take a while"),
+                io.Combo.Input(
+                    "attack",
+                    options=list(MENU),
+                    tooltip="the test attacks; both: unlearndiffatk and soft_prefix; all of them take a while",
+                ),
                 widget(EvaluateConfig, "cases", default=DEFAULTS["cases"]),
                 widget(EvaluateConfig, "attack_steps", default=DEFAULTS["attack_steps"]),
                 widget(EvaluateConfig, "seed"),
                 resolution("size of the pictures"),
-                widget(EvaluateConfig, "attack_every", default=DEFAULTS["attack_every"], fold=True),
+                widget(EvaluateConfig, "judge_interval", default=DEFAULTS["judge_interval"], fold=True),
                 widget(EvaluateConfig, "attack_tokens", fold=True),
                 widget(EvaluateConfig, "sampling_steps", fold=True),
                 widget(EvaluateConfig, "guidance_scale", fold=True),
                 widget(EvaluateConfig, "repeats", default=DEFAULTS["repeats"], fold=True),
-                advanced(io.String, "prompts", default="", multiline=True, optional=True,
-                         tooltip="your own prompts that ask for the concept, one a line; empty: made from its name"),
-                advanced(io.String, "retained_prompts", default="", multiline=True, optional=True,
-                         tooltip="what is to be kept, one a line: prompt | label, with a label of the judge, or a "
-                         "prompt alone; empty: the miniature's own, or nothing with other judges"),
-                advanced(io.String, "routes", default="", multiline=True, optional=True,
-                         tooltip="the concept's other names for the attack routes, one a line; empty: those that are "
-                         "known"),
+                advanced(
+                    io.String,
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="your own prompts that ask for the concept, one a line; empty: made from its name",
+                ),
+                advanced(
+                    io.String,
+                    "retained_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="what is to be kept, one a line: prompt | label, with a label of the judge, or a "
+                    "prompt alone; empty: the miniature's own, or nothing with other judges",
+                ),
+                advanced(
+                    io.String,
+                    "routes",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="the concept's other names for the attack routes, one a line; empty: those that are known",
+                ),
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="a row each: before clean and attacked, after clean and attacked"),
@@ -71,13 +92,23 @@ class EvaluateRobustness(io.ComfyNode):
                 output(io.String, "scores", tooltip="the same as JSON"),
             ],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: Any, clip_before: Any, clip_after: Any, vae: Any, judge: Any, attack: str, resolution: int,
-        prompts: str = "", retained_prompts: str = "", routes: str = "", **values: Any,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: Any,
+        clip_before: Any,
+        clip_after: Any,
+        vae: Any,
+        judge: Any,
+        attack: str,
+        resolution: int,
+        prompts: str = "",
+        retained_prompts: str = "",
+        routes: str = "",
+        **values: Any,
+    ) -> io.NodeOutput:
         """Measure both CLIPs; return pictures, table and scores."""
         from ..advunlearn.evaluation.evaluator import Evaluator, Subject
         from ..advunlearn.prompts import retain
@@ -91,9 +122,14 @@ class EvaluateRobustness(io.ComfyNode):
         with host.gradients():
             before = host.text_to_image(model, clip_before, vae, resolution)
             evaluator = Evaluator(
-                before, judge, concept, config,
-                prompts=retain.lines(prompts), retained=retain.lines(retained_prompts), routes=retain.lines(routes),
-            )  # fmt: skip
+                before,
+                judge,
+                concept,
+                config,
+                prompts=retain.lines(prompts),
+                retained=retain.lines(retained_prompts),
+                routes=retain.lines(routes),
+            )
             names = chosen_attacks(SETS.get(attack, (attack,)), evaluator.lacking)
             bar = host.Bar(2 * PARTS * max(1, len(names)), cls.hidden.unique_id)
             report |= evaluator.described()

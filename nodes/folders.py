@@ -30,8 +30,11 @@ def encoder_files() -> list[str]:
 def folder_of(file: str) -> str:
     """Return the name ("a/b/") of the CLIPTextModel folder that a listed file is the weights of, or nothing."""
     path = pathlib.PurePath(file)
-    whole = path.name in WEIGHTS and path.parent.name and folder_paths.get_full_path(
-        ENCODERS, str(path.with_name("config.json")))  # fmt: skip
+    whole = (
+        path.name in WEIGHTS
+        and path.parent.name
+        and folder_paths.get_full_path(ENCODERS, str(path.with_name("config.json")))
+    )
     return f"{path.parent.as_posix()}/" if whole else ""
 
 

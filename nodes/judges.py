@@ -23,11 +23,18 @@ def _judge(tooltip: str = "for Evaluate Robustness") -> Any:
 def _folder_inputs(kind: str, what: str) -> list[Any]:
     """Return the two ways to name a folder: the host's list, and a path."""
     return [
-        io.Combo.Input("folder", options=[*folders.judge_folders(kind), TYPED],
-                       tooltip=f"{what}, a folder with config.json in models/classifiers"),
-        io.String.Input("path", default="", optional=True,
-                        tooltip="a folder elsewhere on this machine; wins over the one chosen above"),
-    ]  # fmt: skip
+        io.Combo.Input(
+            "folder",
+            options=[*folders.judge_folders(kind), TYPED],
+            tooltip=f"{what}, a folder with config.json in models/classifiers",
+        ),
+        io.String.Input(
+            "path",
+            default="",
+            optional=True,
+            tooltip="a folder elsewhere on this machine; wins over the one chosen above",
+        ),
+    ]
 
 
 def _check(folder: str | None, path: str | None, kind: str) -> bool | str:

@@ -96,8 +96,9 @@ class _Check:
         """Return the model with torch's fused attention, in the place where the host lets a pack choose it."""
         denoiser: Any = copy.copy(self.model.denoiser)
         denoiser.options = {
-            **denoiser.options, "optimized_attention_override": lambda _, *a, **k: attention.attention_pytorch(*a, **k)
-        }  # fmt: skip
+            **denoiser.options,
+            "optimized_attention_override": lambda _, *a, **k: attention.attention_pytorch(*a, **k),
+        }
         return replace(self.model, denoiser=denoiser)
 
 

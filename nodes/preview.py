@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..advunlearn.config.training import AttackConfig, BankConfig, EvaluateConfig, TrainConfig
+from ..advunlearn.config.adversary import AdversaryConfig
+from ..advunlearn.config.evaluation import EvaluateConfig
+from ..advunlearn.config.training import BankConfig, TrainConfig
 from ..advunlearn.reporting import training_samples as samples
 from ..advunlearn.reporting.images import grid
 from ..advunlearn.training.events import Progress
-from ..advunlearn.training.quirks import bank_kind, quirks_of
+from ..advunlearn.training.quirks import bank_kind, parse_quirks
 from .host import Bar, HostModel
 
 SIZE, LEFT, PAD = (512, 288), 72, 32
@@ -25,12 +27,12 @@ class Training:
     every = 5  # iterations between two pictures
 
     def __init__(
-        self, node_id: str | None, config: TrainConfig, attack: AttackConfig, bank: BankConfig, retains: bool
+        self, node_id: str | None, config: TrainConfig, attack: AdversaryConfig, bank: BankConfig, retains: bool
     ) -> None:
         banked = bank.trajectories + (bank.retain_trajectories if retains else 0)
-        self.bank = banked if bank_kind(config.mode, quirks_of(config.mode)).keeps else 0
+        self.bank = banked if bank_kind(config.mode, parse_quirks(config.mode)).keeps else 0
         self.steps = attack.in_mode(config.mode).all_steps if config.attacks else 0
-        self.warmup, self.period = config.warmup, attack.every
+        self.warmup, self.period = config.warmup, attack.attack_interval
         self.bar = Bar(self.place(config.iterations), node_id)
         self.rows: dict[int, Mapping[str, float]] = {}
         self.samples: Samples | None = None

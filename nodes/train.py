@@ -7,8 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.config import presets
+from ..advunlearn.config.adversary import AdversaryConfig
+from ..advunlearn.config.base import DTYPES
+from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.presets import PRESETS
-from ..advunlearn.config.training import DTYPES, AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..advunlearn.config.training import BankConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from . import folders
 from .widgets import advanced, file_name, output, resolution, schema, settings, widget
@@ -41,42 +44,96 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="the CLIP whose copy is trained"),
                 widget(ConceptConfig, "concept", multiline=True),
                 io.Combo.Input(
-                    "preset", options=list(PRESETS),
+                    "preset",
+                    options=list(PRESETS),
                     tooltip="custom: the settings below. The others take the published settings for Stable Diffusion "
                     "1.x in place of them; nudity brings its concept, object and style take yours",
                 ),
                 widget(ConceptConfig, "kind"),
                 widget(TrainConfig, "mode", only=("advunlearn", "fast", "esd", "official")),
                 widget(TrainConfig, "iterations"),
-                widget(AttackConfig, "steps", id="attack_steps"),
+                widget(AdversaryConfig, "steps", id="attack_steps"),
                 widget(TrainConfig, "lr"),
                 io.Combo.Input(
-                    "retain_set", options=list(RETAIN),
+                    "retain_set",
+                    options=list(RETAIN),
                     tooltip="prompts that keep their meaning: " + "; ".join(f"{k}: {v}" for k, v in RETAIN.items()),
                 ),
                 widget(TrainConfig, "retain_weight"),
                 widget(TrainConfig, "seed"),
                 resolution("size of the pictures that training draws: the one the model was made for"),
                 io.String.Input("save_name", default="robust_clip", tooltip="file name; it goes into output/clip"),
-                io.Boolean.Input("resume", default=False, tooltip="go on with the run of this save_name that was "
-                                 "cancelled; it ends as if it had not been. All other settings must be the same"),
-                io.Vae.Input("vae", optional=True, tooltip="draws the sample pictures on the node; without one they "
-                             "are rough colours"),
-                advanced(io.Int, "sample_every", default=25, min=0, max=100000, tooltip="iterations between two sample "
-                         "pictures on the node, of the concept and of a retained prompt; 0 for none"),
-                advanced(io.String, "retain_prompts", default="", multiline=True,
-                         tooltip="your own retained prompts, one a line, beside those of retain_set"),
+                io.Boolean.Input(
+                    "resume",
+                    default=False,
+                    tooltip="go on with the run of this save_name that was "
+                    "cancelled; it ends as if it had not been. All other settings must be the same",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="draws the sample pictures on the node; without one they are rough colours",
+                ),
+                advanced(
+                    io.Int,
+                    "sample_every",
+                    default=25,
+                    min=0,
+                    max=100000,
+                    tooltip="iterations between two sample "
+                    "pictures on the node, of the concept and of a retained prompt; 0 for none",
+                ),
+                advanced(
+                    io.String,
+                    "retain_prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="your own retained prompts, one a line, beside those of retain_set",
+                ),
                 *(widget(ConceptConfig, n, fold=True) for n in ("negative_guidance", "schedule")),
-                *(widget(TrainConfig, n, fold=True)
-                  for n in ("warmup", "batch", "clean_share", "retain_batch", "retain_by", "trainable", "layers",
-                            "final_norm", "checkpointing")),
-                advanced(io.Combo, "dtype", options=[HOSTS_OWN, *DTYPES], tooltip="what the UNet computes in while "
-                         f"training: {HOSTS_OWN}, as ComfyUI chose, or another; what trains keeps float32 weights"),
-                *(widget(AttackConfig, n, id="attack_" + n, fold=True)
-                  for n in ("step_size", "update", "tokens", "position", "per_k", "start", "start_text", "restarts",
-                            "every", "redraw", "radius", "norm", "unit")),
+                *(
+                    widget(TrainConfig, n, fold=True)
+                    for n in (
+                        "warmup",
+                        "batch",
+                        "clean_share",
+                        "retain_batch",
+                        "retain_mode",
+                        "trainable",
+                        "num_layers",
+                        "final_norm",
+                        "checkpointing",
+                    )
+                ),
+                advanced(
+                    io.Combo,
+                    "dtype",
+                    options=[HOSTS_OWN, *DTYPES],
+                    tooltip="what the UNet computes in while "
+                    f"training: {HOSTS_OWN}, as ComfyUI chose, or another; what trains keeps float32 weights",
+                ),
+                *(
+                    widget(AdversaryConfig, n, id="attack_" + n, fold=True)
+                    for n in (
+                        "step_size",
+                        "update",
+                        "tokens",
+                        "position",
+                        "per_k",
+                        "start",
+                        "start_text",
+                        "restarts",
+                        "attack_interval",
+                        "resample",
+                        "radius",
+                        "norm",
+                        "unit",
+                    )
+                ),
                 *(widget(BankConfig, n, id="bank_" + n, fold=True) for n in BANK),
-                widget(AttackConfig, "words", id="attack_words", fold=True, optional=True),  # saved graphs still run
+                widget(
+                    AdversaryConfig, "inversion_tokens", id="attack_words", fold=True, optional=True
+                ),  # saved graphs still run
             ],
             outputs=[
                 io.Clip.Output("CLIP", tooltip="the robust CLIP, ready to wire"),
@@ -85,7 +142,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 output(io.String, "report", tooltip="what was trained, how, and the last losses"),
             ],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, save_name: str | None = None) -> bool | str:
@@ -107,7 +164,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             return settings(config, values, prefix, **presets.of(values["preset"], config))
 
         concept, config = chosen(ConceptConfig), chosen(TrainConfig)
-        attack, bank = chosen(AttackConfig, "attack_"), chosen(BankConfig, "bank_")
+        attack, bank = chosen(AdversaryConfig, "attack_"), chosen(BankConfig, "bank_")
         prompts = retained(values["retain_set"], values["retain_prompts"], concept)
         follow = preview.Training(cls.hidden.unique_id, config, attack, bank, bool(prompts) and config.retains)
         if wrong := file_name(values["save_name"]):
@@ -130,9 +187,11 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)})
                 raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error
             configs = {
-                "concept": concept.to_dict(), "train": config.to_dict(), "attack": attack.to_dict(),
+                "concept": concept.to_dict(),
+                "train": config.to_dict(),
+                "attack": attack.to_dict(),
                 "bank": bank.to_dict(),
-            }  # fmt: skip
+            }
             metadata = recipe_metadata(original, concept, configs)
             path, listed = folders.new_path(values["save_name"])
             save_encoder(path, result.encoder, metadata)

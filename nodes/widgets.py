@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from comfy_api.latest import io
 
-from ..advunlearn.config.training import choices
+from ..advunlearn.config.base import choices
 
 CATEGORY = "AdvUnlearn"
 UNBOUNDED = 2**53 - 1  # the largest whole number that a page's widget keeps exact

@@ -10,8 +10,9 @@ import torch
 from attack_table import two_cases
 
 from advunlearn import miniature
-from advunlearn.attacks.base import Scene
-from advunlearn.config.training import BankConfig, ConceptConfig
+from advunlearn.attacks.base import AttackContext
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.training import BankConfig
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.loading import TextToImage, load
 
@@ -46,7 +47,7 @@ def judge() -> ConvJudge:
 
 
 @pytest.fixture(scope="session")
-def scene(model: TextToImage) -> Scene:
+def scene(model: TextToImage) -> AttackContext:
     """Two cases to attack."""
     return two_cases(model)
 

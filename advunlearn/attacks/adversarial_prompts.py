@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.training import AttackConfig
+from ..config.adversary import AdversaryConfig
 from ..errors import AdvUnlearnError
 from ..models.prompt_tokens import check_room, content_before, end_position, insert, replace_content
 from ..models.text_encoder import embedding_table, encode
 from .pgd import starting_point
 
 
-def attack_tokens(tokenizer: Any, prompts: Sequence[str], config: AttackConfig) -> int:
+def attack_tokens(tokenizer: Any, prompts: Sequence[str], config: AdversaryConfig) -> int:
     """Return the number k of adversarial tokens: of `add` one for each token of the longest prompt."""
     if config.position != "add":
         return config.tokens
     return max(len(ids) - 2 for ids in tokenizer(list(prompts), truncation=True).input_ids)
 
 
-def check_attack(tokenizer: Any, prompts: Sequence[str], config: AttackConfig) -> None:
+def check_attack(tokenizer: Any, prompts: Sequence[str], config: AdversaryConfig) -> None:
     """Raise AdvUnlearnError when a prompt has no room for the attack, or the attack none for its `start_text`."""
     check_room(tokenizer, prompts, config.inserted)
     count = attack_tokens(tokenizer, prompts, config)
@@ -46,7 +46,7 @@ class AttackedPrompts:
     """
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: Any, prompts: Sequence[str], ids: Tensor, config: AttackConfig
+        self, encoder: nn.Module, tokenizer: Any, prompts: Sequence[str], ids: Tensor, config: AdversaryConfig
     ) -> None:
         eos, device = tokenizer.eos_token_id, ids.device
         self.config, self.ids, self.table = config, ids, embedding_table(encoder).detach()

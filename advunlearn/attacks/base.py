@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..config.attacks import AttackSettings
-from ..config.training import ConceptConfig
+from ..config.attacks import AttackConfig
+from ..config.concept import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..models.ddim import batch_of
 from ..models.denoiser import Denoiser
@@ -24,7 +24,7 @@ from ..models.sdxl_text_encoder import DualTextEncoder
 from ..models.text_encoder import encode_prompts
 
 OnStep = Callable[[int, float], None]
-Settings = TypeVar("Settings", bound=AttackSettings)
+Settings = TypeVar("Settings", bound=AttackConfig)
 
 NEEDS = {
     "pictures": "target pictures that show the concept (latents in the scene's target)",
@@ -37,20 +37,20 @@ NEEDS = {
 
 
 @dataclass(frozen=True)
-class Target:
+class AttackTargets:
     """N cases to attack: their prompts and, for each, the latents of a picture that shows the concept."""
 
     ids: Tensor  # (N, L) token ids of the clean prompts
     x_0: Tensor  # (N, C, h, w)
     eos: int
 
-    def rows(self, rows: Tensor) -> Target:
+    def rows(self, rows: Tensor) -> AttackTargets:
         """Return some of the cases, by their numbers (n,)."""
-        return Target(self.ids[rows], self.x_0[rows], self.eos)
+        return AttackTargets(self.ids[rows], self.x_0[rows], self.eos)
 
 
 @dataclass(frozen=True)
-class Original:
+class ReferenceModel:
     """The model before erasing, as far as an attack may have it."""
 
     encoder: Any = None
@@ -58,18 +58,18 @@ class Original:
 
 
 @dataclass(frozen=True)
-class Scene:
+class AttackContext:
     """The attacked model, N cases, and whatever else an attack may need; `Attack.needs` says which of it."""
 
     denoiser: Denoiser
     encoder: Any
     tokenizer: Any
     prompts: Sequence[str]  # N
-    target: Target
-    original: Original = Original()
+    target: AttackTargets
+    original: ReferenceModel = ReferenceModel()
     concept: ConceptConfig | None = None
     routes: Sequence[str] = ()
-    examples: Target | None = None  # every picture of the concept there is, where more than the cases' own
+    examples: AttackTargets | None = None  # every picture of the concept there is, where more than the cases' own
 
     @property
     def device(self) -> torch.device:
@@ -79,10 +79,13 @@ class Scene:
     def has(self, need: str) -> bool:
         """Return whether one of `NEEDS` is there."""
         return {
-            "pictures": bool(len(self.target.x_0)), "original encoder": self.original.encoder is not None,
-            "original denoiser": self.original.denoiser is not None, "concept": self.concept is not None,
-            "routes": bool(self.routes), "one encoder": not isinstance(self.encoder, DualTextEncoder),
-        }[need]  # fmt: skip
+            "pictures": bool(len(self.target.x_0)),
+            "original encoder": self.original.encoder is not None,
+            "original denoiser": self.original.denoiser is not None,
+            "concept": self.concept is not None,
+            "routes": bool(self.routes),
+            "one encoder": not isinstance(self.encoder, DualTextEncoder),
+        }[need]
 
     def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:
         """Return the conditioning (B, L, D) of prompts, under the attacked encoder or another one."""
@@ -90,7 +93,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class AttackOutput:
     """What N attacks stand for now."""
 
     conditioning: Tensor  # (N, L, D) under the attacked encoder
@@ -112,12 +115,12 @@ class Attack(abc.ABC, Generic[Settings]):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
-    config_class: ClassVar[type[AttackSettings]]
+    config_class: ClassVar[type[AttackConfig]]
     discrete: ClassVar[bool] = True  # whether it finds text
     restarts: ClassVar[bool] = True  # whether starts on the same case differ
 
     def __init__(
-        self, scene: Scene, config: Settings, generator: torch.Generator, starts: torch.Generator | None = None
+        self, scene: AttackContext, config: Settings, generator: torch.Generator, starts: torch.Generator | None = None
     ) -> None:
         if not len(scene.target.ids):
             raise AdvUnlearnError(f"{self.name} was given no case to attack; give at least one prompt")
@@ -136,7 +139,7 @@ class Attack(abc.ABC, Generic[Settings]):
         """Take one step; return each case's loss before it (N,), NaN where an attack has none."""
 
     @abc.abstractmethod
-    def found(self) -> Candidates:
+    def found(self) -> AttackOutput:
         """Return what the attack stands for now."""
 
     def texts(self) -> list[dict[str, Any]]:

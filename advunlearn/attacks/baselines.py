@@ -14,8 +14,8 @@ from torch import Tensor
 from ..config.attacks import RandomPrefixConfig, RoutesConfig, SeedSearchConfig
 from ..models.ddim import noise_of
 from ..models.text_encoder import tokenize
-from .base import Attack, Candidates
-from .slots import bodies, in_front
+from .base import Attack, AttackOutput
+from .prompt_slots import bodies, in_front
 from .token_attacks import TokenAttack, prefix_texts
 
 
@@ -66,9 +66,9 @@ class PlainAttack(Attack[Any]):
         self.taken += 1
         return torch.full((len(self.scene.prompts),), torch.nan)
 
-    def found(self) -> Candidates:
+    def found(self) -> AttackOutput:
         """Return the prompts as they are."""
-        return Candidates(self.context, self.context.new_zeros(len(self.context), 0, self.context.shape[-1]))
+        return AttackOutput(self.context, self.context.new_zeros(len(self.context), 0, self.context.shape[-1]))
 
     def texts(self) -> list[dict[str, Any]]:
         """Return the prompts and their tokens: typed as they are, they are what was found."""
@@ -105,10 +105,10 @@ class SeedSearch(PlainAttack):
         """Return the prompts, and the seeds of their noise."""
         return [text | {"noise_seed": seed} for text, seed in zip(super().texts(), self.seeds, strict=True)]
 
-    def found(self) -> Candidates:
+    def found(self) -> AttackOutput:
         """Return the prompts, with the noise to start from."""
         plain = super().found()
-        return Candidates(plain.conditioning, plain.embeddings, self.noise.to(self.scene.device))
+        return AttackOutput(plain.conditioning, plain.embeddings, self.noise.to(self.scene.device))
 
 
 def rerouted(prompt: str, names: tuple[str, ...], route: str) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..config.attacks import CCEConfig
 from ..models.denoiser import add_noise
 from ..models.text_encoder import embedding_table
-from .base import Candidates, Target
+from .base import AttackOutput, AttackTargets
+from .prompt_slots import Slots, bodies, in_place_of
 from .search_spaces import SharedSearch
-from .slots import Slots, bodies, in_place_of
 from .token_attacks import DenoisingAttack
 
 
@@ -39,7 +39,7 @@ class CCE(DenoisingAttack[CCEConfig]):
         self.search = SharedSearch(rows.mean(0).expand(1, config.tokens, -1), config.batch)
         self.optimizer = torch.optim.AdamW([self.search.parameter], lr=config.lr, weight_decay=config.weight_decay)
 
-    def places(self, target: Target) -> Slots:
+    def places(self, target: AttackTargets) -> Slots:
         """Return prompts with places where the concept's name stands."""
         concept, tokenizer = self.scene.concept, self.scene.tokenizer
         assert concept is not None  # `needs`
@@ -48,7 +48,7 @@ class CCE(DenoisingAttack[CCEConfig]):
         rows = bodies(target.ids, target.eos)
         return in_place_of(
             rows, names, tokenizer(template).input_ids[1:-1], self.config.tokens, tokenizer, target.ids.device
-        )  # fmt: skip
+        )
 
     def around(self, row: int) -> tuple[str, str] | None:
         """Return the text of a case's prompt before and after the new word."""
@@ -68,9 +68,9 @@ class CCE(DenoisingAttack[CCEConfig]):
         which, *noised = drawn
         return super().loss(embeddings, which, *noised)
 
-    def found(self) -> Candidates:
+    def found(self) -> AttackOutput:
         """Return the cases' prompts with the new word in place of the name."""
         slots = self.case_slots
         word = self.search.found().expand(len(slots), -1, -1)
         with torch.no_grad():
-            return Candidates(slots.conditioning(self.scene.encoder, word), word)
+            return AttackOutput(slots.conditioning(self.scene.encoder, word), word)

@@ -13,7 +13,7 @@ from ..config.attacks import MMAConfig
 from ..errors import AdvUnlearnError
 from ..models.text_encoder import embedding_table
 from .pez import distance, followed, pooled, wanted
-from .slots import Slots, alone
+from .prompt_slots import Slots, alone
 from .token_attacks import TokenAttack
 from .vocabulary import without
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.attacks import P4DConfig
 from ..losses import attack_loss
 from ..models.ddim import batch_of
-from .slots import Slots, alone, between
+from .prompt_slots import Slots, alone, between
 from .token_attacks import HardPrompt, noised
 
 

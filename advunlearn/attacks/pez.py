@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..config.attacks import PEZConfig, Through
 from ..models.prompt_tokens import end_position
 from ..models.text_encoder import encode
-from .base import Scene
-from .slots import Slots, alone
+from .base import AttackContext
+from .prompt_slots import Slots, alone
 from .token_attacks import HardPrompt
 
 
@@ -26,7 +26,7 @@ def pooled(encoder: Any, slots: Slots, embeddings: Tensor, eos: int) -> Tensor:
     return hidden[torch.arange(len(ends), device=hidden.device), ends]
 
 
-def wanted(scene: Scene) -> Tensor:
+def wanted(scene: AttackContext) -> Tensor:
     """Return what the original encoder says of the scene's prompts at the end of text (N, D)."""
     ids = scene.target.ids
     ends = end_position(ids, scene.target.eos)
@@ -35,7 +35,7 @@ def wanted(scene: Scene) -> Tensor:
     return hidden[torch.arange(len(ends), device=hidden.device), ends]
 
 
-def followed(scene: Scene, through: Through) -> Any:
+def followed(scene: AttackContext, through: Through) -> Any:
     """Return the encoder whose gradient a search follows: the attacked one, or the original one."""
     return scene.encoder if through == "attacked" else scene.original.encoder
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config.training import AttackConfig
+from ..config.adversary import AdversaryConfig
 from ..training.quirks import NONE, Quirks
 from .projections import project_l2, project_linf
 
@@ -26,7 +26,7 @@ class AttackResult:
 
 
 def starting_point(
-    table: Tensor, config: AttackConfig, count: int, generator: torch.Generator, tokens: int | None = None
+    table: Tensor, config: AdversaryConfig, count: int, generator: torch.Generator, tokens: int | None = None
 ) -> Tensor:
     """Return (count, k, D) embeddings: rows of the table (V, D), or normal noise of the table's deviation.
 
@@ -43,7 +43,7 @@ def starting_point(
 def pgd(
     objective: Objective,
     start: Tensor,
-    config: AttackConfig,
+    config: AdversaryConfig,
     sigma: float,
     on_step: OnStep | None = None,
     quirks: Quirks = NONE,

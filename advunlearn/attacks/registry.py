@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..config.attacks import ATTACK_NAMES, AttackSettings
-from ..config.training import EvaluateConfig
+from ..config.attacks import ATTACK_NAMES, AttackConfig
+from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
-from .base import Attack, Scene
+from .base import Attack, AttackContext
 from .baselines import RandomPrefix, Routes, SeedSearch
 from .cce import CCE
 from .mma import MMA
@@ -20,8 +20,18 @@ from .ring_a_bell import RingABell
 from .unlearndiffatk import SoftPrefix, UnlearnDiffAtk
 
 KINDS: tuple[type[Attack[Any]], ...] = (
-    RandomPrefix, SeedSearch, Routes, RingABell, MMA, PEZ, P4DN, P4DK, UnlearnDiffAtk, SoftPrefix, CCE,
-)  # fmt: skip
+    RandomPrefix,
+    SeedSearch,
+    Routes,
+    RingABell,
+    MMA,
+    PEZ,
+    P4DN,
+    P4DK,
+    UnlearnDiffAtk,
+    SoftPrefix,
+    CCE,
+)
 ATTACKS: dict[str, type[Attack[Any]]] = {kind.name: kind for kind in KINDS}
 
 
@@ -32,14 +42,14 @@ def attack_class(name: str) -> type[Attack[Any]]:
     return ATTACKS[name]
 
 
-def attack_settings(name: str, config: EvaluateConfig, given: Mapping[str, Any] | None = None) -> AttackSettings:
+def attack_settings(name: str, config: EvaluateConfig, given: Mapping[str, Any] | None = None) -> AttackConfig:
     """Return an attack's settings: the published ones, over them the shared budget, over that what was given."""
     kind = attack_class(name).config_class
     budget = {own: getattr(config, shared) for own, shared in kind.shared.items()}
     return kind(**{**budget, **(given or {})})
 
 
-def make_attack(name: str, scene: Scene, config: AttackSettings, seed: int) -> Attack[Any]:
+def make_attack(name: str, scene: AttackContext, config: AttackConfig, seed: int) -> Attack[Any]:
     """Return an attack on a scene, with two streams of random draws: of its steps, and of its starts."""
     steps, starts = (torch.Generator().manual_seed(seed + k) for k in (1, 2))
     return attack_class(name)(scene, config, steps, starts)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..config.attacks import RingABellConfig
-from ..config.training import SUBJECTS, ConceptConfig
+from ..config.concept import SUBJECTS, ConceptConfig
 from ..models.text_encoder import encode
-from .slots import alone
+from .prompt_slots import alone
 from .token_attacks import TokenAttack
 
 

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.attacks import JUDGED
-from ..config.training import ConceptConfig, EvaluateConfig
+from ..config.attacks import JUDGE_ONLY
+from ..config.concept import ConceptConfig
+from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..models.denoiser import Denoiser, add_noise
 from ..models.text_encoder import frozen, tokenize
-from .base import Original, Scene, Target
+from .base import AttackContext, AttackTargets, ReferenceModel
 from .registry import attack_class, attack_settings, make_attack
 
 DRAWS = 16  # noise levels at which the restarts are compared
 
 
 @dataclass(frozen=True)
-class Found:
+class PromptAttackResult:
     """The best of an attack's restarts."""
 
     embeddings: Tensor  # (k, D)
@@ -60,17 +61,17 @@ def attack_prompt(
     restarts: int = 4,
     config: EvaluateConfig | None = None,
     on_step: Callable[[int, float], None] | None = None,
-    original: Original | None = None,
+    original: ReferenceModel | None = None,
     concept: ConceptConfig | None = None,
     given: Mapping[str, Any] | None = None,
-) -> Found:
+) -> PromptAttackResult:
     """Search a prompt that draws a picture's content, from several starts side by side; keep the best.
 
     Args:
         denoiser, encoder, tokenizer: the attacked model; it is unchanged afterwards.
         prompt: the prompt that names the concept.
         x_0: (1, C, h, w) latents of a picture that shows the concept.
-        name: one of `ATTACK_NAMES`, but for those of `JUDGED`.
+        name: one of `ATTACK_NAMES`, but for those of `JUDGE_ONLY`.
         restarts: number of starts; where starts do not differ there is one. Of a discrete attack one whose text splits
             into its tokens again is preferred.
         config: steps, tokens, learning rates, ball and seed.
@@ -82,12 +83,14 @@ def attack_prompt(
     Raises AdvUnlearnError when the attack lacks something that it needs.
     """
     config = config or EvaluateConfig()
-    if name in JUDGED:
+    if name in JUDGE_ONLY:
         raise AdvUnlearnError(f"{name} tries what only a judge can tell apart; use it in an evaluation")
     restarts = restarts if attack_class(name).restarts else 1
     ids = tokenize(tokenizer, [prompt] * restarts).to(denoiser.device)
-    target = Target(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
-    scene = Scene(denoiser, encoder, tokenizer, [prompt] * restarts, target, original or Original(), concept)
+    target = AttackTargets(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
+    scene = AttackContext(
+        denoiser, encoder, tokenizer, [prompt] * restarts, target, original or ReferenceModel(), concept
+    )
     with frozen(encoder, *denoiser.modules()):
         attack = make_attack(name, scene, attack_settings(name, config, given), config.seed)
         losses = attack.run(on_step)
@@ -99,7 +102,14 @@ def attack_prompt(
         ranked[[i for i, t in enumerate(texts) if not t["exact"]]] = torch.inf
     best = int(ranked.argmin())
     text, exact = (texts[best]["prompt"], texts[best]["exact"]) if texts else (prompt, False)
-    return Found(
-        found.embeddings[best].detach().clone(), found.conditioning[best : best + 1], text, exact, attack.around(best),
-        losses, restarts, float(scores[1 + best]), float(scores[0]),
-    )  # fmt: skip
+    return PromptAttackResult(
+        found.embeddings[best].detach().clone(),
+        found.conditioning[best : best + 1],
+        text,
+        exact,
+        attack.around(best),
+        losses,
+        restarts,
+        float(scores[1 + best]),
+        float(scores[0]),
+    )

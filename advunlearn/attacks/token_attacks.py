@@ -8,17 +8,17 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..config.attacks import HardPromptSettings
+from ..config.attacks import HardPromptConfig
 from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..models.denoiser import add_noise
 from ..models.text_encoder import embedding_table
-from .base import Attack, Candidates, GradientAttack, Settings
+from .base import Attack, AttackOutput, GradientAttack, Settings
+from .prompt_slots import Slots, bodies
 from .search_spaces import HardSearch
-from .slots import Slots, bodies
 from .vocabulary import as_text, repaired, search_vocabulary, typed_vocabulary, whole_text
 
-HardSettings = TypeVar("HardSettings", bound=HardPromptSettings)
+HardSettings = TypeVar("HardSettings", bound=HardPromptConfig)
 
 
 class SlotAttack(Attack[Settings]):
@@ -38,12 +38,12 @@ class TokenAttack(SlotAttack[Settings]):
     def ids(self) -> Tensor:
         """Return the tokens found now (N, k), on the CPU."""
 
-    def found(self) -> Candidates:
+    def found(self) -> AttackOutput:
         """Return what the tokens say under the attacked encoder."""
         table = embedding_table(self.scene.encoder).detach()
         embeddings = table[self.ids().to(table.device)].float()
         with torch.no_grad():
-            return Candidates(self.slots.conditioning(self.scene.encoder, embeddings), embeddings)
+            return AttackOutput(self.slots.conditioning(self.scene.encoder, embeddings), embeddings)
 
     def texts(self) -> list[dict[str, Any]]:
         """Return whole prompts."""

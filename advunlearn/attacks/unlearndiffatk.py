@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..config.attacks import SoftPrefixConfig, UnlearnDiffAtkConfig
 from ..models.text_encoder import embedding_table
-from .base import Candidates
+from .base import AttackOutput
+from .prompt_slots import in_front
 from .search_spaces import SoftSearch, TokenSearch
-from .slots import in_front
 from .token_attacks import DenoisingAttack, TokenAttack, prefix_texts
 from .vocabulary import search_vocabulary
 
@@ -54,13 +54,11 @@ class SoftPrefix(DenoisingAttack[SoftPrefixConfig]):
         scene, config, table = self.scene, self.config, embedding_table(self.scene.encoder).detach()
         self.slots = in_front(scene.target.ids, config.tokens, scene.tokenizer)
         sigma, vocabulary = table.float().std().item(), search_vocabulary(scene.tokenizer)
-        self.search = SoftSearch(
-            table, vocabulary, len(self.slots), config.tokens, self.starts, config.radius * sigma
-        )  # fmt: skip
+        self.search = SoftSearch(table, vocabulary, len(self.slots), config.tokens, self.starts, config.radius * sigma)
         self.optimizer = torch.optim.Adam([self.search.parameter], lr=config.lr * sigma)
 
-    def found(self) -> Candidates:
+    def found(self) -> AttackOutput:
         """Return the prefix as it is."""
         with torch.no_grad():
             found = self.search.found()
-            return Candidates(self.slots.conditioning(self.scene.encoder, found), found)
+            return AttackOutput(self.slots.conditioning(self.scene.encoder, found), found)

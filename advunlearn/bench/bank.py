@@ -66,6 +66,8 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
         ratios.append(step.seconds / (step.forwards * forward(model, work.bank)))
         forwards = step.forwards
     return {
-        "sd15_gib": sizes(), "fill_over_bare_forwards": statistics.median(ratios),
-        "forward_equivalents_per_step": forwards, "parts": {"fill": spread(ratios)},
-    }  # fmt: skip
+        "sd15_gib": sizes(),
+        "fill_over_bare_forwards": statistics.median(ratios),
+        "forward_equivalents_per_step": forwards,
+        "parts": {"fill": spread(ratios)},
+    }

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from ..config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..config.adversary import AdversaryConfig
+from ..config.concept import ConceptConfig
+from ..config.training import BankConfig, TrainConfig
 from ..models.counting import counting
 from ..models.loading import TextToImage, best_device, load
 from ..models.text_encoder import frozen
@@ -34,14 +36,14 @@ RETAINED = ("a photo of a dog", "a photo of a castle", "a photo of a cup", "a ph
 class Work:
     """The settings of the iteration that is measured."""
 
-    attack: AttackConfig
+    attack: AdversaryConfig
     train: TrainConfig
     bank: BankConfig
 
     def draws(self) -> list[int]:
         """Return the sizes of an iteration's draws: those of the attack, where it starts and in each step, and two."""
         attack = self.attack
-        attacked = [attack.restarts] * (1 + attack.steps * (attack.redraw == "step"))
+        attacked = [attack.restarts] * (1 + attack.steps * (attack.resample == "step"))
         return [*attacked, self.train.batch, self.train.retain_batch]
 
     def sampling(self, kind: type[TrajectoryBank], step: Cost) -> Cost:
@@ -51,7 +53,7 @@ class Work:
 
 
 PUBLISHED = Work(
-    AttackConfig(steps=30, restarts=1),
+    AdversaryConfig(steps=30, restarts=1),
     TrainConfig(warmup=0, batch=1, retain_batch=5, clean_share=0.0),
     BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=50),
 )
@@ -83,9 +85,14 @@ def iterations(model: TextToImage, banks: Banks, count: int, work: Work) -> list
     """Run the real trainer; return what each iteration took. Banks stay as they are: see `Work.sampling`."""
     counted: Any = model.denoiser
     trainer = Trainer(
-        model, CONCEPT, work.attack, replace(work.train, iterations=count), banks, RETAINED,
+        model,
+        CONCEPT,
+        work.attack,
+        replace(work.train, iterations=count),
+        banks,
+        RETAINED,
         torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     for bank in banks.all().values():
         bank.draws = 0
     costs: list[Cost] = []
@@ -163,13 +170,20 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
         "speedup_over_official_sampling": statistics.median(speedups),
         "overhead_over_bare_passes": statistics.median(overheads),
         "parts": {
-            "attack_and_training_forward_equivalents": needed, "renewal_forward_equivalents": renewed.forwards,
-            "official_forward_equivalents": expected, "speedup": spread(speedups), "overhead": spread(overheads),
-            "seconds": spread([one.seconds for one in ours]), "renewal_seconds": renewed.seconds,
-            "official_seconds": spread(official), "bare_seconds": spread(passes),
+            "attack_and_training_forward_equivalents": needed,
+            "renewal_forward_equivalents": renewed.forwards,
+            "official_forward_equivalents": expected,
+            "speedup": spread(speedups),
+            "overhead": spread(overheads),
+            "seconds": spread([one.seconds for one in ours]),
+            "renewal_seconds": renewed.seconds,
+            "official_seconds": spread(official),
+            "bare_seconds": spread(passes),
         },
         "settings": {
-            "attack": work.attack.to_dict(), "train": work.train.to_dict(), "bank": work.bank.to_dict(),
+            "attack": work.attack.to_dict(),
+            "train": work.train.to_dict(),
+            "bank": work.bank.to_dict(),
             "repeats": repeats,
         },
-    }  # fmt: skip
+    }

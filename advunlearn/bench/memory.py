@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..config.training import AttackConfig, BankConfig, TrainConfig
+from ..config.adversary import AdversaryConfig
+from ..config.training import BankConfig, TrainConfig
 from ..memory.estimate import estimate
 from ..memory.plan import GIB, PUBLISHED_RESOLUTION, Plan
 from ..models.loading import TextToImage
@@ -38,7 +39,7 @@ class Case:
         config = TrainConfig(
             iterations=2, warmup=0, batch=self.batch, retain_batch=self.retain_batch, checkpointing=self.checkpointing
         )
-        attack = AttackConfig(steps=1, restarts=self.restarts)
+        attack = AdversaryConfig(steps=1, restarts=self.restarts)
         return Plan(attack=attack, train=config, bank=BANK, resolution=self.resolution, dtype=self.dtype)
 
     def predicted(self) -> int:
@@ -84,7 +85,7 @@ SHOWN = "sd15-128"
 def predicted_on(card: TrainConfig) -> float:
     """Return the GiB on a GPU that the estimate says of SD 1.5 at 512 pixels with an attack of 30 steps."""
     device = torch.device("cuda")
-    plan = Plan(attack=AttackConfig(steps=30), train=card, resolution=PUBLISHED_RESOLUTION, dtype="float16")
+    plan = Plan(attack=AdversaryConfig(steps=30), train=card, resolution=PUBLISHED_RESOLUTION, dtype="float16")
     return estimate(skeleton("sd15", device, torch.float16), plan, RETAINED, device).peak / GIB
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..config.training import AttackConfig, BankConfig, TrainConfig
+from ..config.adversary import AdversaryConfig
+from ..config.training import BankConfig, TrainConfig
 from ..models.counting import counting
 from ..models.loading import best_device
 from ..training.bank import TrajectoryBank
@@ -20,7 +21,7 @@ from .iteration import Work, bare, ours_and_bare, sampled, spread
 from .memory import random_model
 
 SHAPE = Work(
-    AttackConfig(steps=8, restarts=1),
+    AdversaryConfig(steps=8, restarts=1),
     TrainConfig(warmup=0, batch=1, retain_batch=1, clean_share=0.0),
     BankConfig(trajectories=1, retain_trajectories=1, sampling_steps=2),
 )
@@ -50,7 +51,10 @@ def measure(
         "overhead_over_bare_passes": statistics.median(overheads),
         "parts": {"overhead": spread(overheads), "forward_equivalents": pairs[-1][0].forwards},
         "settings": {
-            "model": model, "resolution": resolution, "attack": work.attack.to_dict(), "train": work.train.to_dict(),
+            "model": model,
+            "resolution": resolution,
+            "attack": work.attack.to_dict(),
+            "train": work.train.to_dict(),
             "repeats": repeats,
         },
-    }  # fmt: skip
+    }

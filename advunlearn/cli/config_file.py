@@ -7,7 +7,7 @@ A file has the run's own settings on top and a section for each of the others:
     concept: {concept: church}
     train: {iterations: 400, lr: 1e-4}
     attack: {steps: 8}
-    bank: {reuse: 2}
+    bank: {draws_per_sample: 2}
 
 `config.json` in a run's folder is such a file.
 """
@@ -23,13 +23,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
+from ..config.adversary import AdversaryConfig
+from ..config.base import choices
+from ..config.concept import ConceptConfig
 from ..config.presets import CUSTOM, PRESETS, bundle
-from ..config.training import AttackConfig, BankConfig, ConceptConfig, RunConfig, TrainConfig, choices
+from ..config.training import BankConfig, RunConfig, TrainConfig
 from ..errors import AdvUnlearnError
 
 NAME = "config.json"  # in a run's folder
 PRESET, ABOUT = "preset", "about"  # keys that are no settings: other settings by name; what a saved file says beside
-SECTIONS: dict[str, type] = {"concept": ConceptConfig, "train": TrainConfig, "attack": AttackConfig, "bank": BankConfig}
+SECTIONS: dict[str, type] = {
+    "concept": ConceptConfig,
+    "train": TrainConfig,
+    "attack": AdversaryConfig,
+    "bank": BankConfig,
+}
 KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 # YAML 1.1, which PyYAML reads, takes 1e-4 for text; JSON and everybody else takes it for a number.
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"

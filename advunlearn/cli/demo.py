@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config.training import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, TrainConfig
+from ..config.adversary import AdversaryConfig
+from ..config.concept import ConceptConfig
+from ..config.evaluation import EvaluateConfig
+from ..config.training import BankConfig, TrainConfig
 from ..evaluation.cases import retain_prompts
 from ..evaluation.evaluator import Evaluator, Measurement, OnProgress, Subject
 from ..models.encoder_files import BASES, part_hashes
@@ -27,7 +30,7 @@ class Recipe:
     """One way to erase."""
 
     train: TrainConfig
-    attack: AttackConfig = field(default_factory=AttackConfig)
+    attack: AdversaryConfig = field(default_factory=AdversaryConfig)
 
 
 # Chosen on the miniature; the table is in docs/results.md.
@@ -56,9 +59,13 @@ def environment() -> dict[str, str]:
     import transformers
 
     return {
-        "advunlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
-        "diffusers": diffusers.__version__, "python": platform.python_version(), "machine": platform.machine(),
-    }  # fmt: skip
+        "advunlearn": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def recipe_metadata(
@@ -67,19 +74,28 @@ def recipe_metadata(
     """Return what a saved encoder says of itself."""
     parts = part_hashes(model.text_encoder)
     return {
-        "advunlearn.version": __version__, "advunlearn.concept": concept.concept, "advunlearn.kind": concept.kind,
-        "advunlearn.recipe": dict(configs), "advunlearn.base_model": pathlib.Path(model.name).name,
-        "advunlearn.base_sha256": model.base_hash(), "advunlearn.environment": environment(),
-        **{f"advunlearn.{k}": v for k, v in more.items()}, **({BASES: parts} if parts else {}),
-    }  # fmt: skip
+        "advunlearn.version": __version__,
+        "advunlearn.concept": concept.concept,
+        "advunlearn.kind": concept.kind,
+        "advunlearn.recipe": dict(configs),
+        "advunlearn.base_model": pathlib.Path(model.name).name,
+        "advunlearn.base_sha256": model.base_hash(),
+        "advunlearn.environment": environment(),
+        **{f"advunlearn.{k}": v for k, v in more.items()},
+        **({BASES: parts} if parts else {}),
+    }
 
 
 def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:
     """Return a report without models."""
     return {
-        "concept": ", ".join(concept.names), "kind": concept.kind, "models": {}, "budget": config.to_dict(),
-        "environment": environment(), "command": command,
-    }  # fmt: skip
+        "concept": ", ".join(concept.names),
+        "kind": concept.kind,
+        "models": {},
+        "budget": config.to_dict(),
+        "environment": environment(),
+        "command": command,
+    }
 
 
 def train_all(
@@ -142,9 +158,11 @@ def study(
             recipe = recipes[name]
             row["seconds"] = round(seconds, 1)
             row["config"] = {
-                "train": replace(recipe.train, seed=seed).to_dict(), "attack": recipe.attack.to_dict(),
-                "bank": bank.to_dict(), "concept": concept.to_dict(),
-            }  # fmt: skip
+                "train": replace(recipe.train, seed=seed).to_dict(),
+                "attack": recipe.attack.to_dict(),
+                "bank": bank.to_dict(),
+                "concept": concept.to_dict(),
+            }
             out.losses[name] = result.losses
         out.report["models"][name], out.measurements[name] = row, measured
     return out

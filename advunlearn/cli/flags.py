@@ -7,20 +7,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
+from ..config.adversary import AdversaryConfig
 from ..config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, FLAGS
-from ..config.evaluation import ClassifierConfig, CombinedConfig, NudityConfig, ZeroShotConfig
+from ..config.base import choices
+from ..config.concept import ConceptConfig
+from ..config.evaluation import ClassifierConfig, CombinedConfig, EvaluateConfig, NudityConfig, ZeroShotConfig
+from ..config.io import CONVERSIONS
 from ..config.presets import BUNDLES, CUSTOM, PRESETS
-from ..config.training import (
-    CONVERSIONS,
-    PARTS,
-    AttackConfig,
-    BankConfig,
-    ConceptConfig,
-    EvaluateConfig,
-    RunConfig,
-    TrainConfig,
-    choices,
-)
+from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
 
 Config = TypeVar("Config")
 UNET = "a trained UNet, a diffusers folder or a checkpoint (default: the model's own)"
@@ -42,9 +36,12 @@ def add_flags(
         allowed, flag = choices(config, field.name), "--" + (prefix + field.name).replace("_", "-")
         if hints[field.name] is bool:
             group.add_argument(
-                flag, dest=config.__name__ + "." + field.name, action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS, help=field.metadata["help"],
-            )  # fmt: skip
+                flag,
+                dest=config.__name__ + "." + field.name,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=field.metadata["help"],
+            )
             continue
         group.add_argument(
             flag,
@@ -78,16 +75,19 @@ def add_run_settings(sub: argparse.ArgumentParser, skip: Sequence[str] = ()) -> 
     """Add the settings of a training run, and the file that may hold them."""
     sub.set_defaults(parser=sub)
     sub.add_argument(
-        "--config", metavar="FILE", help="settings from a .yaml or .json file, such as a run's config.json; flags that "
-        "are given win"
-    )  # fmt: skip
+        "--config",
+        metavar="FILE",
+        help="settings from a .yaml or .json file, such as a run's config.json; flags that are given win",
+    )
     add_flags(sub, RunConfig, skip=skip)
-    for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AttackConfig, "attack-"), (BankConfig, "bank-")):
+    for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AdversaryConfig, "attack-"), (BankConfig, "bank-")):
         add_flags(sub, config, prefix)
     sub.add_argument(
-        "--preset", choices=tuple(PRESETS), default=CUSTOM, help="published settings for Stable Diffusion 1.x; flags "
-        "that are given win (default: %(default)s, our own)"
-    )  # fmt: skip
+        "--preset",
+        choices=tuple(PRESETS),
+        default=CUSTOM,
+        help="published settings for Stable Diffusion 1.x; flags that are given win (default: %(default)s, our own)",
+    )
     add_bundle(sub)
 
 
@@ -101,9 +101,10 @@ def add_train(train: argparse.ArgumentParser) -> None:
     add_run_settings(train)
     train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
     train.add_argument(
-        "--separately", action="store_true", help="one run for each concept, each in a folder of its own in --out; "
-        "with --json one line for each"
-    )  # fmt: skip
+        "--separately",
+        action="store_true",
+        help="one run for each concept, each in a folder of its own in --out; with --json one line for each",
+    )
 
 
 def add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -114,16 +115,21 @@ def add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
     convert = command("convert", "write a text encoder in another form, bit for bit", model="")
     convert.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP text encoder")
     convert.add_argument("out", metavar="OUT", help="what to write: a .safetensors file, or for diffusers a folder")
-    convert.add_argument("--to", required=True, choices=tuple(CONVERSIONS), help="; ".join(
-        f"{name}: {help}" for name, help in CONVERSIONS.items()
-    ))  # fmt: skip
+    convert.add_argument(
+        "--to",
+        required=True,
+        choices=tuple(CONVERSIONS),
+        help="; ".join(f"{name}: {help}" for name, help in CONVERSIONS.items()),
+    )
     convert.add_argument(
         "--base", metavar="FILE|MODEL", help="the encoder before training, or the checkpoint to put this one into"
     )
     convert.add_argument(
-        "--part", choices=PARTS, default=PARTS[0], help="which text encoder, where IN is a checkpoint of Stable "
-        "Diffusion XL (default: %(default)s)"
-    )  # fmt: skip
+        "--part",
+        choices=ENCODER_NAMES,
+        default=ENCODER_NAMES[0],
+        help="which text encoder, where IN is a checkpoint of Stable Diffusion XL (default: %(default)s)",
+    )
     convert.add_argument("--rank", type=int, default=32, help="rank of a LoRA (default: %(default)s)")
     convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -148,21 +154,30 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--encoders", nargs="+", action="extend", default=[], metavar="FILE", help="the same, wherever it stands"
     )
     evaluate.add_argument(
-        "--unet", action="append", default=[], metavar="PATH", help="a trained UNet to measure too, a diffusers folder "
-        "or a checkpoint; may be given again"
-    )  # fmt: skip
+        "--unet",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a trained UNet to measure too, a diffusers folder or a checkpoint; may be given again",
+    )
     evaluate.add_argument(
-        "--resume", action="store_true", help="keep what --out has of an evaluation with these settings, and measure "
+        "--resume",
+        action="store_true",
+        help="keep what --out has of an evaluation with these settings, and measure "
         "the rest: other attacks, other encoders, or what an interruption left",
-    )  # fmt: skip
+    )
     attack = command("attack", "search prompts that bring the concept back", "attack")
     attack.add_argument("--encoder", metavar="FILE", help="the encoder to attack (default: the model's own)")
     attack.add_argument("--unet", metavar="PATH", help=UNET)
     attack.add_argument("--method", choices=ATTACK_NAMES, default=DEFAULT_ATTACKS[0], help="(default: %(default)s)")
     evaluate.add_argument(
-        "--attacks", nargs="+", type=attack_name, default=DEFAULT_ATTACKS, metavar="NAME",
+        "--attacks",
+        nargs="+",
+        type=attack_name,
+        default=DEFAULT_ATTACKS,
+        metavar="NAME",
         help=f"all, or some of {', '.join(ATTACK_NAMES)} (default: {' '.join(DEFAULT_ATTACKS)})",
-    )  # fmt: skip
+    )
     attack.set_defaults(clip_score="", fid="", lpips="")
     for sub in (evaluate, attack):
         _add_asked(sub)
@@ -180,48 +195,69 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_asked(sub: argparse.ArgumentParser) -> None:
     """Add the judge, and what a user may ask with."""
     sub.add_argument(
-        "--judge", metavar="JUDGE", help="what says what a picture shows: miniature, nudity (needs nudenet), "
+        "--judge",
+        metavar="JUDGE",
+        help="what says what a picture shows: miniature, nudity (needs nudenet), "
         "clip:FOLDER, or a folder with an image classifier or a CLIP of transformers; several: A+B, see --shown-by "
         "(default: the miniature's)",
-    )  # fmt: skip
+    )
     sub.add_argument(
-        "--prompts", metavar="FILE", help="prompts that ask for the concept, in place of those made from its name: one "
+        "--prompts",
+        metavar="FILE",
+        help="prompts that ask for the concept, in place of those made from its name: one "
         "a line, or a .csv file with the column prompt and, for the noise of each, seed or evaluation_seed",
-    )  # fmt: skip
+    )
     sub.add_argument(
-        "--routes", metavar="FILE",
+        "--routes",
+        metavar="FILE",
         help="the concept's other names, one a line, for the attack of that name (default: those that are shipped)",
-    )  # fmt: skip
+    )
     sub.add_argument(
-        "--images", metavar="FOLDER", help="your own pictures of the concept, the targets of the attacks that need "
+        "--images",
+        metavar="FOLDER",
+        help="your own pictures of the concept, the targets of the attacks that need "
         "some (default: those that the original model draws)",
-    )  # fmt: skip
+    )
 
 
 def _add_kept(evaluate: argparse.ArgumentParser) -> None:
     """Add what is to be kept, how that is measured, and which pictures stay."""
     evaluate.add_argument(
-        "--retained", metavar="FILE", help='what is to be kept: lines "prompt | label" with a label of the judge, or '
+        "--retained",
+        metavar="FILE",
+        help='what is to be kept: lines "prompt | label" with a label of the judge, or '
         "prompts alone; or a .csv file with the columns prompt, label and seed (default: the miniature's own; none for "
         "other judges)",
-    )  # fmt: skip
+    )
     evaluate.add_argument(
-        "--clip-score", default="", metavar="FOLDER", help="also give the CLIP score of retained pictures, by a CLIP's "
-        "folder in transformers' form",
-    )  # fmt: skip
+        "--clip-score",
+        default="",
+        metavar="FOLDER",
+        help="also give the CLIP score of retained pictures, by a CLIP's folder in transformers' form",
+    )
     evaluate.add_argument(
-        "--fid", default="", metavar="FILE", help="also give the FID of retained pictures from the original model's, "
+        "--fid",
+        default="",
+        metavar="FILE",
+        help="also give the FID of retained pictures from the original model's, "
         "by the TorchScript file of an Inception (inception-2015-12-05.pt)",
-    )  # fmt: skip
+    )
     evaluate.add_argument(
-        "--lpips", default="", metavar="FILE", help="also give the LPIPS of retained pictures from the original "
+        "--lpips",
+        default="",
+        metavar="FILE",
+        help="also give the LPIPS of retained pictures from the original "
         "model's of the same noise, by the TorchScript file of a network that takes two pictures (docs/attacks.md)",
-    )  # fmt: skip
+    )
     evaluate.add_argument(
-        "--write-scores", action="store_true", help="write what was measured into the metadata of each encoder's file, "
+        "--write-scores",
+        action="store_true",
+        help="write what was measured into the metadata of each encoder's file, "
         "where `info` finds it; its tensors stay as they are",
-    )  # fmt: skip
+    )
     evaluate.add_argument(
-        "--pictures", action=argparse.BooleanOptionalAction, default=True, help="keep the picture of every case in "
-        "OUT/cases, which report.json names (default: yes)",
-    )  # fmt: skip
+        "--pictures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the picture of every case in OUT/cases, which report.json names (default: yes)",
+    )

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from .. import __version__
 from ..bench import SUITES
-from ..config.evaluation import DEMO_BUDGET
-from ..config.training import ConceptConfig, EvaluateConfig
+from ..config.concept import ConceptConfig
+from ..config.evaluation import DEMO_BUDGET, EvaluateConfig
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..files import DONE, MEASURED, STATE
 from ..formats.released import NAMES, REPO
@@ -59,9 +59,11 @@ def build_parser() -> Parser:
 
     add_train(command("train", "train a robust text encoder, or for comparison a UNet", "run", model=False))
     estimate = command(
-        "estimate", "say how much memory and work a training run takes, of --model sd15 or sdxl (the shapes of Stable "
-        "Diffusion 1.5 and XL) too; no weights are read", model=False,
-    )  # fmt: skip
+        "estimate",
+        "say how much memory and work a training run takes, of --model sd15 or sdxl (the shapes of Stable "
+        "Diffusion 1.5 and XL) too; no weights are read",
+        model=False,
+    )
     estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
     add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "single_file", "tracker"))
     bench = command("bench", "measure what a run costs on this machine (benchmarks/README.md)", model=False)
@@ -74,14 +76,22 @@ def build_parser() -> Parser:
     sample.add_argument("--encoder", metavar="FILE", help="a trained encoder (default: the model's own)")
     sample.add_argument("--unet", metavar="PATH", help=UNET)
     sample.add_argument("--count", type=int, default=4, help="pictures per prompt (default: %(default)s)")
-    add_flags(sample, EvaluateConfig, skip=[
-        f.name for f in dataclasses.fields(EvaluateConfig) if f.name not in ("sampling_steps", "guidance_scale", "seed")
-    ])  # fmt: skip
+    add_flags(
+        sample,
+        EvaluateConfig,
+        skip=[
+            f.name
+            for f in dataclasses.fields(EvaluateConfig)
+            if f.name not in ("sampling_steps", "guidance_scale", "seed")
+        ],
+    )
     miniature = command("miniature", "write the miniature in the shape of Stable Diffusion 1.5", model=False)
     miniature.add_argument(
-        "--to", required=True, metavar="FILE.safetensors|DIR",
+        "--to",
+        required=True,
+        metavar="FILE.safetensors|DIR",
         help="where to write it, about 490 MB: a checkpoint, or a diffusers folder",
-    )  # fmt: skip
+    )
     add_files(command)
     fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model=False)
     fetch.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))

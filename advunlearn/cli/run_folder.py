@@ -92,9 +92,14 @@ class RunFolder:
     """
 
     def __init__(
-        self, folder: pathlib.Path, run: RunConfig, config: Mapping[str, Any], retained: Sequence[str],
-        samples: Samples | None, resume: bool,
-    ) -> None:  # fmt: skip
+        self,
+        folder: pathlib.Path,
+        run: RunConfig,
+        config: Mapping[str, Any],
+        retained: Sequence[str],
+        samples: Samples | None,
+        resume: bool,
+    ) -> None:
         self.folder, self.run, self.config, self.retained, self.samples = folder, run, config, retained, samples
         self.checkpoints, self.resume = Checkpoints(folder, run.checkpoint_every), resume
         self.log, self.trackers = Log(folder / LOG), Trackers(names_of(run.tracker), folder)

@@ -16,11 +16,24 @@ from .base import Validated, setting
 
 # In the order of a table: no search, then by what an attacker must have.
 ATTACK_NAMES = (
-    "random_prefix", "seed_search", "routes", "ring_a_bell", "mma", "pez", "p4d_n", "p4d_k", "unlearndiffatk",
-    "soft_prefix", "cce",
-)  # fmt: skip
+    "random_prefix",
+    "seed_search",
+    "routes",
+    "ring_a_bell",
+    "mma",
+    "pez",
+    "p4d_n",
+    "p4d_k",
+    "unlearndiffatk",
+    "soft_prefix",
+    "cce",
+)
 DEFAULT_ATTACKS = ("unlearndiffatk", "soft_prefix")
-JUDGED = ("random_prefix", "seed_search", "routes")  # each step is a whole try, which only a judge can tell from others
+JUDGE_ONLY = (
+    "random_prefix",
+    "seed_search",
+    "routes",
+)  # each step is a whole try, which only a judge can tell from others
 
 
 def chosen_attacks(named: Sequence[str], lacking: Callable[[str], str]) -> tuple[str, ...]:
@@ -41,7 +54,7 @@ THROUGH = "the encoder that the search reads; what it is to come near is always 
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackSettings(Validated):
+class AttackConfig(Validated):
     """What every attack has; `shared` names the fields of `EvaluateConfig` that go over its own."""
 
     shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps", "tokens": "attack_tokens"}
@@ -49,24 +62,25 @@ class AttackSettings(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnDiffAtkConfig(AttackSettings):
+class UnlearnDiffAtkConfig(AttackConfig):
     """UnlearnDiffAtk (arXiv 2310.11868): 40 iterations at each of 50 timesteps, 3 tokens for objects, 5 for nudity."""
 
-    shared: ClassVar[Mapping[str, str]] = {**AttackSettings.shared, "lr": "attack_lr"}
+    shared: ClassVar[Mapping[str, str]] = {**AttackConfig.shared, "lr": "attack_lr"}
     steps: int = setting(2000, "gradient steps", 0, 100000)
     tokens: int = setting(3, "tokens in front of the prompt", 1, 75)
     lr: float = setting(0.01, "Adam's step on the simplex", 0, 100)
     vocabulary: Vocabulary = setting(
-        "typed", "tokens that are searched: typed are those that a keyboard gives back; all, as published, finds "
-        "prompts that nobody can type too, and of each says whether it is exact"
-    )  # fmt: skip
+        "typed",
+        "tokens that are searched: typed are those that a keyboard gives back; all, as published, finds "
+        "prompts that nobody can type too, and of each says whether it is exact",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPrefixConfig(AttackSettings):
+class SoftPrefixConfig(AttackConfig):
     """The same loss over embeddings in a ball around real tokens; ours, so there is nothing published."""
 
-    shared: ClassVar[Mapping[str, str]] = {**AttackSettings.shared, "lr": "prefix_lr", "radius": "prefix_radius"}
+    shared: ClassVar[Mapping[str, str]] = {**AttackConfig.shared, "lr": "prefix_lr", "radius": "prefix_radius"}
     steps: int = setting(60, "gradient steps", 0, 100000)
     tokens: int = setting(5, "embeddings in front of the prompt", 1, 75)
     lr: float = setting(0.3, "Adam's step, in standard deviations of the table", 0, 100)
@@ -74,7 +88,7 @@ class SoftPrefixConfig(AttackSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardPromptSettings(AttackSettings):
+class HardPromptConfig(AttackConfig):
     """Of PEZ's search for hard tokens."""
 
     steps: int = setting(3000, "gradient steps", 0, 100000)
@@ -85,21 +99,21 @@ class HardPromptSettings(AttackSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class P4DConfig(HardPromptSettings):
+class P4DConfig(HardPromptConfig):
     """Prompting4Debugging (arXiv 2309.06135), as a free prompt (N) and between the prompt's own words (K)."""
 
     every: int = setting(3, "one token in front of every so many of the prompt's words (p4d_k)", 1, 75)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PEZConfig(HardPromptSettings):
+class PEZConfig(HardPromptConfig):
     """PEZ (arXiv 2302.03668)."""
 
     through: Through = setting("attacked", THROUGH)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RingABellConfig(AttackSettings):
+class RingABellConfig(AttackConfig):
     """Ring-A-Bell (arXiv 2310.10012)."""
 
     steps: int = setting(3000, "generations", 0, 100000)
@@ -121,7 +135,7 @@ class RingABellConfig(AttackSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMAConfig(AttackSettings):
+class MMAConfig(AttackConfig):
     """MMA-Diffusion's attack on text (arXiv 2311.17516)."""
 
     steps: int = setting(1000, "token swaps", 0, 100000)
@@ -129,9 +143,10 @@ class MMAConfig(AttackSettings):
     candidates: int = setting(512, "swaps tried in a step", 1, 100000)
     top: int = setting(256, "swaps are drawn from so many tokens of each place, by the gradient", 1, 100000)
     forbidden: str = setting(
-        "", "words that no token may contain, separated by commas or lines; empty: those of the concept's name, but "
-        "for articles"
-    )  # fmt: skip
+        "",
+        "words that no token may contain, separated by commas or lines; empty: those of the concept's name, but "
+        "for articles",
+    )
     vocabulary: Vocabulary = setting("typed", VOCABULARY)
     through: Through = setting("attacked", THROUGH)
 
@@ -144,7 +159,7 @@ class MMAConfig(AttackSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CCEConfig(AttackSettings):
+class CCEConfig(AttackConfig):
     """Concept inversion (arXiv 2308.01508), which is textual inversion (arXiv 2208.01618) on an erased model."""
 
     shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps"}
@@ -157,21 +172,21 @@ class CCEConfig(AttackSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomPrefixConfig(AttackSettings):
+class RandomPrefixConfig(AttackConfig):
     """Random tokens in front of the prompt, 40 times as in UnlearnDiffAtk's comparison."""
 
     tokens: int = setting(3, "tokens in front of the prompt", 1, 75)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedSearchConfig(AttackSettings):
+class SeedSearchConfig(AttackConfig):
     """The plain prompt with other starting noise, 40 times as in UnlearnDiffAtk's comparison."""
 
     shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutesConfig(AttackSettings):
+class RoutesConfig(AttackConfig):
     """The concept's other names, one a step."""
 
     shared: ClassVar[Mapping[str, str]] = {}
@@ -179,7 +194,11 @@ class RoutesConfig(AttackSettings):
 
 
 # Flags of the command line: the prefix of each class that has some of its own.
-FLAGS: dict[str, type[AttackSettings]] = {
-    "unlearndiffatk": UnlearnDiffAtkConfig, "p4d": P4DConfig, "pez": PEZConfig, "ring-a-bell": RingABellConfig,
-    "mma": MMAConfig, "cce": CCEConfig,
-}  # fmt: skip
+FLAGS: dict[str, type[AttackConfig]] = {
+    "unlearndiffatk": UnlearnDiffAtkConfig,
+    "p4d": P4DConfig,
+    "pez": PEZConfig,
+    "ring-a-bell": RingABellConfig,
+    "mma": MMAConfig,
+    "cce": CCEConfig,
+}

@@ -1,26 +1,34 @@
-"""What the settings classes are made of: fields with help and range, and the check of every value."""
+"""Base of the settings classes: fields with a help text and a range, checked when an object is made."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from ..errors import AdvUnlearnError
 
+Dtype = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+Self = TypeVar("Self", bound="Validated")
+
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
-    """Declare a dataclass field with its help text and its range, both ends included."""
+    """Declare a dataclass field with its default, its help text and its range, both ends included."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 def choices(config: type, name: str) -> tuple[str, ...]:
-    """Return the values a Literal field may take, or () for any other field."""
+    """Return the values that a Literal field allows; () for any other field."""
     hint = get_type_hints(config)[name]
     return get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()
 
 
 class Validated:
-    """Check every field against its choices and its range when the object is made."""
+    """A frozen dataclass of settings: each value is checked against its choices and its range.
+
+    Raises AdvUnlearnError, on construction, for a value that is not allowed.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -34,6 +42,14 @@ class Validated:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls: type[Self], values: Mapping[str, Any]) -> Self:
+        """Make settings from what `to_dict` returned. Raises AdvUnlearnError for a name that is no setting."""
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        if unknown := [name for name in values if name not in names]:
+            raise AdvUnlearnError(f"{unknown[0]} is no setting of {cls.__name__}; it has {', '.join(names)}")
+        return cls(**values)
 
 
 def _range(low: float | None, high: float | None) -> str:

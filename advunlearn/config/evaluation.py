@@ -16,7 +16,7 @@ class EvaluateConfig(Validated):
     cases: int = setting(50, "attacked cases: prompts times seeds", 1, 100000)
     attack_steps: int = setting(60, "steps of each test attack", 0, 100000)
     attack_tokens: int = setting(5, "adversarial tokens of the test attacks", 1, 20)
-    attack_every: int = setting(20, "steps between two looks at the attacked pictures", 1, 100000)
+    judge_interval: int = setting(20, "steps between two looks at the attacked pictures", 1, 100000)
     attack_lr: float = setting(0.05, "Adam's step on the simplex of the discrete attack", 0, 100)
     prefix_lr: float = setting(0.3, "Adam's step of the soft prefix, in standard deviations of the table", 0, 100)
     prefix_radius: float = setting(1.0, "L-inf ball of the soft prefix around real tokens, in deviations", 0, 1000)
@@ -25,7 +25,7 @@ class EvaluateConfig(Validated):
     repeats: int = setting(2, "pictures per retained object; 0 to measure none", 0, 1000)
     restarts: int = setting(
         1, "starts of each test attack side by side; a case counts once any succeeds; cce and routes have one", 1, 64
-    )  # fmt: skip
+    )
     seed: int = setting(1000, "seed of the test cases", 0, 2**63 - 1)
 
 
@@ -82,5 +82,5 @@ class CombinedConfig(Validated):
 
 # A demo has five minutes on two cores: no recipe trains longer than this, fewer cases, a smaller bank.
 DEMO_TRAIN: dict[str, Any] = {"iterations": 100}
-DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "attack_every": 15, "repeats": 1}
+DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
 DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}

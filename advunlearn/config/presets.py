@@ -18,17 +18,35 @@ def _published(retain_weight: float, kind: str, **concept: str) -> Preset:
     return {
         "ConceptConfig": {"kind": kind, "negative_guidance": 1.0, **concept},
         "TrainConfig": {
-            "iterations": 1000, "warmup": 200, "lr": 1e-5, "batch": 1, "clean_share": 0.0, "retain_batch": 5,
-            "retain_weight": retain_weight, "retain_by": "loss", "trainable": "layers", "layers": 0,
+            "iterations": 1000,
+            "warmup": 200,
+            "lr": 1e-5,
+            "batch": 1,
+            "clean_share": 0.0,
+            "retain_batch": 5,
+            "retain_weight": retain_weight,
+            "retain_mode": "loss",
+            "trainable": "layers",
+            "num_layers": 0,
             "final_norm": "auto",
         },
         # Its start "random" draws rows of the embedding table, which is `token` here.
-        "AttackConfig": {
-            "steps": 30, "step_size": 1e-3, "unit": "absolute", "update": "adam", "tokens": 1, "start": "token",
-            "restarts": 1, "redraw": "step", "radius": 0.0, "position": "prefix", "space": "embedding", "every": 1,
+        "AdversaryConfig": {
+            "steps": 30,
+            "step_size": 1e-3,
+            "unit": "absolute",
+            "update": "adam",
+            "tokens": 1,
+            "start": "token",
+            "restarts": 1,
+            "resample": "step",
+            "radius": 0.0,
+            "position": "prefix",
+            "space": "embedding",
+            "attack_interval": 1,
         },
         "BankConfig": {"sampling_steps": 50, "guidance_scale": 3.0},
-    }  # fmt: skip
+    }
 
 
 PRESETS: dict[str, Preset] = {
@@ -50,13 +68,25 @@ BUNDLES: dict[str, tuple[str, ...]] = {
 # merely like the concept, such as a mosque beside a church, is not among them: it is to be kept.
 CO_OCCURRING: dict[str, tuple[str, ...]] = {
     "nudity": (
-        "bikini", "bra", "one-piece bathing suit", "swim trunks", "miniskirt", "sarong", "diaper", "bath towel",
-        "bathtub", "hot tub", "shower cap", "shower curtain", "tights", "sunscreen",
+        "bikini",
+        "bra",
+        "one-piece bathing suit",
+        "swim trunks",
+        "miniskirt",
+        "sarong",
+        "diaper",
+        "bath towel",
+        "bathtub",
+        "hot tub",
+        "shower cap",
+        "shower curtain",
+        "tights",
+        "sunscreen",
     ),
     "church": ("altar", "bell tower", "monastery", "pipe organ", "vaulted ceiling", "vestment"),
     "tench": ("fishing casting reel",),
     "garbage truck": ("trash can", "plastic bag"),
-}  # fmt: skip
+}
 
 
 def bundle(name: str) -> dict[str, Any]:

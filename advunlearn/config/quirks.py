@@ -1,4 +1,4 @@
-"""The published code's quirks by name: the one source of their names, of what they do, and of which a mode has."""
+"""Quirks of the published code, by name: what each does, and which ones a mode has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_QUIRKS = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Quirks(Validated):
-    """Switches; all off is the paper."""
+    """One switch per quirk; with all of them off, training follows the paper."""
 
     result_before_last_step: bool = setting(
         False, "K attack steps apply K - 1 updates: one step trains on a random token"
@@ -33,16 +33,17 @@ NONE, OFFICIAL = Quirks(), Quirks(**dict.fromkeys(NAMES, True))
 
 
 def quirks_setting() -> Any:
-    """Declare the setting that names quirks."""
+    """Declare the setting `quirks` of `TrainConfig`."""
     each = "; ".join(f"{field.name}: {field.metadata['help']}" for field in dataclasses.fields(Quirks))
     return setting(
-        "", f"what to do as the published code does: names with commas or spaces between them, or {NO_QUIRKS}; empty: "
-        f"all of it in mode official, else nothing. {each}"
-    )  # fmt: skip
+        "",
+        f"quirks of the published code to reproduce, separated by commas or spaces, or {NO_QUIRKS} (empty: all of "
+        f"them in mode official, otherwise none). {each}",
+    )
 
 
-def quirks_of(mode: str, names: str = "") -> Quirks:
-    """Return the quirks that names say, or without any those of the mode. Raises AdvUnlearnError for an unknown one."""
+def parse_quirks(mode: str, names: str = "") -> Quirks:
+    """Return the named quirks, or the mode's own if none are named. Raises AdvUnlearnError for an unknown name."""
     given = names.replace(",", " ").split()
     if not given:
         return OFFICIAL if mode == "official" else NONE

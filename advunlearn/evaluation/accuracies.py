@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..judges.base import Seen
+from ..judges.base import JudgeOutput
 from .cases import Cases, Labelled
 from .metrics import count
 
 
-def accuracies(cases: Cases, seen: Seen) -> dict[str, Any]:
+def accuracies(cases: Cases, seen: JudgeOutput) -> dict[str, Any]:
     """Return the counts of retained pictures that show their object, that of neighbours, and their style.
 
     Args:
@@ -27,18 +27,22 @@ def accuracies(cases: Cases, seen: Seen) -> dict[str, Any]:
     )
     labelled, styled, near = (
         torch.tensor(flags)
-        for flags in ([bool(r.object) for r in rows], [bool(r.style) for r in rows],
-                      [r in cases.neighbours for r in rows])
-    )  # fmt: skip
+        for flags in (
+            [bool(r.object) for r in rows],
+            [bool(r.style) for r in rows],
+            [r in cases.neighbours for r in rows],
+        )
+    )
     kept = object_right if cases.kind == "object" else style_right
     parts = {
-        "retained_accuracy": object_right[labelled], "neighbour_accuracy": kept[near],
+        "retained_accuracy": object_right[labelled],
+        "neighbour_accuracy": kept[near],
         "style_accuracy": style_right[styled],
-    }  # fmt: skip
+    }
     return {name: count(hits, "correct") for name, hits in parts.items() if len(hits)}
 
 
-def decisions(rows: Sequence[Labelled], seen: Seen) -> list[dict[str, Any]]:
+def decisions(rows: Sequence[Labelled], seen: JudgeOutput) -> list[dict[str, Any]]:
     """Return for each picture what it was to show, what the judge saw, and whether that is so."""
     found = []
     for row, labels in zip(rows, seen.labels, strict=True):

@@ -13,7 +13,7 @@ from .metrics import share
 
 
 @dataclass
-class Attacked:
+class AttackLog:
     """N cases under attack. The attack's rows are those that the plain prompt left, once for each restart."""
 
     found: Tensor  # (N,) bool: with the concept in any picture looked at
@@ -69,10 +69,11 @@ class Attacked:
     def cases(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return a row for each case: what was asked, what its picture was drawn of instead, and the outcome."""
         return [
-            row | {"success": bool(self.found[case]), "without_attack": bool(self.before[case])}
+            row
+            | {"success": bool(self.found[case]), "without_attack": bool(self.before[case])}
             | self.notes.get(case, {})
             for case, row in enumerate(asked)
-        ]  # fmt: skip
+        ]
 
     def seconds(self) -> dict[str, float]:
         """Return how long attacking and looking took so far."""
@@ -80,7 +81,7 @@ class Attacked:
         return {"attack": round(attack, 2), "looks": round(self.looking, 2)}
 
 
-def first_embeddings(attacked: Attacked, final: Tensor) -> Tensor:
+def first_embeddings(attacked: AttackLog, final: Tensor) -> Tensor:
     """Return what to give away (k, D): of the first case that came back, or else of the first row at the end."""
     return attacked.embeddings[min(attacked.embeddings)] if attacked.embeddings else final[0].detach().cpu()
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attacks.base import Attack, Scene
+from ..attacks.base import Attack, AttackContext
 from ..attacks.registry import attack_class, make_attack
-from ..config.attacks import JUDGED, AttackSettings
+from ..config.attacks import JUDGE_ONLY, AttackConfig
 from ..models.counting import counting
 from ..models.denoiser import Denoiser
-from .attack_log import Attacked, pick
-from .generation import Drawing
+from .attack_log import AttackLog, pick
+from .generation import ImageGenerator
 from .measurement import Subject
 
 
-class Attacking:
+class AttackRun:
     """An attack by its name, its settings, and the pictures that are looked at on the way.
 
     Args:
@@ -31,23 +31,29 @@ class Attacking:
     """
 
     def __init__(
-        self, drawing: Drawing, subject: Subject, original: Denoiser, name: str, settings: AttackSettings,
-        noise: Tensor, clean: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        drawing: ImageGenerator,
+        subject: Subject,
+        original: Denoiser,
+        name: str,
+        settings: AttackConfig,
+        noise: Tensor,
+        clean: Tensor,
+    ) -> None:
         self.drawing, self.name, self.settings, self.noise = drawing, name, settings, noise
         restarts = drawing.config.restarts if attack_class(name).restarts else 1
-        self.run, self.looks = Attacked(drawing.hits(clean), clean.clone(), restarts), 0
+        self.run, self.looks = AttackLog(drawing.hits(clean), clean.clone(), restarts), 0
         self.searched, self.asked, self.looked = map(counting, (subject.denoiser, original, subject.denoiser))
         self.subject = replace(subject, denoiser=self.looked)
         self.final: Tensor | None = None  # the embeddings at the end; None where there was nothing to attack
 
-    def attack(self, scene: Scene, on_step: Callable[[int, int], None]) -> None:
+    def attack(self, scene: AttackContext, on_step: Callable[[int, int], None]) -> None:
         """Attack a scene of the run's rows; look now and then, and after the last step."""
         config = self.drawing.config
         scene = replace(scene, denoiser=self.searched, original=replace(scene.original, denoiser=self.asked))
         self.run.began = time.perf_counter()
         attack = make_attack(self.name, scene, self.settings, config.seed)
-        every = 1 if self.name in JUDGED else config.attack_every
+        every = 1 if self.name in JUDGE_ONLY else config.judge_interval
 
         def follow(step: int, loss: float) -> None:
             on_step(step, attack.steps)
@@ -75,7 +81,9 @@ class Attacking:
     def row(self) -> dict[str, Any]:
         """Return what a report says of the attack."""
         return self.run.counts() | {
-            "steps": self.run.curve[-1][0], "looks": self.looks, "restarts": self.run.restarts,
+            "steps": self.run.curve[-1][0],
+            "looks": self.looks,
+            "restarts": self.run.restarts,
             "settings": self.settings.to_dict(),
             "forwards": {"attack": self.searched.forwards + self.asked.forwards, "looks": self.looked.forwards},
-        }  # fmt: skip
+        }

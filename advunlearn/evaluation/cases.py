@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config.phrasing import meaning
-from ..config.training import ConceptConfig
+from ..config.concept import ConceptConfig, bare_name
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
 from ..prompts import retain
 from .metrics import count as counted
-from .user_prompts import Asked
+from .user_prompts import UserPrompt
 from .user_prompts import labelled as parsed
 
 PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
@@ -76,9 +75,13 @@ def object_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases
     neighbours = [row for row in retained if row.object in family]
     by_words = [Labelled(captions.caption(captions.keyword_route(o)), o) for o in others if o in family]
     return Cases(
-        _fill(plain, count), _fill(foreign, count - count // 2), _fill(keywords, count // 2), retained, neighbours,
+        _fill(plain, count),
+        _fill(foreign, count - count // 2),
+        _fill(keywords, count // 2),
+        retained,
+        neighbours,
         [row for row in by_words for _ in range(repeats)],
-    )  # fmt: skip
+    )
 
 
 def style_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> Cases:
@@ -103,7 +106,7 @@ def plain_prompts(concept: ConceptConfig) -> list[str]:
     return [template.format(prompt) for prompt in concept.prompts for template in PLAIN]
 
 
-def labelled(lines: Sequence[str | Asked], judge: Judge) -> list[Labelled]:
+def labelled(lines: Sequence[str | UserPrompt], judge: Judge) -> list[Labelled]:
     """Return what is asked, of lines "prompt | label" too; without a label only the feature distance counts a picture.
 
     Raises AdvUnlearnError for a label that the judge does not know, and for a line without a prompt.
@@ -126,8 +129,8 @@ def make_cases(
     judge: Judge,
     count: int,
     repeats: int,
-    prompts: Sequence[str | Asked] = (),
-    retained: Sequence[str | Asked] = (),
+    prompts: Sequence[str | UserPrompt] = (),
+    retained: Sequence[str | UserPrompt] = (),
 ) -> Cases:
     """Return the cases of a concept.
 
@@ -149,7 +152,7 @@ def make_cases(
     each = [_cases_of(one, label, judge, count, repeats) for one, label in zip(concept.each, labels, strict=True)]
     cases = each[0] if len(each) == 1 else together(each, concept.names, labels)
     if prompts:
-        asked = [Asked(row) if isinstance(row, str) else row for row in prompts]
+        asked = [UserPrompt(row) if isinstance(row, str) else row for row in prompts]
         seeds = [row.seed for row in asked] + [None] * (count - len(asked))  # a prompt's second case is of other noise
         plain = _fill([row.prompt for row in asked], count)
         cases = replace(cases, plain=plain, seeds=seeds, foreign=[], keywords=[], concepts=("",))
@@ -184,14 +187,20 @@ def together(each: Sequence[Cases], names: Sequence[str], labels: Sequence[str])
         known = {*labels, *(row.object for row in by_words)}
         by_words += [row for row in cases.co_occurring if row.object not in known]
     return Cases(
-        in_turn([c.plain for c in each]), in_turn([c.foreign for c in each]), in_turn([c.keywords for c in each]),
-        retained, [row for row in retained if row.object in near], by_words, concepts=tuple(names), kind=each[0].kind,
-    )  # fmt: skip
+        in_turn([c.plain for c in each]),
+        in_turn([c.foreign for c in each]),
+        in_turn([c.keywords for c in each]),
+        retained,
+        [row for row in retained if row.object in near],
+        by_words,
+        concepts=tuple(names),
+        kind=each[0].kind,
+    )
 
 
 def retain_prompts(concept: ConceptConfig) -> list[str]:
     """Return the miniature's retained prompts for training: every other thing, by several of its own routes."""
-    objects, styles, named = captions.objects(), captions.styles(), [meaning(name) for name in concept.names]
+    objects, styles, named = captions.objects(), captions.styles(), [bare_name(name) for name in concept.names]
     if concept.kind == "style":
         rows = [captions.caption(o) for o in objects]
         return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in named]

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.base import NEEDS, Original, Scene, Target
+from ..attacks.base import NEEDS, AttackContext, AttackTargets, ReferenceModel
 from ..attacks.registry import attack_class, attack_settings
 from ..config.attacks import DEFAULT_ATTACKS
-from ..config.training import ConceptConfig, EvaluateConfig
+from ..config.concept import ConceptConfig
+from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
@@ -22,21 +23,21 @@ from ..models.text_encoder import frozen, tokenize
 from ..prompts import synonyms as names
 from .accuracies import accuracies, decisions
 from .attack_log import first_embeddings
-from .attack_run import Attacking
+from .attack_run import AttackRun
 from .cases import Cases, Labelled, make_cases
-from .generation import Drawing
+from .generation import ImageGenerator
 from .image_metrics import Quality
 from .measurement import Measurement, Subject
 from .metrics import count, frechet_distance
 from .target_images import OwnImages
-from .user_prompts import Asked, described
+from .user_prompts import UserPrompt, described
 
 ATTACKS = DEFAULT_ATTACKS
 OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
 __all__ = ["ATTACKS", "Evaluator", "Measurement", "OnProgress", "Subject"]
 
 
-class Evaluator(Drawing):
+class Evaluator(ImageGenerator):
     """The cases, seeds and targets of one concept, drawn once so that every subject meets the same ones.
 
     `prompts` and `retained` are the user's own, see `make_cases`, which also says what is refused; `routes` are the
@@ -55,8 +56,8 @@ class Evaluator(Drawing):
         config: EvaluateConfig,
         on_progress: OnProgress | None = None,
         *,
-        prompts: Sequence[str | Asked] = (),
-        retained: Sequence[str | Asked] = (),
+        prompts: Sequence[str | UserPrompt] = (),
+        retained: Sequence[str | UserPrompt] = (),
         routes: Sequence[str] = (),
         given: Mapping[str, Mapping[str, Any]] | None = None,
         quality: Quality | None = None,
@@ -76,7 +77,7 @@ class Evaluator(Drawing):
             noise_of_rows(seeds, model.denoiser.latent_shape, generator).to(device) for seeds in (self.seeds, *kept)
         )
         self.original = Subject(model.text_encoder, model.denoiser)
-        self._targets: tuple[Target, Target] | None = None
+        self._targets: tuple[AttackTargets, AttackTargets] | None = None
         self._references: dict[bool, Tensor] = {}  # the original model's retained pictures; whether of the same noise
 
     def described(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Evaluator(Drawing):
         judge = self.judge.settings()
         return ({"judge": judge} if judge else {}) | quality | own | images
 
-    def targets(self) -> tuple[Target, Target]:
+    def targets(self) -> tuple[AttackTargets, AttackTargets]:
         """Return the attacked cases, and every picture of the concept that there is.
 
         The target pictures are the original model's, for the same prompts and seeds, or the user's own in turn.
@@ -100,7 +101,7 @@ class Evaluator(Drawing):
             else:
                 x_0 = self.images.latents.to(self.noise.device)
             every = torch.arange(max(len(ids), len(x_0)), device=ids.device)
-            examples = Target(ids[every % len(ids)], x_0[every % len(x_0)], eos)
+            examples = AttackTargets(ids[every % len(ids)], x_0[every % len(x_0)], eos)
             self._targets = examples.rows(every[: len(ids)]), examples
         return self._targets
 
@@ -134,14 +135,20 @@ class Evaluator(Drawing):
             return f"{name} lacks {NEEDS['one encoder']}; choose other attacks"
         return ""
 
-    def scene(self, subject: Subject, cases: Tensor) -> Scene:
+    def scene(self, subject: Subject, cases: Tensor) -> AttackContext:
         """Return what an attack on some cases (n,) is given."""
         target, examples = self.targets()
-        return Scene(
-            subject.denoiser, subject.encoder, self.model.tokenizer, [self.cases.plain[i] for i in cases.tolist()],
-            target.rows(cases.to(self.noise.device)), Original(self.original.encoder, self.original.denoiser),
-            self.concept, self.routes, examples,
-        )  # fmt: skip
+        return AttackContext(
+            subject.denoiser,
+            subject.encoder,
+            self.model.tokenizer,
+            [self.cases.plain[i] for i in cases.tolist()],
+            target.rows(cases.to(self.noise.device)),
+            ReferenceModel(self.original.encoder, self.original.denoiser),
+            self.concept,
+            self.routes,
+            examples,
+        )
 
     def attack(self, subject: Subject, name: str, clean: Tensor, out: Measurement) -> None:
         """Attack the cases that the clean prompt leaves; a case counts once any picture looked at shows the concept.
@@ -151,7 +158,7 @@ class Evaluator(Drawing):
         """
         every_route = {"steps": len(self.routes)} if name == "routes" else {}
         settings = attack_settings(name, self.config, {**every_route, **self.given.get(name, {})})
-        attacking = Attacking(self, subject, self.original.denoiser, name, settings, self.noise, clean)
+        attacking = AttackRun(self, subject, self.original.denoiser, name, settings, self.noise, clean)
         run = attacking.run
         if len(run.rows) and settings.steps:
             attacking.attack(self.scene(subject, run.rows), lambda step, total: self.on_progress(name, step, total))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.training import EvaluateConfig
-from ..judges.base import Judge, Seen
+from ..config.evaluation import EvaluateConfig
+from ..judges.base import Judge, JudgeOutput
 from ..models.ddim import batch_of, ddim_sample
 from ..models.loading import TextToImage
 from .measurement import Subject
@@ -17,7 +17,7 @@ from .measurement import Subject
 OnPictures = Callable[[str, Tensor], Sequence[str]]  # what they are of, (N, 3, H, W) -> where each is kept
 
 
-class Drawing:
+class ImageGenerator:
     """Draws with a subject's encoder and denoiser, and has a judge look for the labels of one concept or several."""
 
     on_pictures: OnPictures | None = None  # keeps pictures; without it nothing keeps them
@@ -33,7 +33,7 @@ class Drawing:
         steps, scale = self.config.sampling_steps, self.config.guidance_scale
         return torch.cat([ddim_sample(subject.denoiser, c, empty, z, steps, scale) for c, z in parts])
 
-    def look(self, images: Tensor) -> Seen:
+    def look(self, images: Tensor) -> JudgeOutput:
         """Judge pictures (N, 3, H, W)."""
         return self.judge.look(images, self.labels[0])
 
@@ -55,7 +55,7 @@ class Drawing:
         return [
             {"case": case, "seed": seed, "prompt": prompt} | ({} if own is None else {"noise_seed": own})
             for case, (prompt, own) in enumerate(zip(prompts, seeds, strict=True))
-        ]  # fmt: skip
+        ]
 
     def kept(self, what: str, images: Tensor, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return rows of pictures (N, 3, H, W) with where each is kept."""

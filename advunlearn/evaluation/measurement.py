@@ -35,9 +35,13 @@ class Measurement:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON part; the same run gives the same."""
         return {
-            "asr": self.asr, "asr_by_budget": self.asr_by_budget, "utility": self.utility, "prompts": self.prompts,
-            "attacks": self.attacks, "cases": self.cases,
-        }  # fmt: skip
+            "asr": self.asr,
+            "asr_by_budget": self.asr_by_budget,
+            "utility": self.utility,
+            "prompts": self.prompts,
+            "attacks": self.attacks,
+            "cases": self.cases,
+        }
 
     def row(self) -> dict[str, Any]:
         """Return the JSON part with the seconds that it took."""

@@ -22,11 +22,13 @@ from .measurement import Measurement, Subject
 def described(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
     """Return what a subject's numbers depend on, but for which attacks are asked for."""
     return {
-        "concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict(),
-        "evaluation": evaluator.described(), "attacks": {k: dict(v) for k, v in evaluator.given.items() if v},
+        "concept": evaluator.concept.to_dict(),
+        "config": evaluator.config.to_dict(),
+        "evaluation": evaluator.described(),
+        "attacks": {k: dict(v) for k, v in evaluator.given.items() if v},
         "model": evaluator.model.fingerprints(),
         "subject": {"encoder": encoder_hash(subject.encoder.state_dict()), "denoiser": subject.denoiser.fingerprint()},
-    }  # fmt: skip
+    }
 
 
 def of_measured(about: Mapping[str, Any], measured: Measurement) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def of_measured(about: Mapping[str, Any], measured: Measurement) -> dict[str, An
     return {**about, "attacks": attacks, "evaluation": evaluation}
 
 
-class Kept:
+class EvaluationCache:
     """What was measured of one subject, in a file of a folder."""
 
     def __init__(self, folder: pathlib.Path, name: str, about: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ SEEDS = ("seed", "evaluation_seed")  # columns; the second as in the published p
 
 
 @dataclass(frozen=True)
-class Asked:
+class UserPrompt:
     """A prompt of the user's."""
 
     prompt: str
@@ -29,28 +29,28 @@ class Asked:
         return f"{self.prompt} | {self.label}" if self.label else self.prompt
 
 
-def described(rows: Sequence[str | Asked]) -> list[str | dict[str, Any]]:
+def described(rows: Sequence[str | UserPrompt]) -> list[str | dict[str, Any]]:
     """Return what a report says of what was asked."""
     return [row if isinstance(row, str) else row.described() for row in rows]
 
 
-def labelled(line: str) -> Asked:
+def labelled(line: str) -> UserPrompt:
     """Parse a line "prompt | label", or a prompt alone. Raises AdvUnlearnError for a line without a prompt."""
     prompt, bar, label = (part.strip() for part in line.rpartition("|")) if "|" in line else (line.strip(), "", "")
     if not prompt or (bar and not label):
         raise AdvUnlearnError(f"retained line {line!r} is not of the form: prompt | label")
-    return Asked(prompt, label)
+    return UserPrompt(prompt, label)
 
 
-def of_row(row: Mapping[str, str], where: str) -> Asked:
+def of_row(row: Mapping[str, str], where: str) -> UserPrompt:
     """Return what a row of a table asks. Raises AdvUnlearnError for a seed that is no whole number."""
     seed = next((row[name] for name in SEEDS if row.get(name)), "")
     if seed and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
         raise AdvUnlearnError(f"{where}: the seed of {row['prompt']!r} is {seed!r}; give a whole number, 0 or more")
-    return Asked(row["prompt"], row.get("label", ""), int(seed) if seed else None)
+    return UserPrompt(row["prompt"], row.get("label", ""), int(seed) if seed else None)
 
 
-def table(text: str, where: str) -> list[Asked]:
+def table(text: str, where: str) -> list[UserPrompt]:
     """Return the rows of a CSV text with a column prompt and, where there are, label and seed; others do not count.
 
     Without a column of that name the first is the prompt, and there is nothing else.
@@ -58,12 +58,12 @@ def table(text: str, where: str) -> list[Asked]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(retain.lines(text), skipinitialspace=True)]
     head = [cell.lower() for cell in rows[0]] if rows else []
     if "prompt" not in head:
-        return [Asked(row[0]) for row in rows if row and row[0]]
+        return [UserPrompt(row[0]) for row in rows if row and row[0]]
     named: Iterable[dict[str, str]] = (dict(zip(head, row, strict=False)) for row in rows[1:])
     return [of_row(row, where) for row in named if row.get("prompt")]
 
 
-def read(path: str | pathlib.Path, what: str, labels: bool = False) -> list[Asked]:
+def read(path: str | pathlib.Path, what: str, labels: bool = False) -> list[UserPrompt]:
     """Read prompts from a text file, one a line, or a .csv file, see `table`.
 
     Args:
@@ -76,4 +76,4 @@ def read(path: str | pathlib.Path, what: str, labels: bool = False) -> list[Aske
     lines, path = retain.read(path, what), pathlib.Path(path)
     if path.suffix.lower() == ".csv":
         return table(path.read_text(encoding="utf-8-sig"), str(path))
-    return [labelled(line) if labels else Asked(line) for line in lines]
+    return [labelled(line) if labels else UserPrompt(line) for line in lines]

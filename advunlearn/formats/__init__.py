@@ -18,6 +18,15 @@ from .text_encoders import (
 from .weights import Weights, opened, weights_file
 
 __all__ = [
-    "PREFIX", "PROJECTION", "Weights", "encoder_hash", "load_state",
-    "opened", "portable_state", "read_encoder", "save_encoder", "save_folder", "weights_file",
-]  # fmt: skip
+    "PREFIX",
+    "PROJECTION",
+    "Weights",
+    "encoder_hash",
+    "load_state",
+    "opened",
+    "portable_state",
+    "read_encoder",
+    "save_encoder",
+    "save_folder",
+    "weights_file",
+]

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from .. import miniature
-from ..config.training import CONVERSIONS
+from ..config.io import CONVERSIONS
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
 from ..models.sdxl_text_encoder import NAMES
-from .identify import checkpoint_of, layer_count
-from .lora import ALONE, FIRST, SECOND, lora, save_lora
+from .detect import checkpoint_of, layer_count
+from .lora import FIRST, SECOND, SINGLE, lora, save_lora
 from .openclip import HOME, in_checkpoint, is_clip_g, read_part
 from .text_encoders import (
     config_of,
@@ -68,7 +68,12 @@ def require_free(out: pathlib.Path, kind: str, overwrite: bool, *sources: str) -
 
 
 def convert(
-    source: str, out: str | pathlib.Path, kind: str, base: str | None = None, rank: int = 32, overwrite: bool = False,
+    source: str,
+    out: str | pathlib.Path,
+    kind: str,
+    base: str | None = None,
+    rank: int = 32,
+    overwrite: bool = False,
     part: str = NAMES[0],
 ) -> Converted:
     """Write the text encoder of a file, CLIP-L or CLIP-G, in another form; its tensors stay as they are, bit for bit.
@@ -116,12 +121,15 @@ def _lora(
         old = read_part(weights, NAMES[second])
         of_sdxl = beside.is_dir() or any(name.startswith(HOME) for name in weights.names)
     require_state(shapes_of(old), tensors, source)
-    made = lora(old, tensors, rank, SECOND if second else FIRST if of_sdxl else ALONE)
+    made = lora(old, tensors, rank, SECOND if second else FIRST if of_sdxl else SINGLE)
     if not made.tensors:
         raise AdvUnlearnError(f"no linear layer differs from {base}: there is nothing to write into a LoRA")
-    save_lora(out, made, {k: v for k, v in metadata.items() if k.startswith("advunlearn.")} | {
-        "ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)
-    })  # fmt: skip
+    save_lora(
+        out,
+        made,
+        {k: v for k, v in metadata.items() if k.startswith("advunlearn.")}
+        | {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)},
+    )
     layers = len(made.tensors) // 3
     text = (
         f"wrote {out}, a LoRA of rank {rank} in {layers} linear layers; "

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import AdvUnlearnError
 from ..files import UNET_WEIGHTS, WEIGHTS, digest_of
 from .convert import place_of
-from .identify import DIFFUSERS_UNET, OPENCLIP, UNET, checkpoint_of, clip_of, describe, layer_count
+from .detect import DIFFUSERS_UNET, OPENCLIP, UNET, checkpoint_of, clip_of, describe, layer_count
 from .openclip import HOME, from_openclip, is_clip_g
 from .single_file import prediction_type
 from .text_encoders import (
@@ -76,12 +76,20 @@ def differences(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> di
             size[part] += b.square().sum().item()  # type: ignore[assignment]
     change = {part: (moved[part] / size[part]) ** 0.5 if size[part] else float(moved[part] > 0) for part in size}
     total = change.pop("total")
-    order = sorted(change, key=lambda part: (not part.startswith("token"), not part.startswith("pos"),
-                                             int(part[6:]) if part.startswith("layer ") else 1 << 20))  # fmt: skip
+    order = sorted(
+        change,
+        key=lambda part: (
+            not part.startswith("token"),
+            not part.startswith("pos"),
+            int(part[6:]) if part.startswith("layer ") else 1 << 20,
+        ),
+    )
     return {
-        "equal": sorted(equal), "changed": sorted(base.keys() - set(equal)),
-        "relative_change": {part: change[part] for part in order}, "total": total,
-    }  # fmt: skip
+        "equal": sorted(equal),
+        "changed": sorted(base.keys() - set(equal)),
+        "relative_change": {part: change[part] for part in order},
+        "total": total,
+    }
 
 
 def kind_of(weights: Weights) -> str:
@@ -153,9 +161,12 @@ def network_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return facts
     vocabulary, width = tensors[TABLE].shape
     return {
-        "layers": layer_count(tensors), "width": width, "vocabulary": vocabulary, **facts,
+        "layers": layer_count(tensors),
+        "width": width,
+        "vocabulary": vocabulary,
+        **facts,
         "encoder_sha256": encoder_hash(tensors),
-    }  # fmt: skip
+    }
 
 
 def against(weights: Weights, kind: str, own: Networks, base: str, said: str | None) -> dict[str, Any]:
@@ -181,10 +192,13 @@ def against(weights: Weights, kind: str, own: Networks, base: str, said: str | N
         compared = {name: differences(own[name], comparable(own[name], old[name], weights.source)) for name in both}
         hashes = {name: encoder_hash(old[name]) for name in both if name != ITS_UNET}
         return {
-            "file": base, "encoder_sha256": hashes.get(first),
-            "trained_from_it": said in hashes.values() if said and hashes else None, **compared[first],
-            "others": others(weights, reference) if hashes else None, **{name: compared[name] for name in more},
-        }  # fmt: skip
+            "file": base,
+            "encoder_sha256": hashes.get(first),
+            "trained_from_it": said in hashes.values() if said and hashes else None,
+            **compared[first],
+            "others": others(weights, reference) if hashes else None,
+            **{name: compared[name] for name in more},
+        }
 
 
 def comparable(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
@@ -211,9 +225,13 @@ def information(source: str, base: str | None = None) -> dict[str, Any]:
     with opened(path) as weights:
         kind = kind_of(weights)
         facts: dict[str, Any] = {
-            "file": source, "kind": kind, "bytes": path.stat().st_size, "sha256": digest_of(path),
-            "tensors": len(weights.names), "metadata": parsed(weights.metadata),
-        }  # fmt: skip
+            "file": source,
+            "kind": kind,
+            "bytes": path.stat().st_size,
+            "sha256": digest_of(path),
+            "tensors": len(weights.names),
+            "metadata": parsed(weights.metadata),
+        }
         own = networks(weights, kind)
         for number, tensors in enumerate(own.values()):
             facts |= {SECOND: network_facts(tensors)} if number else network_facts(tensors)
@@ -236,10 +254,19 @@ def in_words(facts: Mapping[str, Any]) -> str:
     lines += [f"  {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in facts["metadata"].items()]
     if base := facts.get("base"):
         whether = {True: "it was trained from it", False: "it was trained from another one", None: ""}
-        lines.append(f"  against {base['file']}: " + ", ".join(filter(None, [
-            f"{len(base['equal'])} of {len(base['equal'] + base['changed'])} tensors equal",
-            f"relative change {base['total']:.3%}", whether[base["trained_from_it"]],
-        ])))  # fmt: skip
+        lines.append(
+            f"  against {base['file']}: "
+            + ", ".join(
+                filter(
+                    None,
+                    [
+                        f"{len(base['equal'])} of {len(base['equal'] + base['changed'])} tensors equal",
+                        f"relative change {base['total']:.3%}",
+                        whether[base["trained_from_it"]],
+                    ],
+                )
+            )
+        )
         lines += [f"    {part:<20} {change:.3%}" for part, change in base["relative_change"].items()]
         if second := base.get(SECOND):
             equal, both = len(second["equal"]), len(second["equal"] + second["changed"])

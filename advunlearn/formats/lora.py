@@ -14,7 +14,7 @@ from ..files import write_safetensors
 from . import PREFIX
 
 # Of CLIP-L, as Stable Diffusion 1.x has it alone; of SDXL's CLIP-L and CLIP-G.
-ALONE, FIRST, SECOND = "lora_te_", "lora_te1_", "lora_te2_"
+SINGLE, FIRST, SECOND = "lora_te_", "lora_te1_", "lora_te2_"
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ def low_rank(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
-def lora(
-    base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = ALONE
-) -> LowRank:
+def lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = SINGLE) -> LowRank:
     """Approximate `trained - base` in every linear layer; both have `text_model.` keys.
 
     `start` is what kohya's names begin with. Biases and norms have no place in a LoRA and count as residual, as does

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from .identify import CLIP_G, clip_of, describe
+from .detect import CLIP_G, clip_of, describe
 from .text_encoders import PREFIX, PROJECTION, encoder_in
 from .weights import Weights, mismatch
 
@@ -24,9 +24,12 @@ ENDS = {
     "text_projection": PROJECTION,
 }
 PARTS = {
-    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
-}  # fmt: skip
+}
 BLOCK, LAYER, TOGETHER = "transformer.resblocks.", PREFIX + "encoder.layers.", "attn.in_proj_"
 APART = tuple(f"self_attn.{which}_proj." for which in "qkv")
 UNUSED = "logit_scale"  # trained with the encoder; no picture depends on it

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.training import PREDICTION_TYPES
+from ..config.io import PREDICTION_TYPES
 from ..errors import AdvUnlearnError
-from .checkpoint_keys import VAE, VAE_SCALE
-from .identify import SD1, UNET, checkpoint_of
+from .detect import SD1, UNET, checkpoint_of
+from .ldm_keys import VAE, VAE_SCALE
 from .text_encoders import encoder_in, homes_of, require_state, shapes_of, text_shapes
 from .weights import PICKLES, Weights, mismatch
 
-SD15 = pathlib.Path(__file__).parents[1] / "shapes" / "sd15"
+SD15 = pathlib.Path(__file__).parents[1] / "data" / "shapes" / "sd15"
 SUFFIXES = (".safetensors", *PICKLES)
 TAESD = VAE + "taesd_"
 # How files say that they predict v: ComfyUI's key of that name and metadata, and the model specification's.
@@ -82,11 +82,12 @@ def unet_config(weights: Weights) -> dict[str, Any]:
     crossed = ["CrossAttn" if level[0][1] else "" for level in levels]
     height, width = resolution(weights)
     return config | {
-        "block_out_channels": [level[0][0] for level in levels], "layers_per_block": len(levels[0]),
+        "block_out_channels": [level[0][0] for level in levels],
+        "layers_per_block": len(levels[0]),
         "down_block_types": [f"{cross}DownBlock2D" for cross in crossed],
         "up_block_types": [f"{cross}UpBlock2D" for cross in reversed(crossed)],
         "sample_size": height // 8 if height == width else [height // 8, width // 8],
-    }  # fmt: skip
+    }
 
 
 def resolution(weights: Weights) -> tuple[int, int]:
@@ -111,9 +112,11 @@ def vae_config(weights: Weights) -> dict[str, Any]:
             raise AdvUnlearnError(f"{weights.source}: the TAESD in it is not one of Stable Diffusion 1.x")
         channels = [weights.shape(first)[0]] * 4
         return {
-            "_class_name": "AutoencoderTiny", "scaling_factor": VAE_SCALE / scale,
-            "encoder_block_out_channels": channels, "decoder_block_out_channels": channels,
-        }  # fmt: skip
+            "_class_name": "AutoencoderTiny",
+            "scaling_factor": VAE_SCALE / scale,
+            "encoder_block_out_channels": channels,
+            "decoder_block_out_channels": channels,
+        }
     config, channels = shipped("vae"), []
     while (name := f"{VAE}encoder.down.{len(channels)}.block.0.conv1.weight") in have:
         channels.append(weights.shape(name)[0])
@@ -121,11 +124,12 @@ def vae_config(weights: Weights) -> dict[str, Any]:
         return config
     return config | {
         "block_out_channels": channels,
-        "layers_per_block": sum(re.fullmatch(rf"{VAE}encoder\.down\.0\.block\.\d+\.conv1\.weight", n) is not None
-                                for n in have),
+        "layers_per_block": sum(
+            re.fullmatch(rf"{VAE}encoder\.down\.0\.block\.\d+\.conv1\.weight", n) is not None for n in have
+        ),
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
-    }  # fmt: skip
+    }
 
 
 def configs(weights: Weights, prediction: str = "auto") -> dict[str, dict[str, Any]]:
@@ -139,12 +143,15 @@ def configs(weights: Weights, prediction: str = "auto") -> dict[str, dict[str, A
     """
     require_sd1(weights)
     schedule = {
-        "prediction_type": prediction_type(weights, prediction), "rescale_betas_zero_snr": "ztsnr" in weights.names,
-    }  # fmt: skip
+        "prediction_type": prediction_type(weights, prediction),
+        "rescale_betas_zero_snr": "ztsnr" in weights.names,
+    }
     return {
-        "unet": unet_config(weights), "vae": vae_config(weights), "text_encoder": shipped("text_encoder"),
+        "unet": unet_config(weights),
+        "vae": vae_config(weights),
+        "text_encoder": shipped("text_encoder"),
         "scheduler": shipped("scheduler") | schedule,
-    }  # fmt: skip
+    }
 
 
 def states(weights: Weights, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
@@ -164,8 +171,9 @@ def states(weights: Weights, configs: Mapping[str, Mapping[str, Any]]) -> dict[s
         vae = _converted(convert_ldm_vae_checkpoint, vae, configs["vae"], f"{weights.source}: its autoencoder")
     found = {
         "unet": _converted(convert_ldm_unet_checkpoint, part(UNET), configs["unet"], f"{weights.source}: its UNet"),
-        "vae": vae, "text_encoder": encoder_in(weights),
-    }  # fmt: skip
+        "vae": vae,
+        "text_encoder": encoder_in(weights),
+    }
     require_parts(found, configs, weights.source)
     return found
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from ..files import WEIGHTS, write_atomic, write_safetensors
-from .identify import clip_of, describe, layer_count, require_width
+from .detect import clip_of, describe, layer_count, require_width
 from .weights import Weights, mismatch, opened, weights_file
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 FORMAT = "advunlearn.text_encoder.v1"
-SHAPES = pathlib.Path(__file__).parents[1] / "shapes"
+SHAPES = pathlib.Path(__file__).parents[1] / "data" / "shapes"
 SHIPPED = SHAPES / "sd15" / "text_encoder" / "config.json"  # CLIP-L's
 SECOND = SHAPES / "sdxl" / "text_encoder_2" / "config.json"  # CLIP-G's
 # Where CLIP-L's `encoder.` and `embeddings.` stand, with and without the prefix: the most telling first.

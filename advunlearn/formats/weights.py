@@ -33,9 +33,12 @@ class Weights:
     def of(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str] | None = None) -> Weights:
         """Return tensors that are in memory already as if they were a file."""
         return Weights(
-            source=source, names=tuple(tensors), read=tensors.__getitem__, metadata=dict(metadata or {}),
+            source=source,
+            names=tuple(tensors),
+            read=tensors.__getitem__,
+            metadata=dict(metadata or {}),
             shape=lambda name: tuple(tensors[name].shape),
-        )  # fmt: skip
+        )
 
 
 def weights_file(
@@ -87,9 +90,12 @@ def opened(path: str | pathlib.Path) -> Iterator[Weights]:
         ) from error
     try:
         yield Weights(
-            source=str(path), names=tuple(file.keys()), read=file.get_tensor, metadata=dict(file.metadata() or {}),
+            source=str(path),
+            names=tuple(file.keys()),
+            read=file.get_tensor,
+            metadata=dict(file.metadata() or {}),
             shape=lambda name: tuple(file.get_slice(name).get_shape()),
-        )  # fmt: skip
+        )
     finally:
         file.__exit__(None, None, None)
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config.training import ConceptConfig
+from ..config.concept import ConceptConfig
 from ..errors import AdvUnlearnError
 
 
 @dataclass(frozen=True)
-class Seen:
+class JudgeOutput:
     """What a judge sees in B pictures."""
 
     labels: list[frozenset[str]]  # of each picture
@@ -39,7 +39,7 @@ class Judge(Protocol):
         """Return the label that `name` names. Raises AdvUnlearnError when the judge has none."""
         ...
 
-    def look(self, images: Tensor, concept: str) -> Seen:
+    def look(self, images: Tensor, concept: str) -> JudgeOutput:
         """Judge pictures (B, 3, H, W) in [0, 1]; `concept` is what `concept_label` returned."""
         ...
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.concept import ConceptConfig
 from ..config.evaluation import ClassifierConfig
-from ..config.training import ConceptConfig
-from .base import Seen, match, weights_hash
+from .base import JudgeOutput, match, weights_hash
 from .folders import Preprocessor, load_model
 
 
@@ -39,7 +39,7 @@ class ClassifierJudge:
         return match(name, self.labels, "the classifier")
 
     @torch.no_grad()
-    def look(self, images: Tensor, concept: str) -> Seen:
+    def look(self, images: Tensor, concept: str) -> JudgeOutput:
         """See `Judge.look`. Features are the last hidden states (B, D), averaged over tokens or places."""
         count, labels, features = min(self.config.top_k, len(self.labels)), [], []
         for values in self.prepare(images):
@@ -47,7 +47,7 @@ class ClassifierJudge:
             labels += [frozenset(self.labels[i] for i in row) for row in out.logits.topk(count).indices.tolist()]
             if out.hidden_states:
                 features.append(_pooled(out.hidden_states[-1]).float().cpu())
-        return Seen(labels, torch.cat(features) if features else None)
+        return JudgeOutput(labels, torch.cat(features) if features else None)
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""

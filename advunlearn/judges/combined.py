@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config.concept import ConceptConfig
 from ..config.evaluation import CombinedConfig
-from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
-from .base import Judge, Seen
+from .base import Judge, JudgeOutput
 
 
 class CombinedJudge:
@@ -47,7 +47,7 @@ class CombinedJudge:
         self.known.setdefault(name, found)
         return name
 
-    def look(self, images: Tensor, concept: str) -> Seen:
+    def look(self, images: Tensor, concept: str) -> JudgeOutput:
         """See `Judge.look`. A picture's labels are the names asked for that it shows."""
         seen = [judge.look(images, label) for judge, label in zip(self.judges, self.concepts[concept], strict=True)]
         rule = any if self.config.shown_by == "any" else all
@@ -59,7 +59,7 @@ class CombinedJudge:
             return frozenset(name for name, each in said.items() if rule(each))
 
         features = next((s.features for s in seen if s.features is not None), None)
-        return Seen([shown(picture) for picture in range(len(images))], features)
+        return JudgeOutput([shown(picture) for picture in range(len(images))], features)
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""

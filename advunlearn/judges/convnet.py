@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config.phrasing import meaning
-from ..config.training import ConceptConfig
+from ..config.concept import ConceptConfig, bare_name
 from ..errors import AdvUnlearnError
 from ..models.text_encoder import frozen
-from .base import Seen, match, weights_hash
+from .base import JudgeOutput, match, weights_hash
 
 
 def named(text: str, names: Sequence[str]) -> list[str]:
@@ -40,9 +39,13 @@ class Verdict:
 def _block(inputs: int, outputs: int) -> nn.Sequential:
     """Halve the resolution with two 3x3 convolutions."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-    )  # fmt: skip
+        nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
 
 
 class ConvJudge(nn.Module):
@@ -68,7 +71,7 @@ class ConvJudge(nn.Module):
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """See `Judge.concept_label`: an object or a style, as the concept's kind says; of a prompt what it names."""
-        text, known = meaning(concept.concept), self.styles if concept.kind == "style" else self.objects
+        text, known = bare_name(concept.concept), self.styles if concept.kind == "style" else self.objects
         if text in known:
             return text
         found = named(text, self.objects) or named(text, self.styles) if concept.kind == "prompt" else []
@@ -85,12 +88,12 @@ class ConvJudge(nn.Module):
         return match(name, [*self.objects, *self.styles], "the judge")
 
     @torch.no_grad()
-    def look(self, images: Tensor, concept: str) -> Seen:
+    def look(self, images: Tensor, concept: str) -> JudgeOutput:
         """See `Judge.look`. A picture has one style and, unless it is none of them, one object."""
         with frozen(self):
             verdict = self(images)
         rows = zip(verdict.object.argmax(1).tolist(), verdict.style.argmax(1).tolist(), strict=True)
-        return Seen([frozenset({*self.objects[o : o + 1], self.styles[s]}) for o, s in rows], verdict.features)
+        return JudgeOutput([frozenset({*self.objects[o : o + 1], self.styles[s]}) for o, s in rows], verdict.features)
 
     def settings(self) -> dict[str, Any]:
         """See `Judge.settings`."""

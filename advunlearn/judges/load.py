@@ -15,9 +15,12 @@ from .base import Judge
 from .folders import kind_of
 
 CONFIGS: dict[str, type | None] = {
-    "miniature": None, "nudity": NudityConfig, "classifier": ClassifierConfig, "clip": ZeroShotConfig,
+    "miniature": None,
+    "nudity": NudityConfig,
+    "classifier": ClassifierConfig,
+    "clip": ZeroShotConfig,
     "several": CombinedConfig,
-}  # fmt: skip
+}
 
 
 def resolve(name: str) -> tuple[str, pathlib.Path]:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.concept import ConceptConfig
 from ..config.evaluation import ZeroShotConfig
-from ..config.training import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..prompts import retain
-from .base import Seen, match, weights_hash
+from .base import JudgeOutput, match, weights_hash
 from .folders import Preprocessor, load_model
 
 
@@ -57,12 +57,12 @@ class ZeroShotJudge:
         return match(name, self.labels, "the CLIP judge")
 
     @torch.no_grad()
-    def look(self, images: Tensor, concept: str) -> Seen:
+    def look(self, images: Tensor, concept: str) -> JudgeOutput:
         """See `Judge.look`. Features are CLIP's image embeddings (B, D)."""
         labels = list(dict.fromkeys([*self.labels, concept]))
         names, features = self._names(labels), self._pictures(images)  # (L, D), (B, D)
         nearest = (F.normalize(features, dim=-1) @ names.T).argmax(1).tolist()
-        return Seen([frozenset({labels[i]}) for i in nearest], features.float().cpu())
+        return JudgeOutput([frozenset({labels[i]}) for i in nearest], features.float().cpu())
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -19,7 +19,7 @@ from ..models.ddim import batch_of
 from ..models.loading import TextToImage
 from ..training.bank import Banks, TrajectoryBank, make_banks
 from ..training.events import Progress
-from ..training.quirks import bank_kind, quirks_of
+from ..training.quirks import bank_kind, parse_quirks
 from ..training.trainer import Trainer
 from .fake_tensors import Deadline, LiveMemory, fake_copy
 from .plan import Estimate, Forwards, Plan
@@ -98,20 +98,30 @@ def estimate(
         fake = fake_model(model, plan.resolution // 8, with_gradient(plan))
         weights = live.live
         banks = make_banks(
-            fake, plan.concept, retained, plan.bank, torch.Generator(),
-            bank=ProbedBank, state={"concept": {}, "retain": {}},
-        )  # fmt: skip
+            fake,
+            plan.concept,
+            retained,
+            plan.bank,
+            torch.Generator(),
+            bank=ProbedBank,
+            state={"concept": {}, "retain": {}},
+        )
         bank = sum(_size(tensors.values()) for tensors in banks.tensors().values())
         trainer = _trainer(fake, plan, banks, retained)
         copied = live.live - weights - bank
         work = _one_iteration(trainer, live, device)
         moments = [v for state in trainer.state.adam.state.values() for v in state.values()]
         return Estimate(
-            weights=weights, copy=copied, gradients=_size(p.grad for p in trainer.parameters),
-            optimiser=_size(moments), last_good=_size(trainer.parameters),
+            weights=weights,
+            copy=copied,
+            gradients=_size(p.grad for p in trainer.parameters),
+            optimiser=_size(moments),
+            last_good=_size(trainer.parameters),
             phases={name: live.peaks[name] - bank for name in ("bank", *work)},
-            bank=bank, device=device.type, forwards=_forwards(plan, banks, work),
-        )  # fmt: skip
+            bank=bank,
+            device=device.type,
+            forwards=_forwards(plan, banks, work),
+        )
 
 
 def with_gradient(plan: Plan) -> int:
@@ -126,7 +136,7 @@ def _size(tensors: Iterable[Tensor | None]) -> int:
 def _trainer(fake: TextToImage, plan: Plan, banks: Banks, retained: Sequence[str]) -> Trainer:
     """Return a trainer of one iteration with one attack step and one retain step: all others take the same memory."""
     config = replace(plan.train, iterations=1, warmup=0, retain_steps=1)
-    attack = replace(plan.attack, steps=1, word_steps=1)
+    attack = replace(plan.attack, steps=1, inversion_steps=1)
     return Trainer(fake, plan.concept, attack, config, banks, retained, torch.Generator())
 
 
@@ -146,7 +156,7 @@ def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> 
     def on_progress(progress: Progress) -> None:
         phase = "words" if progress.attack_step > 1 else progress.phase
         work[phase], counted.forwards = counted.forwards, 0
-        live.enter("words" if phase == "attack" and trainer.attack.words else "train")
+        live.enter("words" if phase == "attack" and trainer.attack.inversion_tokens else "train")
 
     trainer.run(on_progress)
     return work
@@ -155,29 +165,29 @@ def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> 
 def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     """Return a run's work, from that of one step of everything."""
     config, attack, n = plan.train, plan.attack, plan.train.iterations
-    steps, words = attack.in_mode(config.mode).steps, attack.words
+    steps, words = attack.in_mode(config.mode).steps, attack.inversion_tokens
     attacked = n - config.warmup if config.attacks else 0
-    renewed = -(-attacked // attack.every)  # iterations that attack anew
+    renewed = -(-attacked // attack.attack_interval)  # iterations that attack anew
     share = renewed / attacked if attacked else 0
     per_step = {name: bank.forwards for name, bank in banks.all().items()}  # type: ignore[attr-defined]
-    kind = bank_kind(config.mode, quirks_of(config.mode, config.quirks))
+    kind = bank_kind(config.mode, parse_quirks(config.mode, config.quirks))
 
     def drawing(name: str, count: int) -> float:
         """Return the F that a draw of `count` triples costs beside their use."""
         return kind.sampling_of(count, plan.bank) * per_step.get(name, 0)
 
-    redrawn = (1 + steps * (attack.redraw == "step")) if attacked else 0
-    retained = drawing("retain", config.retain_batch) * (config.retain_steps if config.retain_by == "step" else 1)
+    redrawn = (1 + steps * (attack.resample == "step")) if attacked else 0
+    retained = drawing("retain", config.retain_batch) * (config.retain_steps if config.retain_mode == "step" else 1)
     training = drawing("concept", config.batch) + retained
     attacking = share * redrawn * drawing("concept", attack.restarts)
     if words and attacked:
-        again = attack.redraw == "step" and len(plan.concept.groups) == 1
-        attacking += share * (1 + attack.word_steps * again) * drawing("concept", words)
+        again = attack.resample == "step" and len(plan.concept.groups) == 1
+        attacking += share * (1 + attack.inversion_steps * again) * drawing("concept", words)
     trajectories = {name: len(bank) for name, bank in banks.all().items()} if kind.keeps else {}
     fill = sum(count * plan.bank.sampling_steps * per_step[name] for name, count in trajectories.items())
-    more = config.retain_steps - 1 if config.retains and config.retain_by == "step" else 0
+    more = config.retain_steps - 1 if config.retains and config.retain_mode == "step" else 0
     train = work["train"] + more * config.retain_batch * with_gradient(plan)
-    find = share * (steps * work.get("attack", 0) + attack.word_steps * work.get("words", 0))
+    find = share * (steps * work.get("attack", 0) + attack.inversion_steps * work.get("words", 0))
     refresh = training + attacking
     total = fill + n * (train + training) + attacked * (find + attacking)
     return Forwards(bank=fill, attack=find, train=train, refresh=refresh, total=total)

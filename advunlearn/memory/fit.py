@@ -56,7 +56,7 @@ def _lower(plan: Plan, estimate: Estimate, usable: float) -> Plan | None:
         if phase == "attack":
             attack = replace(attack, restarts=_smaller(attack.restarts, share))
         elif phase == "words":
-            attack = replace(attack, words=_smaller(attack.words, share))
+            attack = replace(attack, inversion_tokens=_smaller(attack.inversion_tokens, share))
         elif phase == "train":
             batch, retained = _smaller(train.batch, share), _smaller(train.retain_batch, share)
             train = replace(train, batch=batch, retain_batch=retained)

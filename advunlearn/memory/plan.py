@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..config.adversary import AdversaryConfig
+from ..config.concept import ConceptConfig
+from ..config.training import BankConfig, TrainConfig
 from ..errors import AdvUnlearnError
 
 GIB = 2**30
@@ -21,7 +23,7 @@ class Plan:
     """The settings of a run that decide what it takes."""
 
     concept: ConceptConfig = field(default_factory=ConceptConfig)
-    attack: AttackConfig = field(default_factory=AttackConfig)
+    attack: AdversaryConfig = field(default_factory=AdversaryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     bank: BankConfig = field(default_factory=BankConfig)
     resolution: int  # pixels, 8 to a latent
@@ -34,11 +36,14 @@ class Plan:
     def choices(self) -> dict[str, int | str]:
         """Return the settings that an advice may change, by the names of the node's inputs and the flags."""
         return {
-            "resolution": self.resolution, "dtype": self.dtype, "attack_restarts": self.attack.restarts,
-            "attack_words": self.attack.words,
-            "batch": self.train.batch, "retain_batch": self.train.retain_batch,
+            "resolution": self.resolution,
+            "dtype": self.dtype,
+            "attack_restarts": self.attack.restarts,
+            "attack_inversion_tokens": self.attack.inversion_tokens,
+            "batch": self.train.batch,
+            "retain_batch": self.train.retain_batch,
             "checkpointing": self.train.checkpointing,
-        }  # fmt: skip
+        }
 
     def changes(self, start: Plan) -> dict[str, int | str]:
         """Return those that differ from another plan's."""
@@ -106,9 +111,14 @@ class Estimate:
             for name, size in self.phases.items()
         ]
         f = self.forwards
-        return "\n".join([
-            f"needs {self.peak / GIB:.2f} GiB on {self.device}; banks in CPU memory: {self.bank / GIB:.2f} GiB",
-            "held between iterations:", *rows[: len(held)], "at most while it does this:", *rows[len(held) :],
-            f"UNet forwards: {f.bank:.0f} to fill the banks, then per iteration {f.attack:.0f} to attack, "
-            f"{f.train:.0f} to train, {f.refresh:.1f} to renew the banks; {f.total:.0f} in all",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                f"needs {self.peak / GIB:.2f} GiB on {self.device}; banks in CPU memory: {self.bank / GIB:.2f} GiB",
+                "held between iterations:",
+                *rows[: len(held)],
+                "at most while it does this:",
+                *rows[len(held) :],
+                f"UNet forwards: {f.bank:.0f} to fill the banks, then per iteration {f.attack:.0f} to attack, "
+                f"{f.train:.0f} to train, {f.refresh:.1f} to renew the banks; {f.total:.0f} in all",
+            ]
+        )

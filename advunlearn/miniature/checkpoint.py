@@ -17,14 +17,18 @@ import torch
 from torch import Tensor
 
 from ..files import write_safetensors
-from ..formats.checkpoint_keys import checkpoint_state
+from ..formats.ldm_keys import checkpoint_state
 from . import path
 
 LAYERS, WIDTH = 12, 768  # of SD 1.5's text encoder
 METADATA = {
-    "format": "pt", "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": "stable-diffusion-v1",
-    "modelspec.title": "AdvUnlearn miniature", "modelspec.resolution": "64x64", "modelspec.prediction_type": "epsilon",
-}  # fmt: skip
+    "format": "pt",
+    "modelspec.sai_model_spec": "1.0.0",
+    "modelspec.architecture": "stable-diffusion-v1",
+    "modelspec.title": "AdvUnlearn miniature",
+    "modelspec.resolution": "64x64",
+    "modelspec.prediction_type": "epsilon",
+}
 EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
 
 
@@ -82,9 +86,12 @@ def text_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], ro
             norm = "layer_norm" in name and name.endswith("weight")
             written = name.endswith(("out_proj.weight", "fc2.weight")) or name.endswith("bias")
             out[name] = (
-                torch.ones(size) if norm else torch.zeros(size) if written
+                torch.ones(size)
+                if norm
+                else torch.zeros(size)
+                if written
                 else torch.randn(size, generator=generator) * 0.02
-            )  # fmt: skip
+            )
     return out
 
 
@@ -111,9 +118,14 @@ def wide_modules() -> tuple[Any, Any, Any]:
     vae = AutoencoderTiny.load_config(path() / "vae")
     text = CLIPTextConfig.from_pretrained(path() / "text_encoder").to_dict()
     text |= {
-        "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS, "vocab_size": 49408,
-        "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
-    }  # fmt: skip
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": 49408,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+    }
     return (
         UNet2DConditionModel.from_config({**unet, "block_out_channels": (320, 640), "cross_attention_dim": WIDTH}),
         CLIPTextModel(CLIPTextConfig(**text)),

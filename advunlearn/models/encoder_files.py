@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.training import Encoders
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from ..formats.identify import UNET, checkpoint_of
+from ..formats.detect import UNET, checkpoint_of
 from ..formats.openclip import HOME, read_part
 from ..formats.text_encoders import PREFIX, as_text, encoder_hash, encoder_in, load_state, save_encoder
 from ..formats.weights import opened, weights_file

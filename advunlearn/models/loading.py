@@ -22,7 +22,7 @@ from .sdxl_text_encoder import DualTextEncoder
 from .text_encoder import embedding_table, encode_prompts
 
 # CLIP's own vocabulary, for checkpoints that bring no tokenizer.
-CLIP_TOKENIZER = pathlib.Path(__file__).parents[1] / "clip_tokenizer"
+CLIP_TOKENIZER = pathlib.Path(__file__).parents[1] / "data" / "clip_tokenizer"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 WRONG = {"missing_keys": "lacks", "unexpected_keys": "has unknown"}  # by the names of a library's report on loading
 SECOND = "text_encoder_2"  # of Stable Diffusion XL
@@ -53,9 +53,10 @@ class TextToImage:
     def fingerprints(self) -> dict[str, Any]:
         """Return what tells this model from another: a run goes on only with the one it began with."""
         return {
-            "base": self.base_hash(), "denoiser": self.denoiser.fingerprint(),
+            "base": self.base_hash(),
+            "denoiser": self.denoiser.fingerprint(),
             "latent_shape": list(self.denoiser.latent_shape),
-        }  # fmt: skip
+        }
 
     def base_hash(self) -> str:
         """Return the SHA-256 of the text encoder's weights, which tells one base model from another; or of both."""
@@ -136,7 +137,7 @@ def _from_folder(
         padding = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True).pad_token_id
         encoder = DualTextEncoder(
             encoder, _part(CLIPTextModelWithProjection, folder / SECOND, **attention).float(), padding
-        )  # fmt: skip
+        )
     unet, vae = (
         _part(kind, folder / part, ("missing_keys", "unexpected_keys"), torch_dtype=dtype)
         for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))

@@ -14,7 +14,7 @@ from ..formats import opened, single_file
 from .loading import CLIP_TOKENIZER, SECOND, TextToImage, assembled, plain_attention, resolve, vae_dtype
 from .sdxl_text_encoder import DualTextEncoder
 
-SHAPES = pathlib.Path(__file__).parents[1] / "shapes"
+SHAPES = pathlib.Path(__file__).parents[1] / "data" / "shapes"
 SHIPPED = ("sd15", "sdxl")
 
 

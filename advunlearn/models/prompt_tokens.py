@@ -50,9 +50,12 @@ def content_before(size: Tensor, count: int, position: Position, every: int = 3)
     """
     j, n = torch.arange(count, device=size.device), size[:, None]
     behind = {
-        "prefix": 0 * j * n, "suffix": n + 0 * j, "middle": n // 2 + 0 * j, "interleaved": (j + 1) * n // (count + 1),
+        "prefix": 0 * j * n,
+        "suffix": n + 0 * j,
+        "middle": n // 2 + 0 * j,
+        "interleaved": (j + 1) * n // (count + 1),
         "per_k": torch.minimum(j * every, n),
-    }  # fmt: skip
+    }
     return behind[position]
 
 

@@ -12,8 +12,8 @@ import torch
 from ..errors import AdvUnlearnError
 from ..files import UNET_WEIGHTS, write_safetensors
 from ..formats import opened, portable_state, single_file, weights_file
-from ..formats.checkpoint_keys import checkpoint_state, unet_keys
-from ..formats.identify import UNET, describe
+from ..formats.detect import UNET, describe
+from ..formats.ldm_keys import checkpoint_state, unet_keys
 from ..formats.text_encoders import as_text
 from ..formats.weights import mismatch
 from . import DiffusersDenoiser
@@ -49,9 +49,10 @@ def save_checkpoint(
     state |= {key: torch.zeros(0) for key, true in says.items() if true}
     height, width = (8 * side for side in denoiser.latent_shape[1:])
     about = {
-        "modelspec.title": f"{model.name}, unlearned", "modelspec.prediction_type": denoiser.prediction_type,
+        "modelspec.title": f"{model.name}, unlearned",
+        "modelspec.prediction_type": denoiser.prediction_type,
         "modelspec.resolution": f"{width}x{height}",
-    }  # fmt: skip
+    }
     return write_safetensors(path, state, _text({**about, **metadata}, "checkpoint"))
 
 

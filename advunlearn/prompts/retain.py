@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 
-from ..config.phrasing import meaning
+from ..config.concept import bare_name
 from ..config.presets import CO_OCCURRING
 from ..errors import AdvUnlearnError
 
@@ -36,7 +36,7 @@ def _either_number(words: Sequence[str]) -> str:
 
 def co_occurring(names: Iterable[str]) -> list[str]:
     """Return the words for what is seen together with these concepts, of those that have a list."""
-    return [word for name in names for word in CO_OCCURRING.get(meaning(name), ())]
+    return [word for name in names for word in CO_OCCURRING.get(bare_name(name), ())]
 
 
 def chosen(names: Sequence[str], name: str = "coco", also: Sequence[str] | None = None) -> list[str]:
@@ -47,7 +47,7 @@ def chosen(names: Sequence[str], name: str = "coco", also: Sequence[str] | None 
         name: one of `SETS`.
         also: phrases for what is seen together with the concepts, left out too; by default those of `co_occurring`.
     """
-    left_out = [*map(meaning, names), *(co_occurring(names) if also is None else also)]
+    left_out = [*map(bare_name, names), *(co_occurring(names) if also is None else also)]
     return mixed(without(shipped(name), left_out))
 
 

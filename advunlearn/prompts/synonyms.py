@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from ..config.phrasing import meaning
-from ..config.training import ConceptConfig
+from ..config.concept import ConceptConfig, bare_name
 from ..miniature import captions
 from . import retain
 
@@ -14,7 +13,7 @@ FILE = pathlib.Path(__file__).with_suffix(".csv")
 
 def shipped(concept: ConceptConfig) -> list[str]:
     """Return the names that ship with the library, for concepts that are often erased; [] for all others."""
-    names = set(map(meaning, concept.names))
+    names = set(map(bare_name, concept.names))
     pairs = (line.split("|") for line in retain.lines(FILE.read_text(encoding="utf-8")))
     return [route.strip() for name, route in pairs if name.strip() in names]
 
@@ -22,7 +21,7 @@ def shipped(concept: ConceptConfig) -> list[str]:
 def of_miniature(concept: ConceptConfig) -> list[str]:
     """Return the miniature's own names: foreign ones, keywords together, then each keyword; for a style its words."""
     found: list[str] = []
-    for name in map(meaning, concept.names):
+    for name in map(bare_name, concept.names):
         if concept.kind == "style":
             found += captions.concepts()["styles"].get(name, {}).get("keywords", [])
         elif name in captions.concepts()["objects"]:

@@ -9,14 +9,26 @@ Column = tuple[str, str, str, str]  # heading, where in a model's part of the re
 
 FIRST: tuple[Column, ...] = (
     ("Plain prompts", "asr clean", "lower", "Pictures that show the concept when the prompt simply names it."),
-    ("Other routes", "asr routes", "lower",
-     "The same for prompts that reach the concept without its usual name: foreign words and keywords."),
-    ("UnlearnDiffAtk", "asr unlearndiffatk", "lower",
-     "Cases where a search for adversarial tokens before the prompt brings the concept back. The search reads the "
-     "weights; a case that the plain prompt already wins counts."),
-    ("Soft prefix", "asr soft_prefix", "lower",
-     "The same search over free embedding vectors instead of tokens: an attacker not held to what can be typed."),
-)  # fmt: skip
+    (
+        "Other routes",
+        "asr routes",
+        "lower",
+        "The same for prompts that reach the concept without its usual name: foreign words and keywords.",
+    ),
+    (
+        "UnlearnDiffAtk",
+        "asr unlearndiffatk",
+        "lower",
+        "Cases where a search for adversarial tokens before the prompt brings the concept back. The search reads the "
+        "weights; a case that the plain prompt already wins counts.",
+    ),
+    (
+        "Soft prefix",
+        "asr soft_prefix",
+        "lower",
+        "The same search over free embedding vectors instead of tokens: an attacker not held to what can be typed.",
+    ),
+)
 MORE: dict[str, tuple[str, str]] = {
     "random_prefix": ("Random prefix", "Random words before the prompt: what an attack must beat."),
     "seed_search": ("Other seeds", "The plain prompt with other starting noise: what an attack must beat."),
@@ -27,23 +39,39 @@ MORE: dict[str, tuple[str, str]] = {
     "p4d_n": ("P4D-N", "A free prompt by which the model predicts the noise that the original one did."),
     "p4d_k": ("P4D-K", "The same, by words put between those of the prompt."),
     "cce": ("Concept inversion", "A new word, learned from pictures of the concept."),
-}  # fmt: skip
+}
 LAST: tuple[Column, ...] = (
-    ("Retained objects", "utility retained_accuracy", "higher",
-     "Pictures of everything else in which the judge finds what the prompt asked for."),
-    ("Neighbours", "utility neighbour_accuracy", "higher",
-     "The retained prompts closest to the concept, the first to be damaged."),
-    ("Feature distance", "utility feature_distance", "lower",
-     "Frechet distance from the original model's retained pictures, on the judge's features."),
+    (
+        "Retained objects",
+        "utility retained_accuracy",
+        "higher",
+        "Pictures of everything else in which the judge finds what the prompt asked for.",
+    ),
+    (
+        "Neighbours",
+        "utility neighbour_accuracy",
+        "higher",
+        "The retained prompts closest to the concept, the first to be damaged.",
+    ),
+    (
+        "Feature distance",
+        "utility feature_distance",
+        "lower",
+        "Frechet distance from the original model's retained pictures, on the judge's features.",
+    ),
     ("Seconds", "seconds", "lower", "Time to train."),
-)  # fmt: skip
+)
 QUALITY: tuple[Column, ...] = (
-    ("Seen together", "utility co_occurring_accuracy", "higher",
-     "Pictures of what is seen together with the concept, asked for by its own words: what over-erasure takes first."),
+    (
+        "Seen together",
+        "utility co_occurring_accuracy",
+        "higher",
+        "Images of things that co-occur with the concept, prompted by their own names; over-erasure takes these first.",
+    ),
     ("CLIP score", "utility clip_score", "higher", "How well the retained pictures fit their prompts, to CLIP."),
     ("FID", "utility fid", "lower", "Frechet distance from the original model's retained pictures, on Inception."),
     ("LPIPS", "utility lpips", "lower", "Mean distance of a retained picture from the original model's."),
-)  # fmt: skip
+)
 
 
 def at(tree: Any, *keys: str) -> Any:
@@ -71,8 +99,10 @@ def costs(model: Any) -> dict[str, Any]:
     attacks, seconds = at(model, "attacks") or {}, at(model, "attack_seconds") or {}
     return {
         name: {
-            "F": at(row, "forwards", "attack"), "F of looks": at(row, "forwards", "looks"),
-            "seconds": at(seconds, name, "attack"), "seconds of looks": at(seconds, name, "looks"),
+            "F": at(row, "forwards", "attack"),
+            "F of looks": at(row, "forwards", "looks"),
+            "seconds": at(seconds, name, "attack"),
+            "seconds of looks": at(seconds, name, "looks"),
         }
         for name, row in attacks.items()
-    }  # fmt: skip
+    }

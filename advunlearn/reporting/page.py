@@ -99,10 +99,14 @@ def budget_charts(models: Mapping[str, Any]) -> list[str]:
     labels = {where.split()[1]: label for label, where, *_ in columns(models) if " " in where}
     totals = {a: [number(at(m, "asr", a, "total")) for m in models.values()] for a in attacks}
     return [
-        line_chart(f"Concept brought back by {labels.get(a, a)}, cases", series, "attack steps",
-                   [0.0, *(t for t in totals[a] if not math.isnan(t))])
+        line_chart(
+            f"Concept brought back by {labels.get(a, a)}, cases",
+            series,
+            "attack steps",
+            [0.0, *(t for t in totals[a] if not math.isnan(t))],
+        )
         for a, series in attacks.items()
-    ]  # fmt: skip
+    ]
 
 
 def _cell(model: Any, where: str, better: str) -> str:
@@ -125,9 +129,10 @@ def results_table(models: Mapping[str, Any]) -> str:
     head = "".join(f'<th scope="col">{label}<small>{better} is better</small></th>' for label, _, better, _ in shown)
     rows = "".join(
         f'<tr><th scope="row">{text(NAMES.get(name, name))}</th>'
-        + "".join(_cell(model, where, better) for _, where, better, _ in shown) + "</tr>"
+        + "".join(_cell(model, where, better) for _, where, better, _ in shown)
+        + "</tr>"
         for name, model in models.items()
-    )  # fmt: skip
+    )
     return (
         f'<div class="scroll"><table class="results"><thead><tr><th scope="col">Model</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -213,14 +218,17 @@ def render(
         f'<p class="note">{text(f"Concept: {concept} ({kind}). Budget: {budget}.{judge}")}</p>',
         f'<h2>How to read the table</h2><dl class="read">{read}</dl><p class="note">{HINT}</p>',
         f'<h2>Pictures</h2><p class="note">{FRAMED}</p><div class="grid">{picture_grid(pictures)}</div>'
-        if pictures else "",
+        if pictures
+        else "",
         prompt_tables(models),
         f'<h2>Curves</h2><div class="grid">{"".join(charts)}</div>' if charts else "",
         "<details><summary>Settings, environment and command</summary><h3>Settings</h3>",
         settings_table({name: at(model, "config") for name, model in models.items()}),
-        "<h3>Cost of the attacks</h3>", settings_table({name: costs(model) for name, model in models.items()}),
-        "<h3>Environment</h3>", settings_table({"Value": at(report, "environment")}),
+        "<h3>Cost of the attacks</h3>",
+        settings_table({name: costs(model) for name, model in models.items()}),
+        "<h3>Environment</h3>",
+        settings_table({"Value": at(report, "environment")}),
         f"<h3>Command</h3><pre>{text(at(report, 'command') or '-')}</pre></details>",
-    ]  # fmt: skip
+    ]
     title, said = f"Concept erasure report: {text(concept)}", "<br>".join(map(text, statement(models)))
     return PAGE.substitute(title=title, css=CHART_CSS + CSS, statement=said, body="\n".join(body))

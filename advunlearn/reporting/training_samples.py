@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config.training import EvaluateConfig
+from ..config.evaluation import EvaluateConfig
 from ..models import Denoiser
 from ..models.ddim import ddim_sample
 from ..models.loading import TextToImage

@@ -15,19 +15,20 @@ from torch import Tensor
 
 from ..attacks.adversarial_prompts import AttackedPrompts
 from ..attacks.pgd import AttackResult, pgd, starting_point
-from ..attacks.slots import Slots, bodies, in_place_of
-from ..config.training import AttackConfig, ConceptConfig
+from ..attacks.prompt_slots import Slots, bodies, in_place_of
+from ..config.adversary import AdversaryConfig
+from ..config.concept import ConceptConfig
 from ..losses import attack_loss
 from ..models import Denoiser
 from ..models.loading import TextToImage
 from ..models.text_encoder import tokenize
 from .bank import TrajectoryBank
-from .distributed import ALONE, Processes
+from .distributed import SINGLE, Processes
 from .quirks import NONE, Quirks
 
 # By adversary: "prompts" (N, k, D) of the first and "centre", where its first attack started, if it goes on from the
 # last one; "words" (G * W, 1, D) of the second.
-Found = dict[str, Tensor]
+AdversarialState = dict[str, Tensor]
 
 
 class Adversaries:
@@ -49,25 +50,29 @@ class Adversaries:
         model: TextToImage,
         concept: ConceptConfig,
         ids: Tensor,
-        config: AttackConfig,
+        config: AdversaryConfig,
         bank: TrajectoryBank,
         generator: torch.Generator,
         quirks: Quirks = NONE,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE,
     ) -> None:
         self.config, self.bank, self.generator, self.quirks = config, bank, generator, quirks
         self.processes = processes
         self.prompts = AttackedPrompts(model.text_encoder, model.tokenizer, concept.prompts, ids, config)
         self.groups = len(concept.groups)
         self.group = torch.arange(len(ids), device=ids.device) // (len(ids) // self.groups)  # (P,) all are as large
-        if config.words:
+        if config.inversion_tokens:
             self.word_config, self.sigma = word_config(config), self.prompts.table.float().std().item()
             self.slots = word_slots(model.tokenizer, concept, ids.device)
 
     def find(
-        self, encoder: torch.nn.Module, denoiser: Denoiser, last: Found | None, number: int,
+        self,
+        encoder: torch.nn.Module,
+        denoiser: Denoiser,
+        last: AdversarialState | None,
+        number: int,
         on_step: Callable[[int, float], None],
-    ) -> tuple[Found, AttackResult]:  # fmt: skip
+    ) -> tuple[AdversarialState, AttackResult]:
         """Attack an encoder; return what both have now, and how the first one fared.
 
         Args:
@@ -84,7 +89,7 @@ class Adversaries:
         kept = share(kept)
 
         def objective(embeddings: Tensor) -> Tensor:
-            draw = kept if config.redraw == "iteration" else share(self.bank.draw(config.restarts))
+            draw = kept if config.resample == "iteration" else share(self.bank.draw(config.restarts))
             context = self.prompts.context(encoder, draw.prompt, embeddings)
             return attack_loss(denoiser.noise_pred(draw.x_t, draw.t, context), draw.cond)
 
@@ -95,7 +100,7 @@ class Adversaries:
         found = {"prompts": result.embeddings}
         if config.start == "latest":
             found["centre"] = centre
-        if config.words:
+        if config.inversion_tokens:
             found["words"] = self._learned(encoder, denoiser, last.get("words"), number, on_step)
         return found, result
 
@@ -106,21 +111,25 @@ class Adversaries:
         return AttackResult(whole, self.processes.totals(losses))
 
     def _learned(
-        self, encoder: torch.nn.Module, denoiser: Denoiser, words: Tensor | None, number: int,
+        self,
+        encoder: torch.nn.Module,
+        denoiser: Denoiser,
+        words: Tensor | None,
+        number: int,
         on_step: Callable[[int, float], None],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Return the words (G * W, 1, D) after some more steps, those of the concepts that a draw is of."""
-        config, each = self.word_config, self.config.words
+        config, each = self.word_config, self.config.inversion_tokens
         if words is None:
             words = starting_point(self.prompts.table, config, self.groups * each, self.generator)
-        elif self.config.word_renewal and number % self.config.word_renewal == 0:
-            oldest = torch.arange(self.groups) * each + number // self.config.word_renewal % each
+        elif self.config.inversion_restart_interval and number % self.config.inversion_restart_interval == 0:
+            oldest = torch.arange(self.groups) * each + number // self.config.inversion_restart_interval % each
             words = words.clone()
             words[oldest] = starting_point(self.prompts.table, config, self.groups, self.generator)
         kept = self.bank.draw(each)
         rows = self._rows(kept.prompt, torch.arange(each))
         # A word is learned for one concept: other draws are of other concepts where there are several.
-        again = config.redraw == "step" and self.groups == 1
+        again = config.resample == "step" and self.groups == 1
 
         def objective(embeddings: Tensor) -> Tensor:
             draw = self.bank.draw(each) if again else kept
@@ -136,10 +145,10 @@ class Adversaries:
 
     def _rows(self, prompts: Tensor, words: Tensor) -> Tensor:
         """Return the places in (G * W, 1, D) of words by their numbers (B,), each of its prompt's concept."""
-        return self.group[prompts] * self.config.words + words.to(prompts.device)
+        return self.group[prompts] * self.config.inversion_tokens + words.to(prompts.device)
 
     def contexts(
-        self, encoder: torch.nn.Module, numbers: Tensor, found: Found, turn: int, start: int = 0
+        self, encoder: torch.nn.Module, numbers: Tensor, found: AdversarialState, turn: int, start: int = 0
     ) -> list[Tensor]:
         """Encode prompts by their numbers (B,) with what was found in them: the last part of them has words.
 
@@ -151,7 +160,7 @@ class Adversaries:
             start: how many attacked prompts of the same batch other processes encode before these.
         """
         words = found.get("words")
-        first, last = (int(self.config.word_share * len(numbers) * n) for n in (turn, turn + 1))
+        first, last = (int(self.config.inversion_share * len(numbers) * n) for n in (turn, turn + 1))
         by_word = 0 if words is None else last - first
         plain, worded = numbers[: len(numbers) - by_word], numbers[len(numbers) - by_word :]
         out = []
@@ -159,7 +168,7 @@ class Adversaries:
             rows = torch.arange(start, start + len(plain), device=numbers.device) % len(found["prompts"])
             out.append(self.prompts.context(encoder, plain, found["prompts"][rows]))
         if words is not None and by_word:
-            rows = self._rows(worded, torch.arange(first, last) % self.config.words)
+            rows = self._rows(worded, torch.arange(first, last) % self.config.inversion_tokens)
             out.append(self.slots.rows(worded).conditioning(encoder, words[rows]))
         return out
 
@@ -172,9 +181,16 @@ def word_slots(tokenizer: Any, concept: ConceptConfig, device: torch.device) -> 
     return in_place_of(rows, rows if concept.schedule == "joined" else names, [], 1, tokenizer, device)
 
 
-def word_config(config: AttackConfig) -> AttackConfig:
+def word_config(config: AdversaryConfig) -> AdversaryConfig:
     """Return the second adversary's settings: one embedding in the concept's place, by Adam, in no ball."""
     return replace(
-        config, steps=config.word_steps, update="adam", tokens=1, position="replace", space="embedding", start="token",
-        start_text="", radius=0.0,
-    )  # fmt: skip
+        config,
+        steps=config.inversion_steps,
+        update="adam",
+        tokens=1,
+        position="replace",
+        space="embedding",
+        start="token",
+        start_text="",
+        radius=0.0,
+    )

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.training import BankConfig, ConceptConfig
+from ..config.concept import ConceptConfig
+from ..config.training import BankConfig
 from ..models.ddim import batch_of, ddim_steps
 from ..models.denoiser import Denoiser
 from ..models.loading import TextToImage
@@ -26,7 +27,7 @@ Conditioning = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Triples:
+class BankSamples:
     """B draws from a bank, on the denoiser's device, in fp32."""
 
     x_t: Tensor  # (B, C, h, w)
@@ -38,8 +39,8 @@ class Triples:
     def __len__(self) -> int:
         return len(self.t)
 
-    def __getitem__(self, rows: slice) -> Triples:
-        return Triples(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def __getitem__(self, rows: slice) -> BankSamples:
+        return BankSamples(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class TrajectoryBank:
@@ -53,7 +54,7 @@ class TrajectoryBank:
         uncond: (1, L, D) conditioning of the empty prompt.
         anchor: the same as `cond` for the prompts' anchors; none for the empty prompt, as published.
         size: number of trajectories N.
-        config: sampling steps, guidance, storage dtype, reuse.
+        config: sampling steps, guidance, storage dtype, draws per sample.
         generator: source of the starting noise and of the draws, on the CPU.
         report: called with (trajectories sampled, trajectories to sample).
         state: what `tensors` and `counters` returned; the bank goes on from there and samples nothing.
@@ -107,7 +108,7 @@ class TrajectoryBank:
     @classmethod
     def sampling_of(cls, count: int, config: BankConfig) -> float:
         """Return how many steps of one trajectory are sampled, on average, for a draw of `count` triples."""
-        return count / config.reuse
+        return count / config.draws_per_sample
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was sampled."""
@@ -157,18 +158,18 @@ class TrajectoryBank:
         return self.denoiser.noise_pred(x_t, t, conditioning)
 
     def refresh(self) -> None:
-        """Replace the oldest trajectories where a triple has been drawn `reuse` times on average over its life.
+        """Replace the oldest trajectories once each sample has been drawn `draws_per_sample` times on average.
 
         A run calls this between iterations: within one the bank stays as it is.
         """
         count = min(batch_of(self.chunk, self.x_t), len(self))
-        share = max(1, round(self.config.reuse * count * self.config.sampling_steps))
+        share = max(1, round(self.config.draws_per_sample * count * self.config.sampling_steps))
         while self.draws >= share:
             self.draws -= share
             self._sample([(self.oldest + i) % len(self) for i in range(count)])
             self.oldest = (self.oldest + count) % len(self)
 
-    def draw(self, batch: int) -> Triples:
+    def draw(self, batch: int) -> BankSamples:
         """Return `batch` triples, trajectory and step drawn uniformly and independently."""
         self.draws += batch
         rows = self._rows()
@@ -182,11 +183,11 @@ class TrajectoryBank:
             return torch.arange(len(self))
         return ((self.prompt >= self.only.start) & (self.prompt < self.only.stop)).nonzero().flatten()
 
-    def _triples(self, row: Tensor, k: Tensor) -> Triples:
+    def _triples(self, row: Tensor, k: Tensor) -> BankSamples:
         device = self.denoiser.device
         x_t, cond = (s[row, k].to(device).float() for s in (self.x_t, self.eps_cond))
         anchor = self.eps_anchor[row, k].to(device).float() if self.anchored else x_t[:0]
-        return Triples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
+        return BankSamples(x_t, self.timesteps[k].to(device), anchor, cond, self.prompt[row].to(device))
 
 
 @dataclass(frozen=True)
@@ -232,9 +233,18 @@ def make_banks(
         anchor, own = of(anchors) if anchors and any(anchors) else None, state[name] if state else None
         kept = size if bank.keeps else 0
         return bank(
-            model.denoiser, of(prompts), len(prompts), empty, kept, config, generator, report, anchor, own,
+            model.denoiser,
+            of(prompts),
+            len(prompts),
+            empty,
+            kept,
+            config,
+            generator,
+            report,
+            anchor,
+            own,
             anchors is not None,
-        )  # fmt: skip
+        )
 
     with frozen(model.text_encoder, *model.denoiser.modules()):
         return Banks(

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..files import PARTIAL, STATE, write_atomic
 from .bank import Banks
-from .distributed import ALONE, Processes
+from .distributed import SINGLE, Processes
 
 BANK = "bank-{}.pt"
 FREE = ("iterations", "checkpointing")  # settings that a run may change when it goes on
@@ -87,9 +87,13 @@ class RunState:
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], adam: torch.optim.Optimizer, banks: Banks, generator: torch.Generator,
-        processes: Processes = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        parameters: Sequence[Tensor],
+        adam: torch.optim.Optimizer,
+        banks: Banks,
+        generator: torch.Generator,
+        processes: Processes = SINGLE,
+    ) -> None:
         self.parameters, self.adam, self.banks, self.processes = parameters, adam, banks, processes
         self.generators = [generator, *(bank.generator for bank in banks.all().values())]
         self.history: list[dict[str, float]] = []
@@ -140,9 +144,10 @@ class RunState:
     def note(self) -> None:
         """Note where the random draws stand."""
         self.mark = {
-            "generators": [g.get_state() for g in self.generators], "counters": self.banks.counters(),
+            "generators": [g.get_state() for g in self.generators],
+            "counters": self.banks.counters(),
             "latest": self.latest,
-        }  # fmt: skip
+        }
 
     @contextlib.contextmanager
     def kept(self, checkpoints: Checkpoints | None) -> Iterator[None]:
@@ -173,9 +178,13 @@ class RunState:
         """Write the state at the last mark."""
         self.saved = len(self.history)
         state = {
-            "run": self.run, "settings": self.settings, "history": self.history, "adam": self.adam.state_dict(),
-            "parameters": [p.detach() for p in self.parameters], **self.mark,
-        }  # fmt: skip
+            "run": self.run,
+            "settings": self.settings,
+            "history": self.history,
+            "adam": self.adam.state_dict(),
+            "parameters": [p.detach() for p in self.parameters],
+            **self.mark,
+        }
         version = "-".join([self.run, *(str(bank.sampled) for bank in self.banks.all().values())])
         tensors = self.banks.tensors()
         if self.processes.main:

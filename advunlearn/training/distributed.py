@@ -23,7 +23,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  #
 
 
 class Batch(Protocol):
-    """A tensor (B, ...), or several under one length, as `trajectories.Triples`."""
+    """A tensor (B, ...), or several under one length, as `trajectories.BankSamples`."""
 
     def __len__(self) -> int: ...
 
@@ -164,7 +164,7 @@ class Group(Processes):
             raise KeyboardInterrupt
 
 
-ALONE = Processes()
+SINGLE = Processes()
 
 
 @contextlib.contextmanager
@@ -177,7 +177,7 @@ def joined() -> Iterator[Processes]:
     """
     there = dist.is_available() and dist.is_initialized()
     if not there and (any(name not in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1"):
-        yield ALONE
+        yield SINGLE
         return
     if not there:
         gpus = torch.cuda.is_available() and dist.is_nccl_available()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..config.training import BankConfig
-from .bank import TrajectoryBank, Triples
+from .bank import BankSamples, TrajectoryBank
 
 
 class FreshSampler(TrajectoryBank):
@@ -25,11 +25,11 @@ class FreshSampler(TrajectoryBank):
         steps = config.sampling_steps
         return count * (steps - sum((k / steps) ** count for k in range(steps)))
 
-    def draw(self, batch: int) -> Triples:
+    def draw(self, batch: int) -> BankSamples:
         """Return `batch` triples, each from a trajectory of its own that was sampled for this draw."""
         return self.sampled_at(torch.randint(self.config.sampling_steps, (batch,), generator=self.generator))
 
-    def sampled_at(self, k: Tensor) -> Triples:
+    def sampled_at(self, k: Tensor) -> BankSamples:
         """Sample a trajectory for each step number in `k` (B,); return its triple there."""
         if len(k) > len(self):
             self.allocate(len(k))

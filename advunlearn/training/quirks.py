@@ -14,9 +14,9 @@ from torch import Tensor
 from ..config.quirks import NONE as NONE
 from ..config.quirks import OFFICIAL as OFFICIAL
 from ..config.quirks import Quirks as Quirks
-from ..config.quirks import quirks_of as quirks_of
+from ..config.quirks import parse_quirks as parse_quirks
 from ..config.training import BankConfig
-from .bank import TrajectoryBank, Triples
+from .bank import BankSamples, TrajectoryBank
 from .fresh_bank import FreshSampler
 
 
@@ -46,7 +46,7 @@ class PublishedSampler(FreshSampler):
         """The predictions are made once more, which is what a step takes."""
         return super().sampling_of(count, config) + count
 
-    def draw(self, batch: int) -> Triples:
+    def draw(self, batch: int) -> BankSamples:
         """Return `batch` triples, the original model's predictions at the timesteps that it is told."""
         total, steps = len(self.denoiser.alphas_cumprod), self.config.sampling_steps
         stride = total // steps
@@ -56,7 +56,10 @@ class PublishedSampler(FreshSampler):
         t = (drawn.t + late.to(drawn.t.device)).clamp(max=total - 1)
         numbers = drawn.prompt.cpu()
         anchor = self.uncond.expand(batch, -1, -1) if self.anchor is None else self.anchor(numbers)
-        return Triples(
-            drawn.x_t, t, self.predict(drawn.x_t, t, anchor), self.predict(drawn.x_t, t, self.cond(numbers)),
+        return BankSamples(
+            drawn.x_t,
+            t,
+            self.predict(drawn.x_t, t, anchor),
+            self.predict(drawn.x_t, t, self.cond(numbers)),
             drawn.prompt,
-        )  # fmt: skip
+        )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bank import TrajectoryBank, Triples
+from .bank import BankSamples, TrajectoryBank
 from .distributed import Processes
 
 SHARDED = ("x_t", "eps_anchor", "eps_cond")
@@ -54,7 +54,7 @@ class ShardedBank(TrajectoryBank):
         if own:
             super()._fill([rows[i] // count for i in own], numbers[own], noise[own], last)
 
-    def _triples(self, row: Tensor, k: Tensor) -> Triples:
+    def _triples(self, row: Tensor, k: Tensor) -> BankSamples:
         rank, count = self.processes.rank, self.processes.count
         kept = super()._triples(row // count, k)
         values = torch.stack([kept.x_t, kept.cond, *([kept.anchor] if self.anchored else [])])

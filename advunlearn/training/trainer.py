@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from ..attacks.pgd import AttackResult
-from ..config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..config.adversary import AdversaryConfig
+from ..config.concept import ConceptConfig
+from ..config.training import BankConfig, TrainConfig
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..losses import erase_loss, retain_loss
 from ..models import DiffusersDenoiser
 from ..models.denoiser import checkpointed
 from ..models.loading import TextToImage
 from ..models.text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
-from .adversary import Adversaries, Found
-from .bank import Banks, TrajectoryBank, Triples, make_banks
+from .adversary import AdversarialState, Adversaries
+from .bank import Banks, BankSamples, TrajectoryBank, make_banks
 from .checkpoint import Checkpoints, RunState
-from .distributed import ALONE, Processes
+from .distributed import SINGLE, Processes
 from .events import Callback, Progress, TrainResult, filling
-from .quirks import NONE, Quirks, bank_kind, cut_to_words, quirks_of
+from .quirks import NONE, Quirks, bank_kind, cut_to_words, parse_quirks
 from .sharded_bank import sharded
 from .validation import check, check_shared
 
@@ -36,17 +38,17 @@ class Trainer:
         self,
         model: TextToImage,
         concept: ConceptConfig,
-        attack: AttackConfig,
+        attack: AdversaryConfig,
         config: TrainConfig,
         banks: Banks,
         retain_prompts: Sequence[str],
         generator: torch.Generator,
         quirks: Quirks = NONE,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE,
     ) -> None:
         self.concept, self.config, self.banks, self.processes = concept, config, banks, processes
         self.attack = attack.in_mode(config.mode)
-        self.quirks, self.period = quirks, attack.every if config.attacks else 1
+        self.quirks, self.period = quirks, attack.attack_interval if config.attacks else 1
         self.encoder, self.denoiser = model.text_encoder, model.denoiser
         if config.unet_method:
             assert isinstance(model.denoiser, DiffusersDenoiser)  # `check` saw to that
@@ -54,15 +56,13 @@ class Trainer:
             self.parameters = trained.trainable_parameters(config.unet_method)
         else:
             self.encoder = copy.deepcopy(model.text_encoder)
-            chosen = config.trainable, config.layers, config.final_norm, config.encoders
+            chosen = config.trainable, config.num_layers, config.final_norm, config.encoders
             self.parameters = trainable_parameters(self.encoder, *chosen)
         device = self.denoiser.device
         self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
         cut = quirks.words_for_tokens
         ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
-        self.adversaries = Adversaries(
-            model, concept, ids, self.attack, banks.concept, generator, quirks, processes
-        )  # fmt: skip
+        self.adversaries = Adversaries(model, concept, ids, self.attack, banks.concept, generator, quirks, processes)
         self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)
         adam = torch.optim.Adam(self.parameters, lr=config.lr)
         self.state = RunState(self.parameters, adam, banks, generator, processes)
@@ -75,7 +75,7 @@ class Trainer:
         self.state.latest = found
         return result
 
-    def concept_context(self, draw: Triples, adversarial: Found | None) -> Tensor:
+    def concept_context(self, draw: BankSamples, adversarial: AdversarialState | None) -> Tensor:
         """Encode this process's concept prompts (b, L, D): of all B the first part is clean, the rest attacked."""
         ids = self.ids[draw.prompt]
         if adversarial is None:
@@ -86,7 +86,7 @@ class Trainer:
         contexts = self.adversaries.contexts(self.encoder, draw.prompt[clean:], adversarial, turn, before)
         return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
 
-    def loss(self, adversarial: Found | None) -> dict[str, Tensor]:
+    def loss(self, adversarial: AdversarialState | None) -> dict[str, Tensor]:
         """Eq. (6), or eq. (3) alone where nothing is retained or that has its own steps: one denoiser batch for all."""
         draw = self.processes.share(self.banks.concept.draw(self.config.batch))
         x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)
@@ -105,7 +105,7 @@ class Trainer:
 
     def _retained(self, by: str) -> TrajectoryBank | None:
         """Return where retained samples come from, if this run has them in its loss or in steps of their own."""
-        return self.banks.retain if self.config.retains and self.config.retain_by == by else None
+        return self.banks.retain if self.config.retains and self.config.retain_mode == by else None
 
     def loss_retained(self, bank: TrajectoryBank) -> dict[str, Tensor]:
         """Second term of eq. (6), for a step of its own."""
@@ -127,7 +127,7 @@ class Trainer:
             while len(state.history) < config.iterations:
                 i = len(state.history)
                 state.begin()
-                self.banks.concept.only = self.concept.turn((i - config.warmup) // self.period)
+                self.banks.concept.only = self.concept.prompts_in_turn((i - config.warmup) // self.period)
                 found = self._attack(i, report)
                 losses = self.loss(state.latest if config.attacks and i >= config.warmup else None)
                 row = self._backward(losses)
@@ -145,7 +145,7 @@ class Trainer:
         return self._result(state.history)
 
     def _steps_apart(self) -> dict[str, float]:
-        """For `retain_by` step: take the erasing step and the retain term's, all but the last, whose gradients stay."""
+        """For `retain_mode` step: take the erasing step and the retain term's, all but the last, whose gradients stay."""
         row: dict[str, float] = {}
         bank = self._retained("step")
         if bank is not None:
@@ -195,7 +195,7 @@ class Trainer:
 def train(
     model: TextToImage,
     concept: ConceptConfig,
-    attack: AttackConfig | None = None,
+    attack: AdversaryConfig | None = None,
     config: TrainConfig | None = None,
     bank: BankConfig | None = None,
     retain_prompts: Sequence[str] = (),
@@ -204,7 +204,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     quirks: Quirks | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> TrainResult:
     """Erase a concept from a copy of a model's text encoder, or of its UNet where `train_method` says so.
 
@@ -225,9 +225,9 @@ def train(
     """
     if resume and (checkpoints is None or banks is not None):
         raise AdvUnlearnError("resume needs checkpoints to go on from, and takes its banks from them")
-    attack, config, bank = attack or AttackConfig(), config or TrainConfig(), bank or BankConfig()
+    attack, config, bank = attack or AdversaryConfig(), config or TrainConfig(), bank or BankConfig()
     generator = torch.Generator().manual_seed(config.seed)
-    quirks = quirks or quirks_of(config.mode, config.quirks)
+    quirks = quirks or parse_quirks(config.mode, config.quirks)
     retained = list(retain_prompts) if config.retains else []
     kind = bank_kind(config.mode, quirks)
     size = len(banks.concept) if banks else bank.trajectories * kind.keeps
@@ -235,9 +235,14 @@ def train(
     check_shared(processes.count, attack, config, bank, kind)
     kind = sharded(processes) if processes.count > 1 else kind
     settings = {
-        "concept": concept.to_dict(), "attack": attack.to_dict(), "train": config.to_dict(), "bank": bank.to_dict(),
-        "retain_prompts": retained, "quirks": asdict(quirks), **(model.fingerprints() if checkpoints else {}),
-    }  # fmt: skip
+        "concept": concept.to_dict(),
+        "attack": attack.to_dict(),
+        "train": config.to_dict(),
+        "bank": bank.to_dict(),
+        "retain_prompts": retained,
+        "quirks": asdict(quirks),
+        **(model.fingerprints() if checkpoints else {}),
+    }
     state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
     banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), kind, kept)
     trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks, processes)

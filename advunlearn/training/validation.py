@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..attacks.adversarial_prompts import check_attack
-from ..config.training import AttackConfig, BankConfig, ConceptConfig, TrainConfig
+from ..config.adversary import AdversaryConfig
+from ..config.concept import ConceptConfig
+from ..config.training import BankConfig, TrainConfig
 from ..errors import AdvUnlearnError
 from ..models import DiffusersDenoiser
 from ..models.loading import TextToImage
@@ -17,7 +19,7 @@ from .bank import Banks, TrajectoryBank
 def check(
     model: TextToImage,
     concept: ConceptConfig,
-    attack: AttackConfig,
+    attack: AdversaryConfig,
     config: TrainConfig,
     retained: Sequence[str],
     banks: Banks | None,
@@ -43,7 +45,7 @@ def check(
 
 
 def check_shared(
-    processes: int, attack: AttackConfig, config: TrainConfig, bank: BankConfig, kind: type[TrajectoryBank]
+    processes: int, attack: AdversaryConfig, config: TrainConfig, bank: BankConfig, kind: type[TrajectoryBank]
 ) -> None:
     """Raise AdvUnlearnError for what so many processes cannot share; `kind` is where the samples come from."""
     if processes == 1:
@@ -52,7 +54,7 @@ def check_shared(
         raise AdvUnlearnError(
             f"mode {config.mode} samples anew for every draw, which {processes} processes cannot share; train in one"
         )
-    if config.attacks and attack.words:
+    if config.attacks and attack.inversion_tokens:
         raise AdvUnlearnError(
             f"{processes} processes cannot share the second adversary's words; set words to 0, or train in one process"
         )

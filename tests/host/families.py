@@ -28,9 +28,12 @@ import torch
 State = dict[str, torch.Tensor]
 SMALL_T5 = {"num_layers": 1, "d_ff": 64, "num_heads": 2}
 SMALL_LLAMA = {
-    "hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "hidden_size": 256,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
     "num_key_value_heads": 2,
-}  # fmt: skip
+}
 # The host's name of the family, how many files it is loaded from, and what is made smaller.
 FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "sd1": ("STABLE_DIFFUSION", 1, {}),
@@ -175,9 +178,15 @@ def main() -> dict[str, Any]:
     with torch.inference_mode():  # as every node runs
         shapes = swap.shapes().items()
         base, robust = (
-            {k: ((k.endswith("norm.weight") or "layer_norm" in k and k.endswith("weight"))
-                 + 0.02 * torch.randn(shape, generator=generator)).half() for k, shape in shapes} for _ in range(2)
-        )  # fmt: skip
+            {
+                k: (
+                    (k.endswith("norm.weight") or "layer_norm" in k and k.endswith("weight"))
+                    + 0.02 * torch.randn(shape, generator=generator)
+                ).half()
+                for k, shape in shapes
+            }
+            for _ in range(2)
+        )
         out = {family: measure(family, swap, base, robust) for family in FAMILIES}
         return out | {"refusals": refusals(swap)}
 

@@ -64,12 +64,14 @@ def other_arithmetic(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor
     asked, (_, rough) = half.dtype, gradient(half, *where)
     plain.load()
     return {
-        "checkpointed": torch.equal(again, expected), "blocks": len(plain.blocks()), "bfloat16": str(asked),
+        "checkpointed": torch.equal(again, expected),
+        "blocks": len(plain.blocks()),
+        "bfloat16": str(asked),
         "cosine": torch.cosine_similarity(rough.flatten(), expected.flatten(), 0).item(),
         "rounded": not torch.equal(rough, expected),
         "as_before": plain.dtype == kept and torch.equal(gradient(plain, *where)[1], expected),
         "own_forward": any("forward" in vars(m) for m in model.model.modules()),
-    }  # fmt: skip
+    }
 
 
 def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
@@ -160,9 +162,10 @@ def main() -> dict[str, Any]:
                 # Four channels stand for one: their gradients add up to its gradient.
                 folded = h.view(2, 77, 192, 4).sum(-1)
                 out[kind] = {
-                    "prediction": (p - q).abs().max().item(), "scale": p.abs().mean().item(),
+                    "prediction": (p - q).abs().max().item(),
+                    "scale": p.abs().mean().item(),
                     "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
-                }  # fmt: skip
+                }
             out |= other_arithmetic(host, model, clip, (x, t, hidden))
             out |= patch_and_cancel(host, model, clip, (x, t, hidden))
             base = clip_l.state_of(clip)

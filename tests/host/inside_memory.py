@@ -37,8 +37,12 @@ def main() -> dict[str, Any]:
                 for part in (adapted.text_encoder, adapted.denoiser.patcher.model):
                     for tensor in (*part.parameters(), *part.buffers()):
                         counter.follow(tensor)
-                trainer.train(adapted, retain_prompts=["a dog"], **{k: v for k, v in settings.items() if k != "train"},
-                              config=settings["train"])  # fmt: skip
+                trainer.train(
+                    adapted,
+                    retain_prompts=["a dog"],
+                    **{k: v for k, v in settings.items() if k != "train"},
+                    config=settings["train"],
+                )
             out["counted"] = max(counter.peaks.values())
             for name, error in (
                 ("broken", TypeError("no fake\nkernel")),

@@ -19,9 +19,15 @@ from .test_nodes import train_graph
 
 pytestmark = pytest.mark.host
 MEASURE = {
-    "cases": 6, "attack_steps": 4, "attack_every": 2, "attack_tokens": 3, "sampling_steps": 8, "guidance_scale": 3.0,
-    "repeats": 0, "seed": 1000,
-}  # fmt: skip
+    "cases": 6,
+    "attack_steps": 4,
+    "judge_interval": 2,
+    "attack_tokens": 3,
+    "sampling_steps": 8,
+    "guidance_scale": 3.0,
+    "repeats": 0,
+    "seed": 1000,
+}
 RETAINED = ["a dog", "a castle", "a photo of a house"]
 
 
@@ -55,11 +61,20 @@ def test_a_run_and_its_measurement_agree_with_the_command_line(
     graph = train_graph(f"agree_{mode}", **changes) | {
         "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
         "evaluate": node(
-            "AdvUnlearnEvaluate", model=("ckpt", 0), clip_before=("ckpt", 1), clip_after=("train", 0), vae=("ckpt", 2),
-            judge=("judge", 0), concept="church", kind="object", attack="both", resolution=64, **MEASURE,
+            "AdvUnlearnEvaluate",
+            model=("ckpt", 0),
+            clip_before=("ckpt", 1),
+            clip_after=("train", 0),
+            vae=("ckpt", 2),
+            judge=("judge", 0),
+            concept="church",
+            kind="object",
+            attack="both",
+            resolution=64,
+            **MEASURE,
         ),
         "scores": node("PreviewAny", source=("evaluate", 2)),
-    }  # fmt: skip
+    }
     outputs = server.run(graph, timeout=1200)
     there = json.loads(outputs["scores"]["text"][0])["models"]
     encoder = base / "output" / "clip" / outputs["name"]["text"][0]

@@ -36,21 +36,36 @@ def models(base: pathlib.Path) -> pathlib.Path:
 def graph(judge: dict[str, Any], concept: str = "church", **changes: Any) -> dict[str, Any]:
     """Evaluate with a judge; the CLIP after is one that says nothing."""
     values = {
-        "kind": "object", "attack": "none", "cases": 4, "attack_steps": 0, "seed": 1000, "resolution": 64,
-        "attack_every": 1, "attack_tokens": 2, "sampling_steps": 5, "guidance_scale": 3.0, "repeats": 1,
-    }  # fmt: skip
+        "kind": "object",
+        "attack": "none",
+        "cases": 4,
+        "attack_steps": 0,
+        "seed": 1000,
+        "resolution": 64,
+        "judge_interval": 1,
+        "attack_tokens": 2,
+        "sampling_steps": 5,
+        "guidance_scale": 3.0,
+        "repeats": 1,
+    }
     return {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "mute": node("AdvUnlearnLoadRobustCLIP", encoder="mute.safetensors", strength=1.0, clip=("ckpt", 1)),
         "judge": judge,
         "evaluate": node(
-            "AdvUnlearnEvaluate", model=("ckpt", 0), clip_before=("ckpt", 1), clip_after=("mute", 0), vae=("ckpt", 2),
-            judge=("judge", 0), concept=concept, **(values | changes),
+            "AdvUnlearnEvaluate",
+            model=("ckpt", 0),
+            clip_before=("ckpt", 1),
+            clip_after=("mute", 0),
+            vae=("ckpt", 2),
+            judge=("judge", 0),
+            concept=concept,
+            **(values | changes),
         ),
         "text": node("PreviewAny", source=("evaluate", 1)),
         "scores": node("PreviewAny", source=("evaluate", 2)),
         "show": node("PreviewImage", images=("evaluate", 0)),
-    }  # fmt: skip
+    }
 
 
 def measure(server: Server, judge: dict[str, Any], concept: str = "church", **changes: Any) -> dict[str, Any]:

@@ -30,9 +30,13 @@ def found() -> dict[str, Any]:
         pytest.skip("no ComfyUI: set COMFYUI_PATH, or put the pack into custom_nodes, or use ~/comfy/ComfyUI")
     script = pathlib.Path(__file__).with_name("families.py")
     done = subprocess.run(
-        [host_python(host), str(script), str(host), str(PACK), "-"], cwd=host, capture_output=True, text=True,
-        timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [host_python(host), str(script), str(host), str(PACK), "-"],
+        cwd=host,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -64,12 +68,15 @@ def test_a_lora_of_clip_l_has_kohyas_names(found: dict[str, Any], family: str) -
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        ("clip_g", "clip_g.safetensors is SDXL's CLIP-G (OpenCLIP ViT-bigG), 1280 wide, 32 layers; this model needs "
-                   "CLIP-L, 768 wide"),
+        (
+            "clip_g",
+            "clip_g.safetensors is SDXL's CLIP-G (OpenCLIP ViT-bigG), 1280 wide, 32 layers; this model needs "
+            "CLIP-L, 768 wide",
+        ),
         ("sd2", "sd2.safetensors is Stable Diffusion 2's text encoder (OpenCLIP ViT-H), 1024 wide, 24 layers; this"),
         ("missing", "lacks 2 of CLIP-L's 196 tensors, first 'text_model.encoder.layers.11.mlp.fc2.bias'"),
         ("shape", "'text_model.embeddings.position_embedding.weight' has shape (248, 768) and not (77, 768)"),
     ],
-)  # fmt: skip
+)
 def test_other_encoders_are_refused_by_name(found: dict[str, Any], other: str, says: str) -> None:
     assert says in found["refusals"][other] and "\n" not in found["refusals"][other]

@@ -21,9 +21,16 @@ from .server import HostError, Server, node
 
 pytestmark = pytest.mark.host
 IDS = (
-    "Train", "Attack", "LoadRobustCLIP", "SaveRobustCLIP", "Evaluate", "LoadJudge", "LoadNudityJudge",
-    "LoadClassifierJudge", "LoadCLIPJudge",
-)  # fmt: skip
+    "Train",
+    "Attack",
+    "LoadRobustCLIP",
+    "SaveRobustCLIP",
+    "Evaluate",
+    "LoadJudge",
+    "LoadNudityJudge",
+    "LoadClassifierJudge",
+    "LoadCLIPJudge",
+)
 
 
 def graph(prompt: str = "a church", clip: tuple[str, int] = ("ckpt", 1), seed: int = 7) -> dict:
@@ -34,12 +41,21 @@ def graph(prompt: str = "a church", clip: tuple[str, int] = ("ckpt", 1), seed: i
         "negative": node("CLIPTextEncode", clip=clip, text=""),
         "empty": node("EmptyLatentImage", width=64, height=64, batch_size=4),
         "sample": node(
-            "KSampler", model=("ckpt", 0), seed=seed, steps=20, cfg=3.0, sampler_name="ddim", scheduler="ddim_uniform",
-            positive=("positive", 0), negative=("negative", 0), latent_image=("empty", 0), denoise=1.0,
+            "KSampler",
+            model=("ckpt", 0),
+            seed=seed,
+            steps=20,
+            cfg=3.0,
+            sampler_name="ddim",
+            scheduler="ddim_uniform",
+            positive=("positive", 0),
+            negative=("negative", 0),
+            latent_image=("empty", 0),
+            denoise=1.0,
         ),
         "decode": node("VAEDecode", samples=("sample", 0), vae=("ckpt", 2)),
         "save": node("SaveImage", images=("decode", 0), filename_prefix="t"),
-    }  # fmt: skip
+    }
 
 
 def pictures(server: Server, outputs: dict, key: str = "save") -> torch.Tensor:
@@ -73,18 +89,51 @@ def test_the_widened_miniature_draws_what_is_asked(server: Server) -> None:
 def train_graph(name: str, **changes: object) -> dict:
     """Train on the miniature with the fewest steps that show something."""
     values = {
-        "concept": "church", "preset": "custom", "kind": "object", "mode": "esd", "iterations": 12,
-        "attack_steps": 2, "lr": 3e-4,
-        "retain_set": "none", "retain_weight": 0.0, "seed": 0, "resolution": 64, "save_name": name,
-        "resume": False, "retain_prompts": "", "negative_guidance": 1.0, "warmup": 2, "batch": 4, "clean_share": 0.25,
-        "retain_batch": 2, "trainable": "layers", "layers": 0, "sample_every": 0, "checkpointing": False,
-        "dtype": "default", "retain_by": "loss", "final_norm": "auto", "schedule": "mixed",
-        "attack_position": "prefix", "attack_per_k": 3, "attack_start_text": "", "attack_every": 1,
+        "concept": "church",
+        "preset": "custom",
+        "kind": "object",
+        "mode": "esd",
+        "iterations": 12,
+        "attack_steps": 2,
+        "lr": 3e-4,
+        "retain_set": "none",
+        "retain_weight": 0.0,
+        "seed": 0,
+        "resolution": 64,
+        "save_name": name,
+        "resume": False,
+        "retain_prompts": "",
+        "negative_guidance": 1.0,
+        "warmup": 2,
+        "batch": 4,
+        "clean_share": 0.25,
+        "retain_batch": 2,
+        "trainable": "layers",
+        "num_layers": 0,
+        "sample_every": 0,
+        "checkpointing": False,
+        "dtype": "default",
+        "retain_mode": "loss",
+        "final_norm": "auto",
+        "schedule": "mixed",
+        "attack_position": "prefix",
+        "attack_per_k": 3,
+        "attack_start_text": "",
+        "judge_interval": 1,
         "attack_norm": "linf",
-        "attack_step_size": 0.5, "attack_update": "sign", "attack_tokens": 2, "attack_start": "token",
-        "attack_restarts": 2, "attack_redraw": "step", "attack_radius": 0.0, "attack_unit": "sigma",
-        "bank_trajectories": 8, "bank_retain_trajectories": 8, "bank_sampling_steps": 10, "bank_guidance_scale": 3.0,
-    }  # fmt: skip
+        "attack_step_size": 0.5,
+        "attack_update": "sign",
+        "attack_tokens": 2,
+        "attack_start": "token",
+        "attack_restarts": 2,
+        "attack_redraw": "step",
+        "attack_radius": 0.0,
+        "attack_unit": "sigma",
+        "bank_trajectories": 8,
+        "bank_retain_trajectories": 8,
+        "bank_sampling_steps": 10,
+        "bank_guidance_scale": 3.0,
+    }
     return {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "train": node("AdvUnlearnTrain", model=("ckpt", 0), clip=("ckpt", 1), **(values | changes)),
@@ -157,9 +206,10 @@ def test_cancel_keeps_the_run_and_resume_ends_bit_for_bit(server: Server, base: 
 def test_the_adversarial_modes_run_and_report_their_losses(server: Server) -> None:
     shipped_and_own = {"retain_set": "imagenet", "retain_prompts": "a red house"}
     for mode, how in (
-        ("advunlearn", {}), ("fast", {"checkpointing": True, "attack_position": "replace", **shipped_and_own}),
+        ("advunlearn", {}),
+        ("fast", {"checkpointing": True, "attack_position": "replace", **shipped_and_own}),
         ("official", {"dtype": "bfloat16"}),
-    ):  # fmt: skip
+    ):
         changes = {"mode": mode, "iterations": 4, "retain_set": "miniature", "retain_weight": 1.0, **how}
         report = server.run(train_graph(mode, **changes))["text"]["text"][0]
         assert "attack_end" in report and re.search(r", retain \d", report), report
@@ -192,10 +242,13 @@ def test_a_preset_takes_the_place_of_the_settings(server: Server) -> None:
 @pytest.mark.parametrize(
     ("attack", "size", "keeps", "with_original"),
     [
-        ("unlearndiffatk", 3, "dog", False), ("soft_prefix", 3, "dog", False), ("p4d_k", 2, "dog", True),
-        ("mma", 3, "", True), ("cce", 1, "photo of a embedding:adv_cce", False),
+        ("unlearndiffatk", 3, "dog", False),
+        ("soft_prefix", 3, "dog", False),
+        ("p4d_k", 2, "dog", True),
+        ("mma", 3, "", True),
+        ("cce", 1, "photo of a embedding:adv_cce", False),
     ],
-)  # fmt: skip
+)
 def test_an_attack_gives_conditioning_prompt_and_embedding(
     server: Server, base: pathlib.Path, attack: str, size: int, keeps: str, with_original: bool
 ) -> None:
@@ -203,13 +256,26 @@ def test_an_attack_gives_conditioning_prompt_and_embedding(
     made = {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "attack": node(
-            "AdvUnlearnAttack", model=("ckpt", 0), clip=("ckpt", 1), prompt="photo of a dog", attack=attack,
-            steps=1 if attack == "mma" else 4, tokens=3, restarts=2, seed=0, resolution=64,
-            embedding_name=f"adv_{attack}", attack_lr=0.05, prefix_lr=0.3, prefix_radius=1.0, concept="dog", **original,
+            "AdvUnlearnAttack",
+            model=("ckpt", 0),
+            clip=("ckpt", 1),
+            prompt="photo of a dog",
+            attack=attack,
+            steps=1 if attack == "mma" else 4,
+            tokens=3,
+            restarts=2,
+            seed=0,
+            resolution=64,
+            embedding_name=f"adv_{attack}",
+            attack_lr=0.05,
+            prefix_lr=0.3,
+            prefix_radius=1.0,
+            concept="dog",
+            **original,
         ),
         "prompt": node("PreviewAny", source=("attack", 1)),
         "report": node("PreviewAny", source=("attack", 4)),
-    }  # fmt: skip
+    }
     drawn = graph()
     drawn["sample"]["inputs"]["positive"] = ["attack", 0]
     outputs = server.run(drawn | made)
@@ -224,10 +290,22 @@ def test_an_attack_gives_conditioning_prompt_and_embedding(
 def test_a_target_picture_is_what_the_attack_looks_for(server: Server) -> None:
     def attack(prompt: str, **target: object) -> dict:
         return node(
-            "AdvUnlearnAttack", model=("ckpt", 0), clip=("ckpt", 1), prompt=prompt, attack="soft_prefix", steps=1,
-            tokens=2, restarts=1, seed=0, resolution=64, embedding_name="target", attack_lr=0.05, prefix_lr=0.3,
-            prefix_radius=1.0, **target,
-        )  # fmt: skip
+            "AdvUnlearnAttack",
+            model=("ckpt", 0),
+            clip=("ckpt", 1),
+            prompt=prompt,
+            attack="soft_prefix",
+            steps=1,
+            tokens=2,
+            restarts=1,
+            seed=0,
+            resolution=64,
+            embedding_name="target",
+            attack_lr=0.05,
+            prefix_lr=0.3,
+            prefix_radius=1.0,
+            **target,
+        )
 
     made = graph("a church") | {
         "latent": attack("a church", target=("sample", 0)),

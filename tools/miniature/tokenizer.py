@@ -22,7 +22,7 @@ from advunlearn.miniature import captions
 
 PACKAGE = "open_clip_torch==3.3.0"
 LIBRARY = HERE.parents[1] / "advunlearn"
-FULL, OUT = LIBRARY / "clip_tokenizer", LIBRARY / "miniature" / "model" / "tokenizer"
+FULL, OUT = LIBRARY / "data" / "clip_tokenizer", LIBRARY / "miniature" / "model" / "tokenizer"
 GENERAL = """a an the and or of in on with at by from to is are for as one two this that no not very my
 photo picture image painting drawing emoji icon style background art artist nudity naked person people man woman
 small large big red green blue yellow white black gray light dark old new , . - ' ! ? & 1 2 3"""
@@ -99,9 +99,12 @@ def write(folder: pathlib.Path, merges: list[tuple[str, str]]) -> list[str]:
     special = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "unk_token": SPECIAL[1], "pad_token": SPECIAL[1]}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     settings = {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "errors": "replace",
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+        "errors": "replace",
         "add_prefix_space": False,
-    }  # fmt: skip
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | special))
     return vocabulary
 

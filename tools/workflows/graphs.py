@@ -50,12 +50,18 @@ def picture(
         ids[1]: node("CLIPTextEncode", "nothing", clip=clip, text=""),
         ids[2]: node("EmptyLatentImage", width=size, height=size, batch_size=batch),
         ids[3]: node(
-            "KSampler", model=("1", 0), seed=7, **sampling, positive=positive or (ids[0], 0), negative=(ids[1], 0),
-            latent_image=(ids[2], 0), denoise=1.0,
+            "KSampler",
+            model=("1", 0),
+            seed=7,
+            **sampling,
+            positive=positive or (ids[0], 0),
+            negative=(ids[1], 0),
+            latent_image=(ids[2], 0),
+            denoise=1.0,
         ),
         ids[4]: node("VAEDecode", samples=(ids[3], 0), vae=("1", 2)),
         ids[5]: node("SaveImage", name, images=(ids[4], 0), filename_prefix=f"advunlearn/{name}"),
-    }  # fmt: skip
+    }
     if positive:
         del graph[ids[0]]
     return graph
@@ -64,25 +70,76 @@ def picture(
 def train(iterations: int = 30) -> Graph:
     """Train on the miniature; every setting by name, for the API wants them all."""
     return node(
-        "AdvUnlearnTrain", model=("1", 0), clip=("1", 1), vae=("1", 2), concept="church", preset="custom",
-        kind="object", mode="advunlearn", sample_every=15, layers=0, attack_unit="sigma",
-        iterations=iterations, attack_steps=3, lr=3e-4, retain_set="miniature", retain_weight=2.0, seed=0,
-        resolution=64, save_name="robust_clip", resume=False, retain_prompts="", negative_guidance=1.0, warmup=8,
-        batch=6, clean_share=0.25, retain_batch=6, trainable="layers", attack_step_size=0.5, attack_update="sign",
-        attack_tokens=3, attack_start="token", attack_restarts=3, attack_redraw="step", attack_radius=0.0,
-        bank_trajectories=24, bank_retain_trajectories=40, bank_sampling_steps=8, bank_guidance_scale=3.0,
-        checkpointing=False, dtype="default", retain_by="loss", final_norm="auto", schedule="mixed",
-        attack_position="prefix", attack_per_k=3, attack_start_text="", attack_every=1, attack_norm="linf",
-    )  # fmt: skip
+        "AdvUnlearnTrain",
+        model=("1", 0),
+        clip=("1", 1),
+        vae=("1", 2),
+        concept="church",
+        preset="custom",
+        kind="object",
+        mode="advunlearn",
+        sample_every=15,
+        layers=0,
+        attack_unit="sigma",
+        iterations=iterations,
+        attack_steps=3,
+        lr=3e-4,
+        retain_set="miniature",
+        retain_weight=2.0,
+        seed=0,
+        resolution=64,
+        save_name="robust_clip",
+        resume=False,
+        retain_prompts="",
+        negative_guidance=1.0,
+        warmup=8,
+        batch=6,
+        clean_share=0.25,
+        retain_batch=6,
+        trainable="layers",
+        attack_step_size=0.5,
+        attack_update="sign",
+        attack_tokens=3,
+        attack_start="token",
+        attack_restarts=3,
+        attack_redraw="step",
+        attack_radius=0.0,
+        bank_trajectories=24,
+        bank_retain_trajectories=40,
+        bank_sampling_steps=8,
+        bank_guidance_scale=3.0,
+        checkpointing=False,
+        dtype="default",
+        retain_mode="loss",
+        final_norm="auto",
+        schedule="mixed",
+        attack_position="prefix",
+        attack_per_k=3,
+        attack_start_text="",
+        judge_interval=1,
+        attack_norm="linf",
+    )
 
 
 def attack(clip: tuple[str, int], prompt: str, steps: int = 30, **more: Any) -> Graph:
     """Attack a CLIP."""
     return node(
-        "AdvUnlearnAttack", clip=clip, model=("1", 0), prompt=prompt, attack="unlearndiffatk", steps=steps, tokens=5,
-        restarts=4, seed=1000, resolution=64, embedding_name="adversarial", attack_lr=0.05, prefix_lr=0.3,
-        prefix_radius=1.0, **more,
-    )  # fmt: skip
+        "AdvUnlearnAttack",
+        clip=clip,
+        model=("1", 0),
+        prompt=prompt,
+        attack="unlearndiffatk",
+        steps=steps,
+        tokens=5,
+        restarts=4,
+        seed=1000,
+        resolution=64,
+        embedding_name="adversarial",
+        attack_lr=0.05,
+        prefix_lr=0.3,
+        prefix_radius=1.0,
+        **more,
+    )
 
 
 def load_and_replace() -> Graph:
@@ -122,14 +179,29 @@ def before_after() -> Graph:
         "2": train(),
         "3": node("AdvUnlearnLoadJudge", judge="miniature"),
         "4": node(
-            "AdvUnlearnEvaluate", model=("1", 0), clip_before=("1", 1), clip_after=("2", 0), vae=("1", 2),
-            judge=("3", 0), concept="church", kind="object", attack="both", cases=6, attack_steps=10, seed=1000,
-            resolution=64, attack_every=5, attack_tokens=5, sampling_steps=8, guidance_scale=3.0, repeats=1,
+            "AdvUnlearnEvaluate",
+            model=("1", 0),
+            clip_before=("1", 1),
+            clip_after=("2", 0),
+            vae=("1", 2),
+            judge=("3", 0),
+            concept="church",
+            kind="object",
+            attack="both",
+            cases=6,
+            attack_steps=10,
+            seed=1000,
+            resolution=64,
+            judge_interval=5,
+            attack_tokens=5,
+            sampling_steps=8,
+            guidance_scale=3.0,
+            repeats=1,
         ),
         "5": node("SaveImage", "before and after", images=("4", 0), filename_prefix="advunlearn/evaluation"),
         "6": node("PreviewAny", "report", source=("4", 1)),
         "7": node("PreviewAny", "scores", source=("4", 2)),
-    }  # fmt: skip
+    }
     return loader() | nodes
 
 
@@ -138,8 +210,11 @@ def strength_sweep() -> Graph:
     graph = loader()
     for k, strength in enumerate((0.0, 0.5, 1.0)):
         robust = str(2 + k)
-        graph |= {robust: node("AdvUnlearnLoadRobustCLIP", f"strength {strength}", encoder=ENCODER, strength=strength,
-                               clip=("1", 1))}  # fmt: skip
+        graph |= {
+            robust: node(
+                "AdvUnlearnLoadRobustCLIP", f"strength {strength}", encoder=ENCODER, strength=strength, clip=("1", 1)
+            )
+        }
         graph |= picture(10 * (k + 1), (robust, 0), "a church", f"strength-{strength}")
     return graph
 
@@ -155,9 +230,13 @@ def sdxl() -> Graph:
 
 
 WORKFLOWS = {
-    "train": train_workflow, "load-and-replace": load_and_replace, "attack": attack_workflow,
-    "before-and-after": before_after, "strength-sweep": strength_sweep, "sdxl": sdxl,
-}  # fmt: skip
+    "train": train_workflow,
+    "load-and-replace": load_and_replace,
+    "attack": attack_workflow,
+    "before-and-after": before_after,
+    "strength-sweep": strength_sweep,
+    "sdxl": sdxl,
+}
 
 
 def main(out: str) -> None:

@@ -12,7 +12,15 @@ from .separately import train_command
 from .train import demo, estimate_command
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
-    "demo": demo, "train": train_command, "estimate": estimate_command, "attack": attack, "evaluate": evaluate,
-    "sample": sample, "info": info, "convert": convert_command, "miniature": miniature, "fetch": fetch,
+    "demo": demo,
+    "train": train_command,
+    "estimate": estimate_command,
+    "attack": attack,
+    "evaluate": evaluate,
+    "sample": sample,
+    "info": info,
+    "convert": convert_command,
+    "miniature": miniature,
+    "fetch": fetch,
     "bench": bench,
-}  # fmt: skip
+}

@@ -25,8 +25,10 @@ def bench(args: Namespace) -> None:
         raise AdvUnlearnError(f"--repeats is {args.repeats}; it must be at least 1")
     names = SUITES if "all" in args.suite else tuple(dict.fromkeys(args.suite))
     machine = environment() | {
-        "processor": processor(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())
-    }  # fmt: skip
+        "processor": processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+    }
     device = torch.device(args.device or best_device())
     machine["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     found = {}

@@ -11,14 +11,16 @@ from safetensors.torch import save
 
 from ...attacks.registry import ATTACKS
 from ...config.attacks import chosen_attacks
+from ...config.concept import ConceptConfig
+from ...config.evaluation import EvaluateConfig
 from ...config.presets import bundle
-from ...config.training import ConceptConfig, EvaluateConfig, RunConfig
+from ...config.training import RunConfig
 from ...errors import AdvUnlearnError
 from ...evaluation import target_images as own_images
 from ...evaluation import user_prompts as asked
 from ...evaluation.evaluator import Evaluator, Subject
 from ...evaluation.image_metrics import Quality
-from ...evaluation.resume import Kept, described
+from ...evaluation.resume import EvaluationCache, described
 from ...files import write_atomic
 from ...models.ddim import ddim_sample
 from ...models.encoder_files import embedding_file, files_for_scores, write_scores
@@ -39,12 +41,17 @@ def _evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     routes = lines_of(args.routes, "name of the concept")
     model, judge = load_model(settings(RunConfig, args)), load_judge(args)
     return model, Evaluator(
-        model, judge, concept, config,
-        prompts=prompts, retained=retained, routes=routes,
+        model,
+        judge,
+        concept,
+        config,
+        prompts=prompts,
+        retained=retained,
+        routes=routes,
         quality=_quality(args, str(model.denoiser.device)),
         given={name: given(kind.config_class, args) for name, kind in ATTACKS.items()},
         images=own_images.load(args.images, model) if args.images else None,
-    )  # fmt: skip
+    )
 
 
 def _quality(args: Namespace, device: str) -> Quality | None:
@@ -70,7 +77,7 @@ def evaluate(args: Namespace) -> None:
     folder, measured = out_folder(args), {}
     report = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
     attacks = chosen_attacks(args.attacks, evaluator.lacking)
-    kept = {name: Kept(folder, name, described(evaluator, subject)) for name, subject in subjects.items()}
+    kept = {name: EvaluationCache(folder, name, described(evaluator, subject)) for name, subject in subjects.items()}
     done = {name: own.load() for name, own in kept.items()} if args.resume else {}
     for name, subject in subjects.items():
         bar, evaluator.on_progress = measuring(name)
@@ -105,9 +112,13 @@ def attack(args: Namespace) -> None:
         write_atomic(folder / f"{args.method}.safetensors", save(embedding_file(embedding, model.text_encoder)))
     hit = measured.attacks[args.method]
     prompts = "".join(f"\n  {p['prompt']}" for p in measured.prompts.get(args.method, [])[:10])
-    finish(args, result, f"{args.method}: {hit['sum']['success']} of {hit['sum']['total']} "
-                         f"(without attack {hit['without_attack']['success']}); "
-                         f"wrote {folder / 'attack.json'}{prompts}")  # fmt: skip
+    finish(
+        args,
+        result,
+        f"{args.method}: {hit['sum']['success']} of {hit['sum']['total']} "
+        f"(without attack {hit['without_attack']['success']}); "
+        f"wrote {folder / 'attack.json'}{prompts}",
+    )
 
 
 def sample(args: Namespace) -> None:
@@ -126,8 +137,12 @@ def sample(args: Namespace) -> None:
     noise = torch.randn(count * len(args.prompts), *model.denoiser.latent_shape, generator=generator)
     context = model.encode([p for p in args.prompts for _ in range(count)], encoder)
     latents = ddim_sample(
-        denoiser, context, model.encode([""], encoder), noise.to(model.denoiser.device),
-        config.sampling_steps, config.guidance_scale,
-    )  # fmt: skip
+        denoiser,
+        context,
+        model.encode([""], encoder),
+        noise.to(model.denoiser.device),
+        config.sampling_steps,
+        config.guidance_scale,
+    )
     path.write_bytes(pictures.encoded(pictures.grid(model.decode(latents), count), path.suffix.lower(), 2))
     finish(args, {"file": str(path), "prompts": args.prompts, "seed": config.seed}, f"wrote {path}")

@@ -9,7 +9,7 @@ from typing import Any
 from ...config.training import TrainConfig
 from ...errors import AdvUnlearnError
 from ...formats import save_encoder
-from ...formats.checkpoint_keys import unet_keys
+from ...formats.ldm_keys import unet_keys
 from ...models import DiffusersDenoiser
 from ...models.encoder_files import save_encoders
 from ...models.loading import TextToImage

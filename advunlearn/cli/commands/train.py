@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from ...config.evaluation import DEMO_BANK, DEMO_BUDGET, DEMO_TRAIN
-from ...config.training import AttackConfig, BankConfig, ConceptConfig, EvaluateConfig, RunConfig, TrainConfig
+from ...config.adversary import AdversaryConfig
+from ...config.concept import ConceptConfig
+from ...config.evaluation import DEMO_BANK, DEMO_BUDGET, DEMO_TRAIN, EvaluateConfig
+from ...config.training import BankConfig, RunConfig, TrainConfig
 from ...errors import AdvUnlearnError, TrainingDiverged
 from ...evaluation.cases import retain_prompts
 from ...files import DONE, STATE
@@ -26,7 +28,7 @@ from ...prompts import retain
 from ...reporting import report as report_files
 from ...reporting.training_samples import Samples
 from ...training.checkpoint import Checkpoints
-from ...training.distributed import ALONE, Processes
+from ...training.distributed import SINGLE, Processes
 from ...training.events import Progress
 from ...training.trainer import train as run
 from ..config_file import NAME as CONFIG
@@ -40,13 +42,13 @@ from .common import finish, measuring
 from .save import check_single_file, save_single_file, save_trained
 
 
-def run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AttackConfig, BankConfig]:
+def run_settings(args: Namespace) -> tuple[ConceptConfig, TrainConfig, AdversaryConfig, BankConfig]:
     """Return a run's settings."""
     concept, train = settings(ConceptConfig, args), settings(TrainConfig, args)
-    return concept, train, settings(AttackConfig, args), settings(BankConfig, args)
+    return concept, train, settings(AdversaryConfig, args), settings(BankConfig, args)
 
 
-def train_command(args: Namespace, processes: Processes = ALONE) -> None:
+def train_command(args: Namespace, processes: Processes = SINGLE) -> None:
     """Train one encoder, or the UNet, and save it with its recipe; of several processes the main one writes."""
     own, (concept, config, attack, bank) = settings(RunConfig, args), run_settings(args)
     resume = goes_on(args)
@@ -109,9 +111,12 @@ def goes_on(args: Namespace) -> bool:
 def _about(model: TextToImage, prompts: list[str], processes: Processes) -> dict[str, Any]:
     """Return what a run depends on beside its settings."""
     return {
-        "environment": environment(), "base_sha256": model.base_hash(), "retain_prompts": len(prompts),
-        "command": command_line(), "processes": processes.count,
-    }  # fmt: skip
+        "environment": environment(),
+        "base_sha256": model.base_hash(),
+        "retain_prompts": len(prompts),
+        "command": command_line(),
+        "processes": processes.count,
+    }
 
 
 def retained(own: RunConfig, concept: ConceptConfig) -> list[str]:
@@ -132,9 +137,13 @@ def estimate_command(args: Namespace) -> None:
     device, prompts = estimated_device(own), retained(own, concept)
     model = functools.cache(lambda dtype: skeleton(own.model, device, getattr(torch, dtype)))
     plan = Plan(
-        concept=concept, attack=attack, train=train, bank=bank, dtype=own.dtype,
+        concept=concept,
+        attack=attack,
+        train=train,
+        bank=bank,
+        dtype=own.dtype,
         resolution=args.resolution or model(own.dtype).denoiser.latent_shape[-1] * 8,
-    )  # fmt: skip
+    )
     measure = functools.cache(lambda plan: estimate(model(plan.dtype), plan, prompts, device))
     found = measure(plan)
     cards = {f"{size} GB": sentence(plan, advice) for size, advice in fitting(measure, plan).items()}
@@ -163,9 +172,17 @@ def demo(args: Namespace) -> None:
         return follow
 
     done = study(
-        model, judge, concept, recipes, BankConfig(**DEMO_BANK), config,
-        seed=args.seed, command=command_line(), on_train=on_train, on_measure=on_measure,
-    )  # fmt: skip
+        model,
+        judge,
+        concept,
+        recipes,
+        BankConfig(**DEMO_BANK),
+        config,
+        seed=args.seed,
+        command=command_line(),
+        on_train=on_train,
+        on_measure=on_measure,
+    )
     for bar in bars.values():
         bar.close()
     report_files.write(folder, done.report, done.measurements, done.losses)

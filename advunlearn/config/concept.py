@@ -1,0 +1,124 @@
+"""The concept to erase, and how it is put into prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..errors import AdvUnlearnError
+from .base import Validated, setting
+
+# A style is a style of something: erased on few subjects, it stays with all the others.
+SUBJECTS = (
+    "dog",
+    "bird",
+    "fish",
+    "house",
+    "castle",
+    "car",
+    "airplane",
+    "apple",
+    "cake",
+    "tree",
+    "rose",
+    "guitar",
+    "key",
+    "ball",
+    "woman",
+    "landscape",
+)
+
+# Words around a concept's name that do not change what is meant: "a photo of", "in the style of", articles.
+FRAMING = (
+    r"^((an?|the|some)\s+)?(photo|photograph|image|picture|drawing|painting|portrait|illustration|sketch|rendering|emoji)"
+    r"s?\s+of\s+",
+    r"^in\s+the\s+style\s+of\s+",
+    r"^(an?|the|some)\s+",
+    r",?\s+style$",
+)
+
+UNCOUNTABLE = ("nudity", "nakedness", "violence", "gore", "nsfw")  # "a church", but "nudity"
+
+
+def article(noun: str) -> str:
+    """Add an indefinite article unless there is one or the noun is uncountable: "a church", "an anchor", "nudity"."""
+    if noun.lower() in UNCOUNTABLE or re.match(r"(an?|the)\s", noun.lower()):
+        return noun
+    return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
+
+
+def joined_names(names: Sequence[str]) -> str:
+    """Return "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def bare_name(name: str) -> str:
+    """Strip framing words and lower the case: "a photo of a gun" becomes "gun"."""
+    name = " ".join(name.lower().split())
+    for pattern in FRAMING:
+        name = re.sub(pattern, "", name)
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptConfig(Validated):
+    """One or several concepts to erase, and the prompts that name them during training."""
+
+    concept: str = setting("church", "the concept to erase, as a prompt would name it; several: one per line")
+    kind: Literal["object", "style", "prompt"] = setting(
+        "object", "kind of concept: an object in the image, a style, or a prompt that is used verbatim"
+    )
+    negative_guidance: float = setting(
+        1.0, "eta of eq. (3): how far the training target is pushed away from the concept", 0, 20
+    )
+    schedule: Literal["mixed", "round_robin", "joined"] = setting(
+        "mixed",
+        "several concepts: mixed draws one at random for each sample; round_robin takes one per iteration, in turn; "
+        "joined puts all of them into one prompt (a, b and c)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.concept.strip():
+            raise AdvUnlearnError("concept is empty; name the concept to erase, for example church")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The concepts, one per line of `concept`."""
+        return tuple(line.strip() for line in self.concept.splitlines() if line.strip())
+
+    @property
+    def each(self) -> tuple[ConceptConfig, ...]:
+        """One configuration per concept."""
+        return tuple(replace(self, concept=name) for name in self.names)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The clean prompts, grouped by concept; joined concepts form one group."""
+        nouns = self.names if self.kind != "object" else tuple(map(article, self.names))
+        concepts = (joined_names(nouns),) if self.schedule == "joined" else nouns
+        if self.kind == "style":
+            return tuple(tuple(f"{article(subject)}, {name} style" for subject in SUBJECTS) for name in concepts)
+        return tuple((name,) for name in concepts)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The clean prompts that training erases and attacks; each sample uses one of them, drawn at random."""
+        return tuple(prompt for group in self.groups for prompt in group)
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """The prompt that replaces each of `prompts` in eq. (3): the empty one, or a style's subject without style."""
+        if self.kind == "style":
+            return tuple(article(subject) for _ in self.groups for subject in SUBJECTS)
+        return ("",) * len(self.prompts)
+
+    def prompts_in_turn(self, turn: int) -> range | None:
+        """Return the indices of the prompts in use at a turn (from 0); None means all of them."""
+        if self.schedule != "round_robin":
+            return None
+        size = len(self.groups[0])
+        first = turn % len(self.groups) * size
+        return range(first, first + size)

@@ -1,0 +1,69 @@
+"""What a command reads and writes: the model, the retained prompts, and the files of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .base import Dtype, Validated, setting
+
+PredictionType = Literal["auto", "epsilon", "v_prediction"]
+PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+CONVERSIONS = {
+    "safetensors": "one file for any CLIP-L loader",
+    "diffusers": "a CLIPTextModel folder",
+    "lora": "the difference from --base as a LoRA, with kohya's key names",
+    "checkpoint": "a copy of the checkpoint --base with this text encoder in it",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Validated):
+    """The model a command loads, and where and how precisely it computes."""
+
+    model: str = setting(
+        "miniature",
+        "'miniature', a diffusers folder (Stable Diffusion 1.x or XL), or a Stable Diffusion 1.x checkpoint file",
+    )
+    device: str = setting("", "cuda, mps or cpu (empty: the first available)")
+    dtype: Dtype = setting("float32", "dtype of the frozen parts; trained weights stay in float32")
+    prediction_type: PredictionType = setting(
+        "auto", "what the UNet predicts (auto: as the model states, otherwise epsilon)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetainConfig(Validated):
+    """The retained prompts, whose predictions must not change."""
+
+    retain_set: Literal["auto", "coco", "imagenet", "miniature", "none"] = setting(
+        "auto",
+        "shipped retain set: 'a photo of a <class>' for COCO's or ImageNet's classes, or the prompts the miniature can "
+        "draw (auto: miniature for that model, otherwise coco); prompts that name the concept are left out",
+    )
+    retain: str = setting(
+        "",
+        "file with your own retained prompts, added to the set: text with one prompt per line, or .csv with the column "
+        "prompt (otherwise its first column)",
+    )
+    retain_without: str = setting(
+        "auto",
+        "words or phrases, separated by commas: prompts that contain one are left out as well (auto: a list of what "
+        "co-occurs with the concept, where there is one)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig(Validated):
+    """What a training run keeps on disk besides the encoder."""
+
+    checkpoint_every: int = setting(50, "save a resumable state every N iterations", 1)
+    sample_every: int = setting(
+        50, "save sample images of the concept and of a retained prompt every N iterations (0: never)", 0
+    )
+    single_file: bool = setting(
+        False, "also write the whole trained model as one Stable Diffusion 1.x checkpoint, checkpoint.safetensors"
+    )
+    tracker: str = setting(
+        "", "also log to a tracker through accelerate: tensorboard, wandb or another; separate several by commas"
+    )

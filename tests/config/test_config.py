@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from advunlearn.attacks.registry import ATTACKS
+from advunlearn.cli.flags import settings
+from advunlearn.cli.main import build_parser
+from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.config.base import choices
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
+from advunlearn.errors import AdvUnlearnError
+
+CONFIGS = (
+    ConceptConfig,
+    AdversaryConfig,
+    BankConfig,
+    TrainConfig,
+    RunConfig,
+    EvaluateConfig,
+    *(kind.config_class for kind in ATTACKS.values()),
+)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_field_has_help_and_a_range_or_choices(config: type) -> None:
+    for field in dataclasses.fields(config):
+        assert field.metadata["help"]
+        if field.type not in ("str", "bool"):
+            assert choices(config, field.name) or field.metadata["low"] is not None, field.name
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "says"),
+    [
+        (TrainConfig, {"mode": "advunlern"}, "must be one of advunlearn, fast, esd, official, esd_unet"),
+        (TrainConfig, {"iterations": 0}, "iterations is 0; it must be between 1"),
+        (TrainConfig, {"lr": float("nan")}, "lr is nan"),
+        (AdversaryConfig, {"steps": -1}, "steps is -1"),
+        (ConceptConfig, {"concept": "  "}, "concept is empty"),
+        (EvaluateConfig, {"cases": 0}, "cases is 0"),
+    ],
+)
+def test_bad_settings_say_what_was_found(config: type, wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(AdvUnlearnError, match=says):
+        config(**wrong)
+
+
+def test_settings_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().lr = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        TrainConfig("esd")  # type: ignore[misc]
+
+
+def test_flags_come_from_the_settings_and_a_command_can_have_defaults_of_its_own() -> None:
+    args = build_parser().parse_args(["train", "--lr", "0.001", "--attack-steps", "7", "--bank-dtype", "float16"])
+    assert settings(TrainConfig, args).lr == 0.001
+    assert settings(AdversaryConfig, args) == AdversaryConfig(steps=7)
+    assert settings(BankConfig, args).dtype == "float16"
+    assert settings(TrainConfig, args, lr=0.5, seed=3) == TrainConfig(lr=0.001, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "prompt"),
+    [
+        ("church", "object", "a church"),
+        ("anchor", "object", "an anchor"),
+        ("a photo of a church", "object", "a photo of a church"),
+        ("the Eiffel tower", "object", "the Eiffel tower"),
+        ("ink", "style", "a dog, ink style"),
+    ],
+)
+def test_concept_prompts(name: str, kind: str, prompt: str) -> None:
+    assert ConceptConfig(concept=name, kind=kind).prompts[0] == prompt  # type: ignore[arg-type]
+
+
+def test_several_concepts_are_lines_and_a_prompt_is_taken_as_it_is() -> None:
+    several = ConceptConfig(concept="church\n\n  anchor ")
+    assert several.names == ("church", "anchor") and several.prompts == ("a church", "an anchor")
+    assert several.anchors == ("", "")
+    styles = ConceptConfig(concept="ink\nfluent", kind="style")
+    assert len(styles.prompts) == len(styles.anchors) and styles.anchors[16:18] == ("a dog", "a bird")
+    assert styles.prompts[16] == "a dog, fluent style"
+    assert ConceptConfig(concept="nudity", kind="prompt").prompts == ("nudity",)
+
+
+def test_a_style_is_erased_on_many_subjects_and_anchored_on_each() -> None:
+    style, thing = ConceptConfig(concept="ink", kind="style"), ConceptConfig(concept="church")
+    assert style.prompts[:2] == ("a dog, ink style", "a bird, ink style") and style.anchors[:2] == ("a dog", "a bird")
+    assert len(style.prompts) == len(style.anchors) > 10
+    assert thing.anchors == ("",)

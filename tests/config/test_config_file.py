@@ -1,0 +1,150 @@
+"""Settings from a file: one way into the dataclasses, beside the flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, get_type_hints
+
+import pytest
+
+from advunlearn.cli import config_file as configfile
+from advunlearn.cli.flags import settings
+from advunlearn.cli.main import build_parser, main
+from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.config.base import choices
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.presets import PRESETS
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
+
+YAML = """
+# a comment
+retain: mine.txt
+checkpoint_every: 7
+concept:
+  concept: castle
+train: {iterations: 40, lr: 1e-3, batch: 4, checkpointing: true}
+attack: {step_size: 1}
+"""
+
+
+def parsed(*argv: str) -> Any:
+    parser = build_parser()
+    return configfile.resolved(parser.parse_args(argv), parser, argv)
+
+
+def written(folder: pathlib.Path, text: str, name: str = "run.yaml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_win_over_a_file_and_what_neither_says_is_the_default(tmp_path: pathlib.Path) -> None:
+    args = parsed("train", "--config", written(tmp_path, YAML), "--batch", "2", "--attack-tokens", "3")
+    train = TrainConfig(iterations=40, lr=1e-3, batch=2, checkpointing=True)
+    assert settings(TrainConfig, args) == train and isinstance(settings(AdversaryConfig, args).step_size, float)
+    assert settings(AdversaryConfig, args) == AdversaryConfig(step_size=1.0, tokens=3)
+    assert settings(ConceptConfig, args) == ConceptConfig(concept="castle")
+    assert settings(RunConfig, args) == RunConfig(retain="mine.txt", checkpoint_every=7)
+    assert settings(BankConfig, args) == BankConfig()
+    assert settings(TrainConfig, parsed("estimate", "--config", str(tmp_path / "run.yaml"))).iterations == 40
+
+
+def test_a_preset_lies_under_what_stands_beside_it(tmp_path: pathlib.Path) -> None:
+    file = written(tmp_path, json.dumps({"preset": "nudity", "train": {"lr": 0.5, "num_layers": 2}}), "a.json")
+    args = parsed("train", "--config", file, "--num-layers", "3")
+    published = PRESETS["nudity"]["TrainConfig"]
+    assert settings(TrainConfig, args) == TrainConfig(**{**published, "lr": 0.5, "num_layers": 3})
+    assert settings(ConceptConfig, args).concept == "nudity"
+    # A preset among the flags is over the file, as all flags are.
+    args = parsed("train", "--config", file, "--preset", "object", "--num-layers", "3")
+    assert settings(TrainConfig, args) == TrainConfig(**{**PRESETS["object"]["TrainConfig"], "num_layers": 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: {iteratons: 4}", "train.iteratons is no setting; the nearest is train.iterations"),
+        ("lr: 0.1", "lr is no setting; the nearest is train.lr"),
+        ("atack: {steps: 4}", "atack is no setting; the nearest is attack\n"),
+        ("3: 4", "3 is no setting; the nearest is"),
+        ("train: {iterations: 4.0}", "train.iterations is 4.0; it must be a whole number"),
+        ("train: {iterations: true}", "train.iterations is True; it must be a whole number"),
+        ("train: {lr: fast}", "train.lr is 'fast'; it must be a number"),
+        ("train: {lr: '0.1'}", "train.lr is '0.1'; it must be a number"),
+        ("train: {checkpointing: 1}", "train.checkpointing is 1; it must be true or false"),
+        ("concept: {concept: [a, b]}", "concept.concept is a list; it must be text"),
+        ("concept: {concept: no}", "concept.concept is False; it must be text"),
+        ("train: {mode: }", "train.mode is empty; it must be text"),
+        ("train: {mode: magic}", "mode is 'magic'; it must be one of advunlearn"),
+        ("train: {iterations: 0}", "iterations is 0; it must be between 1"),
+        ("concept: church", "concept is 'church'; it must be a section of settings, as concept.concept"),
+        ("preset: nudty", "preset is 'nudty'; it must be one of custom, nudity"),
+        ("preset: [nudity]", "preset is a list; it must be one of custom"),
+        ("- a\n- b", "holds a list; write settings"),
+        ("", "holds empty; write settings"),
+        ("a: [", "cannot be read as YAML"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+    ],
+)
+def test_what_a_file_must_not_say(
+    text: str, says: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["train", "--config", written(tmp_path, text), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("run.json", "{", "cannot be read as JSON"),
+        ("run.json", "\xff", "cannot be read as JSON"),
+        ("run.toml", "", "give a file that ends in .json, .yaml or .yml"),
+        ("run.yaml", None, "no such file; give a file of settings"),
+    ],
+)
+def test_what_a_file_must_be(
+    name: str, text: str | None, says: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    assert main(["train", "--config", str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def other(config: type, field: dataclasses.Field[Any]) -> Any:
+    """Return a value that a setting may have and that is not its default."""
+    kind = get_type_hints(config)[field.name]
+    if field.name == "position":
+        return "add"  # the only one in the conditioning's space
+    if field.name == "quirks":
+        return "words_for_tokens"
+    if options := choices(config, field.name):
+        return options[1]
+    if kind is str:
+        return "another"
+    if kind is bool:
+        return not field.default
+    return (field.default // 2 or field.default + 1) if kind is int else (field.default / 2 or 0.25)
+
+
+def test_a_saved_file_holds_every_setting(tmp_path: pathlib.Path) -> None:
+    made = {
+        name: config(**{f.name: other(config, f) for f in dataclasses.fields(config)})
+        for name, config in {"run": RunConfig, **configfile.SECTIONS}.items()
+    }
+    configs = {name: made[name].to_dict() for name in configfile.SECTIONS}
+    content = configfile.saved(made["run"], configs, {"command": "advunlearn train"})
+    args = parsed("train", "--config", written(tmp_path, json.dumps(content), "config.json"))
+    assert all(settings(type(config), args) == config for config in made.values())
+
+
+def test_paths_are_saved_whole(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("mine.txt").write_text("a dog\n")
+    pathlib.Path("miniature").mkdir()
+    saved = configfile.saved(RunConfig(retain="mine.txt"), {}, {})
+    assert (saved["retain"], saved["model"]) == (str(tmp_path / "mine.txt"), "miniature")

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import torch
+
+from advunlearn.attacks.vocabulary import as_text
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.errors import AdvUnlearnError
+from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.measurement import Measurement
+from advunlearn.evaluation.metrics import count, frechet_distance
+from advunlearn.judges.convnet import ConvJudge
+from advunlearn.miniature import captions
+from advunlearn.models.loading import TextToImage
+from advunlearn.prompts import retain
+from advunlearn.reporting.images import FRAME, grid, overview
+from advunlearn.reporting.report import shows
+
+
+def test_frechet_distance_by_hand() -> None:
+    # One dimension: means 0 and 4, variances 2 and 8: 16 + 2 + 8 - 2 sqrt(2 * 8) = 18.
+    a, b = torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [6.0]])
+    assert frechet_distance(a, b) == pytest.approx(18.0)
+    assert frechet_distance(b, b) == pytest.approx(0.0, abs=1e-9)
+    wide = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(wide, wide + 1) == pytest.approx(6.0, rel=1e-4)  # six means moved by one
+
+
+def test_counts_are_counts() -> None:
+    assert count(torch.tensor([True, False, True])) == {"success": 2, "total": 3}
+    assert count(torch.tensor([False]), "correct") == {"correct": 0, "total": 1}
+
+
+def test_retain_set_leaves_the_concepts_words_out(tmp_path: pathlib.Path) -> None:
+    assert retain.without(["a photo of a dog", "Hot dogs", "a dogma", "a cat"], ["dog"]) == ["a dogma", "a cat"]
+    assert retain.without(["a palm", "palm trees"], ["palm tree"]) == ["a palm"]
+    assert len(retain.shipped()) == 80 and retain.shipped()[0] == "a photo of a person"
+    (tmp_path / "mine.txt").write_text("# mine\n\na red house \n")
+    assert retain.read(tmp_path / "mine.txt") == ["a red house"]
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(AdvUnlearnError, match="holds no prompt"):
+        retain.read(tmp_path / "empty.txt")
+
+
+def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(
+    model: TextToImage, judge: ConvJudge
+) -> None:
+    config = EvaluateConfig(cases=8, attack_steps=2, judge_interval=1, repeats=1, sampling_steps=8)
+    evaluator, again = (
+        Evaluator(model, judge, ConceptConfig(concept="church"), config, retained=["a dog | dog", "a cat | cat"])
+        for _ in range(2)
+    )
+    measured = evaluator.measure(evaluator.original)
+    assert measured.asr["clean"]["success"] >= 6 and measured.asr["routes"]["success"] >= 5
+    assert set(measured.asr["routes"]["by"]) == {"foreign", "keywords"}
+    for name, curve in measured.asr_by_budget.items():
+        successes = [hits for _, hits in curve]
+        assert curve[0][0] == 0 and curve[-1][0] == 2
+        assert successes == sorted(successes) and successes[0] == measured.asr["clean"]["success"]
+        assert successes[-1] == measured.asr[name]["success"] >= measured.asr[name]["before_attack"] == successes[0]
+    assert "feature_distance" in measured.utility
+    assert again.measure(again.original).to_dict() == measured.to_dict()
+
+
+def test_an_encoder_that_says_nothing_counts_as_erased_and_as_useless(model: TextToImage, judge: ConvJudge) -> None:
+    import copy
+
+    from advunlearn.evaluation.evaluator import Subject
+
+    mute = copy.deepcopy(model.text_encoder)
+    norm = next(m for n, m in mute.named_modules() if n.endswith("final_layer_norm"))
+    norm.weight.zero_()
+    config = EvaluateConfig(cases=4, attack_steps=2, judge_interval=1, repeats=1, sampling_steps=6)
+    rows = [f"{captions.caption(o)} | {o}" for o in judge.objects if o != "church"][:16]
+    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config, retained=rows)
+    measured = evaluator.measure(Subject(mute, model.denoiser))
+    original = evaluator.measure(evaluator.original, attacks=())
+    assert measured.asr["clean"]["success"] == 0
+    kept, before = (m.utility["retained_accuracy"]["correct"] for m in (measured, original))
+    assert kept < 3 < 11 < before
+    assert measured.utility["feature_distance"] > 2 * original.utility["feature_distance"]
+    # Every case that the plain prompt leaves is attacked, and looked at when it should be.
+    assert all([steps for steps, _ in curve] == [0, 1, 2] for curve in measured.asr_by_budget.values())
+
+
+def test_grid_and_overview_sizes() -> None:
+    images = torch.rand(5, 3, 8, 8)
+    assert grid(images, 3).size == (3 * 8 + 2 * 2, 2 * 8 + 2)
+    assert overview({"a": images, "b\nc": images}, scale=1, margin=100).size == (100 + 5 * 8 + 4 * 2, 2 * 8 + 6)
+
+
+def test_pictures_that_show_the_concept_are_framed() -> None:
+    sheet = torch.tensor(list(grid(torch.zeros(3, 3, 8, 8), 3, framed=[False, True]).tobytes())).view(8, 28, 3)
+    assert sheet[0, 10].tolist() == sheet[7, 17].tolist() == list(FRAME) and sheet[3, 13].sum() == 0  # edge, middle
+    assert sheet[:, :8].sum() == sheet[:, 20:].sum() == 0
+    rows = [{"success": False}, {"success": True}]
+    assert shows(Measurement(cases={"clean": rows}), "clean") == [False, True] and shows(Measurement(), "pez") == []
+
+
+def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage) -> None:
+    token = model.tokenizer.convert_tokens_to_ids
+    whole, pieces = torch.tensor([token("dog</w>"), token("rose</w>")]), torch.tensor([token("nu"), token("dity</w>")])
+    lone = torch.tensor([token("nu"), token("nu")])
+    assert as_text(model.tokenizer, whole, "a church") == {
+        "prompt": "dog rose a church",
+        "tokens": ["dog</w>", "rose</w>"],
+        "exact": True,
+    }
+    joined = as_text(model.tokenizer, pieces, "a church")
+    assert joined["prompt"] == "nudity a church" and joined["exact"]
+    assert not as_text(model.tokenizer, lone, "a church")["exact"]

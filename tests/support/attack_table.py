@@ -1,0 +1,93 @@
+"""What the tests of the attacks share: two cases, and a budget for each attack."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advunlearn.attacks.base import Attack, AttackContext, AttackTargets, ReferenceModel
+from advunlearn.attacks.registry import attack_settings, make_attack
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.losses import denoising_loss
+from advunlearn.models.ddim import ddim_sample
+from advunlearn.models.denoiser import add_noise
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.text_encoder import embedding_table, frozen, tokenize
+from advunlearn.prompts import synonyms as routes
+
+PROMPTS = ["a photo of a church", "a church"]
+# A budget that each attack can show something with in a second or two.
+TINY: dict[str, dict[str, Any]] = {
+    "random_prefix": {"steps": 2},
+    "seed_search": {"steps": 2},
+    "routes": {"steps": 3},
+    "ring_a_bell": {"steps": 6, "tokens": 3, "population": 12, "positions": 8},
+    "mma": {"steps": 5, "tokens": 4, "candidates": 16, "top": 32},
+    "pez": {"steps": 12, "tokens": 4},
+    "p4d_n": {"steps": 8, "tokens": 4},
+    "p4d_k": {"steps": 8},
+    "unlearndiffatk": {"steps": 10, "tokens": 3, "lr": 0.3},
+    "soft_prefix": {"steps": 8, "tokens": 3, "radius": 3.0},
+    "cce": {"steps": 12, "batch": 4},
+}
+CPU = torch.device("cpu")
+BLIND = ("random_prefix", "seed_search", "routes")  # without an objective of their own
+
+
+def two_cases(model: TextToImage) -> AttackContext:
+    """Two cases on a model whose text encoder reads a church as a dog."""
+    erased = copy.deepcopy(model.text_encoder)
+    token = model.tokenizer.convert_tokens_to_ids
+    table = embedding_table(erased)
+    table.data[token("church</w>")] = table.data[token("dog</w>")]
+    noise = torch.randn(len(PROMPTS), *model.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
+    x_0 = ddim_sample(model.denoiser, model.encode(PROMPTS), model.encode([""]), noise, 6, 3.0)
+    target = AttackTargets(tokenize(model.tokenizer, PROMPTS), x_0, model.tokenizer.eos_token_id)
+    concept = ConceptConfig(concept="church")
+    original = ReferenceModel(model.text_encoder, model.denoiser)
+    names = routes.of_miniature(concept)
+    return AttackContext(model.denoiser, erased, model.tokenizer, PROMPTS, target, original, concept, names)
+
+
+def attacked(name: str, scene: AttackContext, seed: int = 1, **given: Any) -> tuple[Attack[Any], list[float]]:
+    """Run an attack to its end."""
+    settings = attack_settings(name, EvaluateConfig(), TINY[name] | given)
+    with frozen(scene.encoder, *scene.denoiser.modules()):
+        attack = make_attack(name, scene, settings, seed)
+        return attack, attack.run()
+
+
+def cancelled(name: str, scene: AttackContext, after: int) -> Attack[Any]:
+    """Run an attack until its callback raises."""
+
+    class Cancelled(Exception):
+        pass
+
+    def on_step(step: int, loss: float) -> None:
+        if step == after:
+            raise Cancelled
+
+    with frozen(scene.encoder, *scene.denoiser.modules()):
+        attack = make_attack(name, scene, attack_settings(name, EvaluateConfig(), TINY[name]), 1)
+        with pytest.raises(Cancelled):
+            attack.run(on_step)
+    return attack
+
+
+def objective(scene: AttackContext, conditioning: Tensor) -> float:
+    """Return the denoising loss of the cases' pictures under what was found, at many noise levels."""
+    x_0, levels = scene.target.x_0, torch.arange(62, 1000, 125)
+    rows, t = torch.arange(len(x_0)).repeat_interleave(len(levels)), levels.repeat(len(x_0))
+    noise = torch.randn(x_0[rows].shape, generator=torch.Generator().manual_seed(5))
+    x_t = add_noise(x_0[rows], noise, t, scene.denoiser.alphas_cumprod)
+    with torch.no_grad():
+        return denoising_loss(scene.denoiser.noise_pred(x_t, t, conditioning[rows]), noise).mean().item()
+
+
+def state_of(*modules: nn.Module) -> list[Tensor]:
+    return [t.clone() for m in modules for t in m.state_dict().values()]
