@@ -37,8 +37,8 @@ from advunlearn.files import PARTIAL, STATE
 
 FLAGS = (
     "--iterations 12 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --bank-trajectories 4 "
-    "--bank-retain-trajectories 4 --bank-sampling-steps 4 --bank-draws-per-sample 0.5 --checkpoint-every 2 --sample-every 5 "
-    "--device cpu"
+    "--bank-retain-trajectories 4 --bank-sampling-steps 4 --bank-draws-per-sample 0.5 "
+    "--checkpoint-every 2 --sample-every 5 --device cpu"
 )
 PRELOAD = [
     "advunlearn.commands",

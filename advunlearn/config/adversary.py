@@ -34,7 +34,7 @@ class AdversaryConfig(Validated):
     start: Start = setting(
         "token",
         "starting point: random rows of the embedding table (token), noise with its standard deviation (random), "
-        "the last attack's result (latest), the concept's own embeddings (concept), or start_text (text; repeated if short)",
+        "the last attack's result (latest), the concept's own embeddings (concept), or start_text (text)",
     )
     start_text: str = setting("", "start text: the text to start from, with at most as many tokens as the attack")
     restarts: int = setting(4, "number of parallel attacks, each from its own starting point", 1, 64)

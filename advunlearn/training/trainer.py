@@ -145,7 +145,7 @@ class Trainer:
         return self._result(state.history)
 
     def _steps_apart(self) -> dict[str, float]:
-        """For `retain_mode` step: take the erasing step and the retain term's, all but the last, whose gradients stay."""
+        """Retain mode step: take the erasing step and all retain steps but the last, whose gradients stay."""
         row: dict[str, float] = {}
         bank = self._retained("step")
         if bank is not None:

@@ -132,7 +132,7 @@ def test_a_unet_that_trains_is_copied_in_fp32_with_its_gradients_and_moments(sha
 def test_work_is_counted_as_by_hand(found: Estimate) -> None:
     f = found.forwards
     assert (f.bank, f.attack, f.train) == (10 * 5 * 2, 3 * 2 * 3, (3 + 2) * 3)
-    # A draw costs 2 F / draws_per_sample: 3 and 2 draws to train; for each of 2 restarts one draw, and one in every attack step.
+    # A draw costs 2 F / draws_per_sample: 3 and 2 draws to train; per restart (2) one draw, and one per attack step.
     assert f.refresh == 3 + 2 + 2 * (1 + 3)
     assert f.total == 100 + 10 * (15 + 5) + 6 * (18 + 8)
 
