@@ -23,11 +23,53 @@ KNOWN_IMPORTS = {
     "formats.convert -> models.sdxl_text_encoder",
     "miniature.checkpoint -> models.loading",
 }
-KNOWN_NAMES = set(
-    """ATTACKS BANK CARDS CSS FIRST KINDS NAMES OnProgress OnStep PARTS RETAINED SD15 SECOND SECTIONS SHAPES SHIPPED SHOWN
-    SINGLE SUFFIXES UNET WIDTH article as_text co_occurring described encoded fetch flat kind_of labelled load load_model
-    measure names_of nearest read resolve shipped spread styles table train_command without write write_folder""".split()
-)
+KNOWN_NAMES = {
+    "ATTACKS",
+    "BANK",
+    "CARDS",
+    "CSS",
+    "FIRST",
+    "KINDS",
+    "NAMES",
+    "OnProgress",
+    "OnStep",
+    "PARTS",
+    "RETAINED",
+    "SD15",
+    "SECOND",
+    "SECTIONS",
+    "SHAPES",
+    "SHIPPED",
+    "SHOWN",
+    "SINGLE",
+    "SUFFIXES",
+    "UNET",
+    "WIDTH",
+    "article",
+    "as_text",
+    "co_occurring",
+    "described",
+    "encoded",
+    "fetch",
+    "flat",
+    "kind_of",
+    "labelled",
+    "load",
+    "load_model",
+    "measure",
+    "names_of",
+    "nearest",
+    "read",
+    "resolve",
+    "shipped",
+    "spread",
+    "styles",
+    "table",
+    "train_command",
+    "without",
+    "write",
+    "write_folder",
+}
 
 
 def defined_names(tree: ast.Module) -> Iterator[str]:
