@@ -21,7 +21,7 @@ UNET_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.
 
 
 @contextlib.contextmanager
-def whole(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def replace_atomically(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a file beside a name, and move it there once it is written; on an error it is left as it is."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def whole(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 
 def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], object]) -> pathlib.Path:
     """Write a file beside its name and move it there: a reader, or a kill, never meets half of it. Makes the folder."""
-    with whole(path) as partial, partial.open("wb") as file:
+    with replace_atomically(path) as partial, partial.open("wb") as file:
         try:
             file.write(write) if isinstance(write, bytes) else write(file)
         except RuntimeError as error:  # torch.save, interrupted, complains of the file that it could not end
@@ -50,7 +50,7 @@ def write_safetensors(
     """Write contiguous tensors to a safetensors file as `write_atomic` does, without a copy of all in memory."""
     from safetensors.torch import save_file
 
-    with whole(path) as partial:
+    with replace_atomically(path) as partial:
         partial.write_bytes(b"")
         mode = partial.stat().st_mode  # `save_file` makes a file that only its owner can read
         save_file(dict(tensors), partial, dict(metadata))
@@ -58,7 +58,7 @@ def write_safetensors(
     return pathlib.Path(path)
 
 
-def digest_of(path: pathlib.Path, digits: int = SHA256) -> str:
+def compute_digest(path: pathlib.Path, digits: int = SHA256) -> str:
     """Return a file's hash of the hub's kind that has so many hex digits: sha256, or git's (SHA-1 of a blob)."""
     if digits == SHA256:
         made = hashlib.sha256()

@@ -41,7 +41,7 @@ from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
-from advunlearn.formats import save_encoder
+from advunlearn.formats.text_encoders import save_encoder
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.encoder_files import load_encoder

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.formats import PREFIX, PROJECTION, load_state
-from ..advunlearn.formats.detect import layer_count, require_width
-from ..advunlearn.formats.lora import FIRST, SINGLE
+from ..advunlearn.formats.detect import count_layers, require_width
+from ..advunlearn.formats.lora import LORA_TE, LORA_TE1
+from ..advunlearn.formats.text_encoders import PROJECTION, TEXT_PREFIX, load_state
 
 CLIP_L = "clip_l.transformer."
 
@@ -28,7 +28,7 @@ def state_of(clip: Any) -> dict[str, Tensor]:
     """
     require(clip)
     state = {}
-    for key, (base, *patches) in clip.patcher.get_key_patches(CLIP_L + PREFIX).items():
+    for key, (base, *patches) in clip.patcher.get_key_patches(CLIP_L + TEXT_PREFIX).items():
         if key.endswith("position_ids"):
             continue
         weight, convert = base
@@ -50,7 +50,7 @@ def require(clip: Any) -> None:
 
 def lora_start(clip: Any) -> str:
     """Return what kohya's names of CLIP-L begin with: in Stable Diffusion 1.x it is alone, elsewhere the first."""
-    return SINGLE if len(list(clip.cond_stage_model.named_children())) == 1 else FIRST
+    return LORA_TE if len(list(clip.cond_stage_model.named_children())) == 1 else LORA_TE1
 
 
 def text_encoder(clip: Any, device: torch.device) -> Any:
@@ -58,12 +58,12 @@ def text_encoder(clip: Any, device: torch.device) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     state = state_of(clip)
-    vocabulary, width = state[PREFIX + "embeddings.token_embedding.weight"].shape
+    vocabulary, width = state[TEXT_PREFIX + "embeddings.token_embedding.weight"].shape
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=4 * width,
-        num_hidden_layers=layer_count(state),
+        num_hidden_layers=count_layers(state),
         num_attention_heads=width // 64,
         hidden_act="quick_gelu",
         bos_token_id=49406,
@@ -88,7 +88,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = sd1_clip.SDClipModel(device="meta", dtype=torch.float16)
     state = model.transformer.state_dict()
-    return {k: tuple(v.shape) for k, v in state.items() if k.startswith(PREFIX) and not k.endswith("position_ids")}
+    return {k: tuple(v.shape) for k, v in state.items() if k.startswith(TEXT_PREFIX) and not k.endswith("position_ids")}
 
 
 def check(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -125,7 +125,7 @@ def clip_from(tensors: Mapping[str, Tensor]) -> Any:
     """Return a CLIP for Stable Diffusion 1.x made of an encoder's tensors (`text_model.` keys)."""
     import comfy.sd
 
-    width = tensors[PREFIX + "final_layer_norm.weight"].shape[0]
+    width = tensors[TEXT_PREFIX + "final_layer_norm.weight"].shape[0]
     # The host leaves a projection that is missing uninitialised.
     state = {**tensors, PROJECTION: torch.eye(width)}
     return comfy.sd.load_text_encoder_state_dicts(

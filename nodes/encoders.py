@@ -56,11 +56,12 @@ class LoadRobustCLIP(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "released",
-                    options=[NONE, *hub.NAMES],
+                    options=[NONE, *hub.RELEASED_ENCODERS],
                     default=NONE,
                     optional=True,
                     tooltip="in place of encoder: one that the method's authors released, fetched from "
-                    f"huggingface.co/{hub.REPO} into models/advunlearn (up to 500 MB) the first time the node runs",
+                    f"huggingface.co/{hub.RELEASED_REPO} into models/advunlearn (up to 500 MB) the first time the "
+                    "node runs",
                 ),
             ],
             outputs=[io.Clip.Output("CLIP", tooltip="the CLIP with its CLIP-L replaced; the input is unchanged")],
@@ -69,8 +70,8 @@ class LoadRobustCLIP(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, encoder: str | None = None, released: str | None = NONE) -> bool | str:
         """Refuse a file that is not there before the graph runs; None is a name that a link brings."""
-        if released not in (None, NONE, *hub.NAMES):
-            return f"no released encoder is called {released!r}; there are {', '.join(hub.NAMES)}"
+        if released not in (None, NONE, *hub.RELEASED_ENCODERS):
+            return f"no released encoder is called {released!r}; there are {', '.join(hub.RELEASED_ENCODERS)}"
         if released != NONE or encoder is None:
             return True
         try:
@@ -82,7 +83,9 @@ class LoadRobustCLIP(io.ComfyNode):
     def fingerprint_inputs(cls, encoder: str, released: str = NONE, **_: Any) -> Any:
         """Load again when the file has changed under its name."""
         try:
-            path = folders.encoder_path(encoder or "") if released == NONE else hub.present(released, folders.FETCHED)
+            path = (
+                folders.encoder_path(encoder or "") if released == NONE else hub.find_fetched(released, folders.FETCHED)
+            )
         except AdvUnlearnError:
             path = None
         status = path and path.stat()
@@ -91,7 +94,7 @@ class LoadRobustCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, encoder: str, strength: float, clip: Any = None, released: str = NONE) -> io.NodeOutput:
         """Return the patched CLIP."""
-        from ..advunlearn.formats import read_encoder
+        from ..advunlearn.formats.text_encoders import read_encoder
         from . import clip_l
 
         if clip is None and strength != 1:
@@ -117,7 +120,7 @@ def fetched(name: str) -> pathlib.Path:
         bar.total = total
         bar.update(done)
 
-    return hub.fetch(name, folders.FETCHED, show)
+    return hub.fetch_encoder(name, folders.FETCHED, show)
 
 
 class SaveRobustCLIP(io.ComfyNode):
@@ -153,8 +156,8 @@ class SaveRobustCLIP(io.ComfyNode):
         """Save; return the name and a report."""
         import torch
 
-        from ..advunlearn.formats import save_encoder, save_folder
-        from ..advunlearn.formats.lora import lora, save_lora
+        from ..advunlearn.formats.lora import extract_lora, save_lora
+        from ..advunlearn.formats.text_encoders import save_encoder, save_encoder_folder
         from . import clip_l, host
 
         if wrong := file_name(name):
@@ -163,13 +166,13 @@ class SaveRobustCLIP(io.ComfyNode):
         if format == "lora":
             if base is None:
                 raise AdvUnlearnError("a LoRA is a difference: connect the CLIP before training to base")
-            made = lora(clip_l.state_of(base), clip_l.state_of(clip), rank, clip_l.lora_start(base))
+            made = extract_lora(clip_l.state_of(base), clip_l.state_of(clip), rank, clip_l.lora_start(base))
             save_lora(path, made, about(cls.hidden))
             return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {made.residual:.1%} of the difference")
         with host.gradients():
             encoder = clip_l.text_encoder(clip, torch.device("cpu"))
             if format == "diffusers":
-                path = save_folder(path.with_suffix(""), encoder, about(cls.hidden))
+                path = save_encoder_folder(path.with_suffix(""), encoder, about(cls.hidden))
                 listed = pathlib.PurePath(listed).with_suffix("").as_posix() + "/"
                 return io.NodeOutput(listed, f"{path}: CLIPTextModel folder")
             save_encoder(path, encoder, about(cls.hidden))

@@ -155,7 +155,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         import torch
 
         from ..advunlearn.cli.demo import recipe_metadata
-        from ..advunlearn.formats import portable_state, save_encoder
+        from ..advunlearn.formats.text_encoders import export_state, save_encoder
         from ..advunlearn.training.checkpoint import Checkpoints
         from ..advunlearn.training.trainer import train
         from . import clip_l, host, memory, preview
@@ -195,7 +195,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             metadata = recipe_metadata(original, concept, configs)
             path, listed = folders.new_path(values["save_name"])
             save_encoder(path, result.encoder, metadata)
-            state = {k: v for k, v in portable_state(result.encoder).items() if not k.startswith("text_projection")}
+            state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = clip_l.with_encoder(clip, state, 1.0, "the trained encoder")
         keep.remove()  # only now: until the encoder is on disk the run can go on
         last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())

@@ -14,8 +14,8 @@ import torch
 
 from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
-from ..formats import opened
-from ..formats.inspect import parsed
+from ..formats.inspect import decode_metadata
+from ..formats.weights import open_weights
 from ..judges import load as judges
 from ..judges.base import Judge
 from ..models import Denoiser, DiffusersDenoiser
@@ -99,8 +99,8 @@ def recipe_of(path: str) -> dict[str, Any]:
     inside = (sorted(place.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors"))
     files = [place] if place.is_file() else [file for some in inside for file in some]
     if files and files[0].suffix == ".safetensors":  # pickles say nothing of themselves
-        with opened(files[0]) as weights:
-            found = parsed(weights.metadata).get("recipe")
+        with open_weights(files[0]) as weights:
+            found = decode_metadata(weights.metadata).get("recipe")
     return {"seconds": None, "config": found if isinstance(found, dict) else {}}
 
 

@@ -17,7 +17,7 @@ from ..config.concept import ConceptConfig
 from ..config.evaluation import DEMO_BUDGET, EvaluateConfig
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..files import DONE, MEASURED, STATE
-from ..formats.released import NAMES, REPO
+from ..formats.released import RELEASED_ENCODERS, RELEASED_REPO
 from . import config_file as configfile
 from .flags import UNET, add_files, add_flags, add_measuring, add_model, add_run_settings, add_train
 
@@ -93,8 +93,8 @@ def build_parser() -> Parser:
         help="where to write it, about 490 MB: a checkpoint, or a diffusers folder",
     )
     add_files(command)
-    fetch = command("fetch", f"fetch an encoder that the method's authors released ({REPO})", model=False)
-    fetch.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    fetch = command("fetch", f"fetch an encoder that the method's authors released ({RELEASED_REPO})", model=False)
+    fetch.add_argument("name", choices=RELEASED_ENCODERS, metavar="NAME", help=", ".join(RELEASED_ENCODERS))
     fetch.add_argument("--to", default=".", metavar="DIR", help="folder to put its folder into (default: here)")
     return parser
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..files import digest_of
+from ..files import compute_digest
 from ..judges.zero_shot import ZeroShotJudge
 from .metrics import frechet_distance
 
@@ -51,7 +51,7 @@ class Quality:
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise AdvUnlearnError(f"{path} is no TorchScript file ({first}); export {what}") from error
-        self.about[name] = f"{file.name}, weights {digest_of(file)[:12]}"
+        self.about[name] = f"{file.name}, weights {compute_digest(file)[:12]}"
         return network
 
     def settings(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import AdvUnlearnError
 from ..files import MEASURED, write_atomic
-from ..formats import encoder_hash
+from ..formats.text_encoders import hash_encoder
 from ..training.checkpoint import first_difference
 from .evaluator import Evaluator
 from .measurement import Measurement, Subject
@@ -27,7 +27,7 @@ def described(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
         "evaluation": evaluator.described(),
         "attacks": {k: dict(v) for k, v in evaluator.given.items() if v},
         "model": evaluator.model.fingerprints(),
-        "subject": {"encoder": encoder_hash(subject.encoder.state_dict()), "denoiser": subject.denoiser.fingerprint()},
+        "subject": {"encoder": hash_encoder(subject.encoder.state_dict()), "denoiser": subject.denoiser.fingerprint()},
     }
 
 

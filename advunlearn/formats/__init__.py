@@ -1,32 +1,8 @@
-"""Reads and writes text encoders, and reads whole models. Strict: keys and shapes are checked before a weight is used.
+"""Files of weights: read, write, recognise and convert them. Works on tensors and bytes; imports no model.
 
-`weights` opens files, `encoders` finds text encoders in them and writes them, `parts` where a model has two,
-`single_file` takes Stable Diffusion 1.x checkpoints apart, `convert` and `compare` are the commands of those names.
-docs/formats.md lists what is read and written, and what is refused.
+Keys and shapes are checked before a weight is used. docs/formats.md lists what is read, written and refused.
+
+weights: open a file. text_encoders: find text encoders in files and write them. openclip: SDXL's second encoder.
+ldm_keys, single_file: Stable Diffusion 1.x checkpoints. detect, inspect: describe a file. lora, convert: other formats.
+released: download the encoders that the method's authors released.
 """
-
-from .text_encoders import (
-    PREFIX,
-    PROJECTION,
-    encoder_hash,
-    load_state,
-    portable_state,
-    read_encoder,
-    save_encoder,
-    save_folder,
-)
-from .weights import Weights, opened, weights_file
-
-__all__ = [
-    "PREFIX",
-    "PROJECTION",
-    "Weights",
-    "encoder_hash",
-    "load_state",
-    "opened",
-    "portable_state",
-    "read_encoder",
-    "save_encoder",
-    "save_folder",
-    "weights_file",
-]

@@ -8,18 +8,18 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 
-CLIP_G = 1280
+CLIP_G_WIDTH = 1280
 # CLIP text encoders by their width; the layers are what the file has.
-BY_WIDTH = {
+ENCODERS_BY_WIDTH = {
     512: "CLIP ViT-B's text encoder",
     768: "CLIP-L",
     1024: "Stable Diffusion 2's text encoder (OpenCLIP ViT-H)",
-    CLIP_G: "SDXL's CLIP-G (OpenCLIP ViT-bigG)",
+    CLIP_G_WIDTH: "SDXL's CLIP-G (OpenCLIP ViT-bigG)",
 }
-OPENCLIP = "resblocks."
+OPENCLIP_MARK = "resblocks."
 DIFFUSERS_UNET = "a diffusers UNet"
 # What stands in a tensor's name, the most telling first.
-BY_NAME = {
+KINDS_BY_NAME = {
     "lora_": "a LoRA: load it with a LoRA loader",
     "SelfAttention": "a T5 encoder",
     "patch_embedding": "a CLIP vision encoder",
@@ -34,16 +34,16 @@ BY_NAME = {
 }
 
 
-UNET = "model.diffusion_model."  # where a checkpoint of the original layout has its UNet
+UNET_PREFIX = "model.diffusion_model."  # where a checkpoint of the original layout has its UNet
 SD1 = "a Stable Diffusion 1.x checkpoint"
 # Such checkpoints by the width of the conditioning, and by the channels that the UNet takes.
-BY_CONDITIONING = {
+CHECKPOINTS_BY_CONTEXT_WIDTH = {
     768: SD1,
     1024: "a Stable Diffusion 2 checkpoint",
     2048: "an SDXL checkpoint",
     1280: "an SDXL refiner checkpoint",
 }
-BY_CHANNELS = {
+PURPOSES_BY_CHANNELS = {
     4: "",
     5: " for depth maps",
     7: " for upscaling",
@@ -52,38 +52,38 @@ BY_CHANNELS = {
 }
 
 
-def layer_count(names: Iterable[str]) -> int:
+def count_layers(names: Iterable[str]) -> int:
     """Return how many layers a text encoder has, from its tensors' names."""
     return 1 + max((int(n.split("layers.")[1].split(".")[0]) for n in names if "layers." in n), default=-1)
 
 
-def clip_of(width: int, layers: int = 0) -> str:
+def name_clip_encoder(width: int, layers: int = 0) -> str:
     """Return a CLIP text encoder's name, from the width of its layers and their number."""
-    name = BY_WIDTH.get(width, "a CLIP text encoder of an unknown kind")
+    name = ENCODERS_BY_WIDTH.get(width, "a CLIP text encoder of an unknown kind")
     return f"{name}, {width} wide" + (f", {layers} layers" if layers else "")
 
 
-def describe(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
+def detect_weights_kind(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
     """Return what a file is that holds no CLIP text encoder under a transformers layout; "" when nobody can tell.
 
     `shape` returns a tensor's shape by its name.
     """
-    if any(OPENCLIP in name for name in names):
+    if any(OPENCLIP_MARK in name for name in names):
         norm = next((name for name in names if name.endswith("ln_final.weight")), None)
-        return "an OpenCLIP encoder" if norm is None else clip_of(shape(norm)[0]) + ", in OpenCLIP's layout"
-    return next((what for mark, what in BY_NAME.items() if any(mark in name for name in names)), "")
+        return "an OpenCLIP encoder" if norm is None else name_clip_encoder(shape(norm)[0]) + ", in OpenCLIP's layout"
+    return next((what for mark, what in KINDS_BY_NAME.items() if any(mark in name for name in names)), "")
 
 
-def checkpoint_of(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
+def detect_checkpoint_kind(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
     """Return which model a full checkpoint is of: `SD1`, or what it is instead; "" when nobody can tell."""
-    first = UNET + "input_blocks.0.0.weight"
+    first = UNET_PREFIX + "input_blocks.0.0.weight"
     if first not in names:
-        transformer = any(name.startswith(UNET) and "_blocks.0." in name for name in names)
-        return "a checkpoint of a diffusion transformer" if transformer else describe(names, shape)
-    reader = next((name for name in names if name.startswith(UNET) and name.endswith("attn2.to_k.weight")), None)
+        transformer = any(name.startswith(UNET_PREFIX) and "_blocks.0." in name for name in names)
+        return "a checkpoint of a diffusion transformer" if transformer else detect_weights_kind(names, shape)
+    reader = next((name for name in names if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight")), None)
     width, channels = shape(reader)[-1] if reader else 0, shape(first)[1]
-    family = BY_CONDITIONING.get(width, f"a checkpoint whose UNet takes {width} wide conditioning")
-    return family + BY_CHANNELS.get(channels, f" whose UNet takes {channels} channels")
+    family = CHECKPOINTS_BY_CONTEXT_WIDTH.get(width, f"a checkpoint whose UNet takes {width} wide conditioning")
+    return family + PURPOSES_BY_CHANNELS.get(channels, f" whose UNet takes {channels} channels")
 
 
 def require_width(tensors: Mapping[str, Tensor], width: int, source: str) -> None:
@@ -91,6 +91,6 @@ def require_width(tensors: Mapping[str, Tensor], width: int, source: str) -> Non
     found = next((v.shape[-1] for k, v in tensors.items() if k.endswith("encoder.layers.0.layer_norm1.weight")), width)
     if found != width:
         raise AdvUnlearnError(
-            f"{source} is {clip_of(found, layer_count(tensors))}; this model needs {clip_of(width)}: "
-            "give a text encoder trained from the same base"
+            f"{source} is {name_clip_encoder(found, count_layers(tensors))}; this model needs "
+            f"{name_clip_encoder(width)}: give a text encoder trained from the same base"
         )

@@ -13,42 +13,49 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..files import UNET_WEIGHTS, WEIGHTS, digest_of
-from .convert import place_of
-from .detect import DIFFUSERS_UNET, OPENCLIP, UNET, checkpoint_of, clip_of, describe, layer_count
-from .openclip import HOME, from_openclip, is_clip_g
-from .single_file import prediction_type
-from .text_encoders import (
-    PREFIX,
-    PROJECTION,
-    encoder_hash,
-    encoder_in,
-    home_of_clip_l,
-    homes_of,
-    names_in,
-    require_state,
-    shapes_of,
+from ..files import UNET_WEIGHTS, WEIGHTS, compute_digest
+from .detect import (
+    DIFFUSERS_UNET,
+    OPENCLIP_MARK,
+    UNET_PREFIX,
+    count_layers,
+    detect_checkpoint_kind,
+    detect_weights_kind,
+    name_clip_encoder,
 )
-from .weights import Weights, mismatch, opened, weights_file
+from .openclip import CLIP_G_PREFIX, from_openclip, is_clip_g
+from .single_file import detect_prediction_type
+from .text_encoders import (
+    PROJECTION,
+    TEXT_PREFIX,
+    extract_encoder,
+    find_clip_l_prefix,
+    find_encoder_prefixes,
+    get_shapes,
+    hash_encoder,
+    map_encoder_names,
+    require_encoder_shapes,
+)
+from .weights import Weights, describe_mismatch, find_weights_file, open_weights
 
-TABLE = PREFIX + "embeddings.token_embedding.weight"
+TABLE = TEXT_PREFIX + "embeddings.token_embedding.weight"
 FIRST, SECOND, ITS_UNET = "encoder", "second_encoder", "unet"  # networks that are compared; the second is SDXL's CLIP-G
 Networks = dict[str, dict[str, Tensor]]
 
 
-def group_of(name: str) -> str:
+def get_layer_group(name: str) -> str:
     """Return the part of a network that a tensor belongs to.
 
     Of a text encoder 'layer 3', 'token_embedding', 'final_layer_norm'; of a UNet 'down_blocks.0', 'time_embedding'.
     """
-    if not name.startswith(PREFIX):
+    if not name.startswith(TEXT_PREFIX):
         found = re.match(r"(?:down|up)_blocks\.\d+|[^.]+", name)
         return found[0] if found else name
     layer = re.search(r"\blayers\.(\d+)\.", name)
     return f"layer {layer[1]}" if layer else name.split(".")[-2]
 
 
-def parsed(metadata: Mapping[str, str]) -> dict[str, Any]:
+def decode_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return a file's metadata, JSON in it read, without the `advunlearn.` before our own."""
 
     def value(text: str) -> Any:
@@ -71,7 +78,7 @@ def differences(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> di
     for name, old in base.items():
         a, b = tensors[name].float(), old.float()
         equal += [name] if torch.equal(a, b) else []
-        for part in (group_of(name), "total"):
+        for part in (get_layer_group(name), "total"):
             moved[part] += (a - b).square().sum().item()  # type: ignore[assignment]
             size[part] += b.square().sum().item()  # type: ignore[assignment]
     change = {part: (moved[part] / size[part]) ** 0.5 if size[part] else float(moved[part] > 0) for part in size}
@@ -92,39 +99,41 @@ def differences(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> di
     }
 
 
-def kind_of(weights: Weights) -> str:
+def describe_weights(weights: Weights) -> str:
     """Return what a file is, in words. Raises AdvUnlearnError when nobody can tell."""
-    whole = any(name.startswith(UNET) for name in weights.names)
-    checkpoint, encoders = checkpoint_of(weights.names, weights.shape) if whole else "", []
-    if homes := homes_of(weights):
-        names = list(names_in(weights, homes[0]))
+    whole = any(name.startswith(UNET_PREFIX) for name in weights.names)
+    checkpoint, encoders = detect_checkpoint_kind(weights.names, weights.shape) if whole else "", []
+    if homes := find_encoder_prefixes(weights):
+        names = list(map_encoder_names(weights, homes[0]))
         width = weights.shape(homes[0] + "encoder.layers.0.layer_norm1.weight")[0]
-        encoders.append(f"a CLIP text encoder: {clip_of(width, layer_count(names))}")
-    if any(name.startswith(HOME) and OPENCLIP in name for name in weights.names):
-        inside = [name.removeprefix(HOME) for name in weights.names if name.startswith(HOME)]
-        encoders.append(describe(inside, lambda name: weights.shape(HOME + name)))
+        encoders.append(f"a CLIP text encoder: {name_clip_encoder(width, count_layers(names))}")
+    if any(name.startswith(CLIP_G_PREFIX) and OPENCLIP_MARK in name for name in weights.names):
+        inside = [name.removeprefix(CLIP_G_PREFIX) for name in weights.names if name.startswith(CLIP_G_PREFIX)]
+        encoders.append(detect_weights_kind(inside, lambda name: weights.shape(CLIP_G_PREFIX + name)))
     if checkpoint and encoders:
-        return f"{checkpoint}, {prediction_type(weights)} prediction, with {'; and '.join(encoders)}"
-    if not (what := checkpoint or "; and ".join(encoders) or describe(weights.names, weights.shape)):
-        home_of_clip_l(weights)  # raises, and says what it found instead
+        return f"{checkpoint}, {detect_prediction_type(weights)} prediction, with {'; and '.join(encoders)}"
+    if not (what := checkpoint or "; and ".join(encoders) or detect_weights_kind(weights.names, weights.shape)):
+        find_clip_l_prefix(weights)  # raises, and says what it found instead
     return what
 
 
 def networks(weights: Weights, kind: str) -> Networks:
-    """Return what of a file of a `kind_of` can be compared, each as `FIRST`, `SECOND` or `ITS_UNET`, tensors by name.
+    """Return the networks of a file that can be compared, by name.
 
     Raises AdvUnlearnError for a part of a text encoder, and for one that is there twice and differs.
     """
     found: Networks = {}
-    if homes_of(weights):
-        tensors = encoder_in(weights)
+    if find_encoder_prefixes(weights):
+        tensors = extract_encoder(weights)
         if TABLE not in tensors:
             raise AdvUnlearnError(f"{weights.source} has no token embedding table: it is not a whole text encoder")
         second = is_clip_g(tensors)
         found[SECOND if second else FIRST] = tensors | (
             {PROJECTION: weights.read(PROJECTION)} if second and PROJECTION in weights.names else {}
         )
-    inside = {name.removeprefix(HOME): weights.read(name) for name in weights.names if name.startswith(HOME)}
+    inside = {
+        name.removeprefix(CLIP_G_PREFIX): weights.read(name) for name in weights.names if name.startswith(CLIP_G_PREFIX)
+    }
     if TABLE in (beside := from_openclip(inside)):
         found.setdefault(SECOND, beside)
     if kind == DIFFUSERS_UNET:
@@ -137,15 +146,18 @@ def others(weights: Weights, base: Weights) -> dict[str, int] | None:
 
     None where either has no others.
     """
-    outside = [{n for n in some.names if not n.startswith((*homes_of(some), HOME))} for some in (weights, base)]
+    outside = [
+        {n for n in some.names if not n.startswith((*find_encoder_prefixes(some), CLIP_G_PREFIX))}
+        for some in (weights, base)
+    ]
     if not all(outside):
         return None
     both = outside[0] & outside[1]
-    equal = sum(same_bits(weights.read(name), base.read(name)) for name in both)
+    equal = sum(is_bit_equal(weights.read(name), base.read(name)) for name in both)
     return {"equal": equal, "of": len(outside[0] | outside[1])}
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
+def is_bit_equal(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors have the same dtype, shape and bits, those of NaNs included."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
@@ -154,18 +166,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def network_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return a network's dtypes, and of a text encoder its size and hash."""
     facts = {"dtype": dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()))}
     if TABLE not in tensors:
         return facts
     vocabulary, width = tensors[TABLE].shape
     return {
-        "layers": layer_count(tensors),
+        "layers": count_layers(tensors),
         "width": width,
         "vocabulary": vocabulary,
         **facts,
-        "encoder_sha256": encoder_hash(tensors),
+        "encoder_sha256": hash_encoder(tensors),
     }
 
 
@@ -174,13 +186,13 @@ def against(weights: Weights, kind: str, own: Networks, base: str, said: str | N
 
     Raises AdvUnlearnError for a base that has none of them, or has them in another shape.
     """
-    place = pathlib.Path(place_of(base))
+    place = pathlib.Path(base)
     if ITS_UNET in own:
-        place = weights_file(place, UNET_WEIGHTS, ("unet",), "a UNet's folder, or that of a model which has one")
+        place = find_weights_file(place, UNET_WEIGHTS, ("unet",), "a UNet's folder, or that of a model which has one")
     elif FIRST not in own and (place / "text_encoder_2").is_dir():
         place = place / "text_encoder_2"
-    with opened(place) as reference:
-        what = kind_of(reference)
+    with open_weights(place) as reference:
+        what = describe_weights(reference)
         old = networks(reference, what)
         both = [name for name in own if name in old]
         if not both:
@@ -190,7 +202,7 @@ def against(weights: Weights, kind: str, own: Networks, base: str, said: str | N
             )
         first, *more = both
         compared = {name: differences(own[name], comparable(own[name], old[name], weights.source)) for name in both}
-        hashes = {name: encoder_hash(old[name]) for name in both if name != ITS_UNET}
+        hashes = {name: hash_encoder(old[name]) for name in both if name != ITS_UNET}
         return {
             "file": base,
             "encoder_sha256": hashes.get(first),
@@ -207,34 +219,34 @@ def comparable(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], source
     Raises AdvUnlearnError for a network of another shape.
     """
     if TABLE in base:
-        require_state(shapes_of(base), tensors, source)
+        require_encoder_shapes(get_shapes(base), tensors, source)
         base = {name: tensor for name, tensor in base.items() if name in tensors}
         tensors = {name: tensors[name] for name in base}
-    if wrong := mismatch(shapes_of(base), shapes_of(tensors)):
+    if wrong := describe_mismatch(get_shapes(base), get_shapes(tensors)):
         raise AdvUnlearnError(f"{source} {wrong}: it is not of this base's shape; give what it was trained from")
     return base
 
 
-def information(source: str, base: str | None = None) -> dict[str, Any]:
+def inspect_file(source: str, base: str | None = None) -> dict[str, Any]:
     """Return what a file is: kind, size, hash, dtypes, recipe and scores, and with a base the differences to it.
 
     Raises AdvUnlearnError for a file that cannot be read or that nobody can tell, or a base that does not compare.
     """
     advice = "a file of weights, the folder of a text encoder or of a UNet, or that of a model which has one"
-    path = weights_file(place_of(source), (*WEIGHTS, *UNET_WEIGHTS), ("text_encoder", "unet"), advice)
-    with opened(path) as weights:
-        kind = kind_of(weights)
+    path = find_weights_file(source, (*WEIGHTS, *UNET_WEIGHTS), ("text_encoder", "unet"), advice)
+    with open_weights(path) as weights:
+        kind = describe_weights(weights)
         facts: dict[str, Any] = {
             "file": source,
             "kind": kind,
             "bytes": path.stat().st_size,
-            "sha256": digest_of(path),
+            "sha256": compute_digest(path),
             "tensors": len(weights.names),
-            "metadata": parsed(weights.metadata),
+            "metadata": decode_metadata(weights.metadata),
         }
         own = networks(weights, kind)
         for number, tensors in enumerate(own.values()):
-            facts |= {SECOND: network_facts(tensors)} if number else network_facts(tensors)
+            facts |= {SECOND: describe_network(tensors)} if number else describe_network(tensors)
         if base and not own:
             raise AdvUnlearnError(f"{source} is {kind}; what is compared with a base are text encoders and UNets")
         if base:
@@ -242,8 +254,8 @@ def information(source: str, base: str | None = None) -> dict[str, Any]:
     return facts
 
 
-def in_words(facts: Mapping[str, Any]) -> str:
-    """Return `information` as lines of text."""
+def format_facts(facts: Mapping[str, Any]) -> str:
+    """Return `inspect_file` as lines of text."""
     lines = [f"{facts['file']}: {facts['kind']}"]
     for name in ("bytes", "sha256", "encoder_sha256", "dtype", "tensors"):
         if name in facts:

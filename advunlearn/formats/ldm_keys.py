@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from .detect import UNET
+from .detect import UNET_PREFIX
 
 TEXT = "cond_stage_model.transformer.text_model."
-VAE = "first_stage_model."
-VAE_SCALE = 0.18215  # of the latents that whatever reads such a checkpoint expects
+VAE_PREFIX = "first_stage_model."
+SD1_SCALING_FACTOR = 0.18215  # of the latents that whatever reads such a checkpoint expects
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -50,7 +50,7 @@ VAE_PARTS = (
 )
 
 
-def unet_keys(names: Iterable[str]) -> dict[str, str]:
+def map_unet_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the original name, without a prefix, of each weight of a diffusers UNet of the Stable Diffusion 1.x kind.
 
     Raises AdvUnlearnError that names the first weight the original has no place for.
@@ -92,7 +92,7 @@ def _inner(kind: str, rest: list[str]) -> list[str]:
     return [RESNET[rest[0]], *rest[1:]] if kind == "resnets" else rest
 
 
-def vae_keys(names: Iterable[str]) -> dict[str, str]:
+def map_vae_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the original name, without a prefix, of each weight of a diffusers autoencoder.
 
     AutoencoderTiny's are TAESD's, as ComfyUI reads them in a checkpoint; TAESD's decoder begins with a clamp.
@@ -113,7 +113,7 @@ def vae_keys(names: Iterable[str]) -> dict[str, str]:
     return {name: key(name) for name in names}
 
 
-def checkpoint_state(
+def build_checkpoint_state(
     unet: Mapping[str, Tensor], text: Mapping[str, Tensor], vae: Mapping[str, Tensor], vae_scale: float
 ) -> dict[str, Tensor]:
     """Return a whole model's weights as a Stable Diffusion 1.x checkpoint holds them; nothing is rounded.
@@ -126,11 +126,14 @@ def checkpoint_state(
 
     Raises AdvUnlearnError for a UNet that the original code has no names for.
     """
-    state = {UNET + key: unet[name] for name, key in unet_keys(unet).items()}
+    state = {UNET_PREFIX + key: unet[name] for name, key in map_unet_keys(unet).items()}
     state |= {TEXT + n.removeprefix("text_model."): v for n, v in text.items() if not n.endswith("position_ids")}
-    for name, key in vae_keys(vae).items():
+    for name, key in map_vae_keys(vae).items():
         one_by_one = ".mid.attn_1." in key and vae[name].dim() == 2  # a convolution there
-        state[VAE + key] = vae[name][:, :, None, None] if one_by_one else vae[name]
-    if VAE + "taesd_encoder.0.weight" in state:
-        state[VAE + "vae_scale"], state[VAE + "vae_shift"] = torch.tensor(VAE_SCALE / vae_scale), torch.tensor(0.0)
+        state[VAE_PREFIX + key] = vae[name][:, :, None, None] if one_by_one else vae[name]
+    if VAE_PREFIX + "taesd_encoder.0.weight" in state:
+        state[VAE_PREFIX + "vae_scale"], state[VAE_PREFIX + "vae_shift"] = (
+            torch.tensor(SD1_SCALING_FACTOR / vae_scale),
+            torch.tensor(0.0),
+        )
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -11,28 +11,30 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from . import PREFIX
+from .text_encoders import TEXT_PREFIX
 
 # Of CLIP-L, as Stable Diffusion 1.x has it alone; of SDXL's CLIP-L and CLIP-G.
-SINGLE, FIRST, SECOND = "lora_te_", "lora_te1_", "lora_te2_"
+LORA_TE = "lora_te_"
+LORA_TE1 = "lora_te1_"
+LORA_TE2 = "lora_te2_"
 
 
 @dataclass(frozen=True)
-class LowRank:
+class Lora:
     """A LoRA and what it leaves out."""
 
     tensors: dict[str, Tensor]  # kohya keys
     residual: float  # |difference - LoRA| / |difference|, Frobenius norm over all tensors; 0 is nothing left out
 
 
-def low_rank(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def factorize(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return up (out, r) and down (r, in) with the least squared error |difference - up @ down|."""
     u, s, v = torch.linalg.svd(difference.float(), full_matrices=False)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
-def lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = SINGLE) -> LowRank:
+def extract_lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = LORA_TE) -> Lora:
     """Approximate `trained - base` in every linear layer; both have `text_model.` keys.
 
     `start` is what kohya's names begin with. Biases and norms have no place in a LoRA and count as residual, as does
@@ -51,17 +53,17 @@ def lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, s
         difference = trained[name].float() - old.float()
         square = difference.square().sum().item()
         total += square
-        if square and name.startswith(PREFIX + "encoder.layers.") and old.dim() == 2:
-            up, down = low_rank(difference, rank)
+        if square and name.startswith(TEXT_PREFIX + "encoder.layers.") and old.dim() == 2:
+            up, down = factorize(difference, rank)
             key = start + name.removesuffix(".weight").replace(".", "_")
             out |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
             out[f"{key}.alpha"] = torch.tensor(float(len(down)))
             square = (difference - up @ down).square().sum().item()
         left += square
-    return LowRank({k: v.contiguous() for k, v in out.items()}, (left / total) ** 0.5 if total else 0.0)
+    return Lora({k: v.contiguous() for k, v in out.items()}, (left / total) ** 0.5 if total else 0.0)
 
 
-def save_lora(path: str | pathlib.Path, made: LowRank, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
+def save_lora(path: str | pathlib.Path, made: Lora, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
     """Write a LoRA file; the residual is in its metadata."""
     text = {"format": "pt", "advunlearn.residual": f"{made.residual:.6f}", **(metadata or {})}
     return write_safetensors(path, made.tensors, text)

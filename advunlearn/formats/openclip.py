@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from .detect import CLIP_G, clip_of, describe
-from .text_encoders import PREFIX, PROJECTION, encoder_in
-from .weights import Weights, mismatch
+from .detect import CLIP_G_WIDTH, detect_weights_kind, name_clip_encoder
+from .text_encoders import PROJECTION, TEXT_PREFIX, extract_encoder
+from .weights import Weights, describe_mismatch
 
-HOME = "conditioner.embedders.1.model."
+CLIP_G_PREFIX = "conditioner.embedders.1.model."
 ENDS = {
-    "token_embedding.weight": PREFIX + "embeddings.token_embedding.weight",
-    "positional_embedding": PREFIX + "embeddings.position_embedding.weight",
-    "ln_final.weight": PREFIX + "final_layer_norm.weight",
-    "ln_final.bias": PREFIX + "final_layer_norm.bias",
+    "token_embedding.weight": TEXT_PREFIX + "embeddings.token_embedding.weight",
+    "positional_embedding": TEXT_PREFIX + "embeddings.position_embedding.weight",
+    "ln_final.weight": TEXT_PREFIX + "final_layer_norm.weight",
+    "ln_final.bias": TEXT_PREFIX + "final_layer_norm.bias",
     "text_projection": PROJECTION,
 }
 PARTS = {
@@ -30,15 +30,15 @@ PARTS = {
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-BLOCK, LAYER, TOGETHER = "transformer.resblocks.", PREFIX + "encoder.layers.", "attn.in_proj_"
+BLOCK, LAYER, TOGETHER = "transformer.resblocks.", TEXT_PREFIX + "encoder.layers.", "attn.in_proj_"
 APART = tuple(f"self_attn.{which}_proj." for which in "qkv")
 UNUSED = "logit_scale"  # trained with the encoder; no picture depends on it
 
 
 def is_clip_g(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether an encoder is CLIP-G, by its width."""
-    table = tensors.get(PREFIX + "embeddings.token_embedding.weight")
-    return table is not None and table.shape[-1] == CLIP_G
+    table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
+    return table is not None and table.shape[-1] == CLIP_G_WIDTH
 
 
 def from_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,24 +74,24 @@ def to_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def read_part(weights: Weights, part: str) -> dict[str, Tensor]:
+def extract_sdxl_encoder(weights: Weights, part: str) -> dict[str, Tensor]:
     """Return the text encoder of a file, of SDXL's two the named one; CLIP-G with its projection.
 
     Raises AdvUnlearnError where there is none, and for a CLIP-G without its projection.
     """
-    inside = [name for name in weights.names if name.startswith(HOME)]
+    inside = [name for name in weights.names if name.startswith(CLIP_G_PREFIX)]
     if part == "clip_g" and inside:
-        tensors = from_openclip({name.removeprefix(HOME): weights.read(name) for name in inside})
+        tensors = from_openclip({name.removeprefix(CLIP_G_PREFIX): weights.read(name) for name in inside})
     else:
-        tensors = encoder_in(weights)
+        tensors = extract_encoder(weights)
         if is_clip_g(tensors) and PROJECTION in weights.names:
             tensors[PROJECTION] = weights.read(PROJECTION)
     if part == "clip_g" and not is_clip_g(tensors):
         raise AdvUnlearnError(f"{weights.source} holds no CLIP-G; give an SDXL checkpoint, or ask for CLIP-L")
     if is_clip_g(tensors) and PROJECTION not in tensors:
         raise AdvUnlearnError(
-            f"{weights.source} is {clip_of(CLIP_G)}, without its {PROJECTION}, which SDXL needs; give the whole of it, "
-            "such as a run's clip_g.safetensors"
+            f"{weights.source} is {name_clip_encoder(CLIP_G_WIDTH)}, without its {PROJECTION}, which SDXL needs; give "
+            "the whole of it, such as a run's clip_g.safetensors"
         )
     return tensors
 
@@ -101,11 +101,11 @@ def in_checkpoint(weights: Weights, tensors: Mapping[str, Tensor], source: str) 
 
     Raises AdvUnlearnError for a checkpoint without it, or of another shape.
     """
-    there = {n: weights.shape(n) for n in weights.names if n.startswith(HOME) and not n.endswith(UNUSED)}
+    there = {n: weights.shape(n) for n in weights.names if n.startswith(CLIP_G_PREFIX) and not n.endswith(UNUSED)}
     if not there:
-        what = describe(weights.names, weights.shape)
+        what = detect_weights_kind(weights.names, weights.shape)
         raise AdvUnlearnError(f"{weights.source} has no CLIP-G ({what or 'it is no SDXL checkpoint'}); give SDXL's")
-    new = {HOME + name: tensor for name, tensor in to_openclip(tensors).items()}
-    if wrong := mismatch(there, {name: tuple(tensor.shape) for name, tensor in new.items()}):
+    new = {CLIP_G_PREFIX + name: tensor for name, tensor in to_openclip(tensors).items()}
+    if wrong := describe_mismatch(there, {name: tuple(tensor.shape) for name, tensor in new.items()}):
         raise AdvUnlearnError(f"{source} {wrong}: it is not the CLIP-G of {weights.source}")
     return {name: tensor.contiguous() for name, tensor in new.items()}

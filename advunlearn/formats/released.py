@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AdvUnlearnError
-from ..files import PARTIAL, SHA256, WEIGHTS, digest_of, write_atomic
+from ..files import PARTIAL, SHA256, WEIGHTS, compute_digest, write_atomic
 
-REPO = "OPTML-Group/AdvUnlearn"
-NAMES = ("nudity", "vangogh", "church", "garbage_truck", "parachute", "tench")
+RELEASED_REPO = "OPTML-Group/AdvUnlearn"
+RELEASED_ENCODERS = ("nudity", "vangogh", "church", "garbage_truck", "parachute", "tench")
 CHUNK = 1 << 18  # bytes between two looks at progress and cancel
 TIMEOUT = 20.0  # seconds without a byte
 GIT = 40  # hex digits of the hub's other kind of hash
@@ -44,18 +44,18 @@ class Remote:
 
 def subfolder(name: str) -> str:
     """Return an encoder's folder, in the repository as on the disk. Raises AdvUnlearnError for an unknown name."""
-    if name not in NAMES:
-        raise AdvUnlearnError(f"no released encoder is called {name!r}; there are {', '.join(NAMES)}")
+    if name not in RELEASED_ENCODERS:
+        raise AdvUnlearnError(f"no released encoder is called {name!r}; there are {', '.join(RELEASED_ENCODERS)}")
     return f"{name}_unlearned"
 
 
-def present(name: str, to: str | pathlib.Path) -> pathlib.Path | None:
+def find_fetched(name: str, to: str | pathlib.Path) -> pathlib.Path | None:
     """Return the weights of a released encoder that is already in the folder `to`, or None."""
     places = [pathlib.Path(to) / subfolder(name) / file for file in WEIGHTS]
     return next((place for place in places if place.is_file()), None)
 
 
-def fetch(
+def fetch_encoder(
     name: str, to: str | pathlib.Path, on_progress: OnProgress | None = None, endpoint: str | None = None
 ) -> pathlib.Path:
     """Return the weights file of a released encoder, fetched into a folder of `to` unless it is there already.
@@ -64,7 +64,7 @@ def fetch(
     kept, and the next call goes on from there. `endpoint` is the hub's address ($HF_ENDPOINT by default).
     Raises AdvUnlearnError for an unknown name, without a network, and for a file that is not what the hub says it is.
     """
-    if there := present(name, to):
+    if there := find_fetched(name, to):
         return there
     folder = pathlib.Path(to) / subfolder(name)
     try:
@@ -76,7 +76,7 @@ def fetch(
         raise AdvUnlearnError(
             f"the released encoder {name!r} could not be fetched ({error}); try again, which goes on from where it "
             f"stopped, or put config.json and {' or '.join(WEIGHTS)} from "
-            f"https://huggingface.co/{REPO}/tree/main/{folder.name} into {folder} yourself"
+            f"https://huggingface.co/{RELEASED_REPO}/tree/main/{folder.name} into {folder} yourself"
         ) from error
 
 
@@ -86,7 +86,7 @@ def look_up(folder: str, files: tuple[str, ...], endpoint: str | None = None) ->
     from huggingface_hub.utils import EntryNotFoundError
 
     for file in files:
-        url = hf_hub_url(REPO, file, subfolder=folder, endpoint=endpoint)
+        url = hf_hub_url(RELEASED_REPO, file, subfolder=folder, endpoint=endpoint)
         try:
             found = get_hf_file_metadata(url, token=False, timeout=TIMEOUT)
         except EntryNotFoundError:
@@ -96,7 +96,7 @@ def look_up(folder: str, files: tuple[str, ...], endpoint: str | None = None) ->
         if found.size is None or len(found.etag or "") not in (SHA256, GIT):
             raise Unreachable(f"{url} comes without a size or a hash to check it by")
         return Remote(url=url, size=found.size, digest=str(found.etag), commit=found.commit_hash or "unknown")
-    raise Unreachable(f"{REPO} has no {' or '.join(files)} in {folder}")
+    raise Unreachable(f"{RELEASED_REPO} has no {' or '.join(files)} in {folder}")
 
 
 def reason(error: Exception) -> str:
@@ -127,7 +127,7 @@ def download(remote: Remote, path: pathlib.Path, on_progress: OnProgress) -> pat
                 raise broke
         file.flush()
         os.fsync(file.fileno())
-    if digest_of(partial, len(remote.digest)) != remote.digest:
+    if compute_digest(partial, len(remote.digest)) != remote.digest:
         partial.unlink()
         raise AdvUnlearnError(f"what came from {remote.url} is damaged: its hash is not the hub's; it was removed")
     if len(remote.digest) == SHA256:  # as `sha256sum -c` reads it

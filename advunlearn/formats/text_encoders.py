@@ -17,16 +17,16 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from ..files import WEIGHTS, write_atomic, write_safetensors
-from .detect import clip_of, describe, layer_count, require_width
-from .weights import Weights, mismatch, opened, weights_file
+from .detect import count_layers, detect_weights_kind, name_clip_encoder, require_width
+from .weights import Weights, describe_mismatch, find_weights_file, open_weights
 
-PREFIX, PROJECTION = "text_model.", "text_projection.weight"
-FORMAT = "advunlearn.text_encoder.v1"
+TEXT_PREFIX, PROJECTION = "text_model.", "text_projection.weight"
+ENCODER_FORMAT = "advunlearn.text_encoder.v1"
 SHAPES = pathlib.Path(__file__).parents[1] / "data" / "shapes"
-SHIPPED = SHAPES / "sd15" / "text_encoder" / "config.json"  # CLIP-L's
+CLIP_L_CONFIG = SHAPES / "sd15" / "text_encoder" / "config.json"  # CLIP-L's
 SECOND = SHAPES / "sdxl" / "text_encoder_2" / "config.json"  # CLIP-G's
 # Where CLIP-L's `encoder.` and `embeddings.` stand, with and without the prefix: the most telling first.
-HOMES = tuple(
+ENCODER_PREFIXES = tuple(
     root + prefix
     for root in (
         "cond_stage_model.transformer.",  # SD 1.x checkpoints; the first of them without the prefix
@@ -36,35 +36,35 @@ HOMES = tuple(
         "text_encoder.",  # the published trainer's .pt
         "",
     )
-    for prefix in (PREFIX, "")
+    for prefix in (TEXT_PREFIX, "")
 )
 
 
-def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def make_portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return an encoder's tensors under `text_model.` keys, with a projection, which loaders ask for: CLIP-G's own."""
     state = {
-        PREFIX + name.removeprefix(PREFIX): tensor.detach().cpu().contiguous()
+        TEXT_PREFIX + name.removeprefix(TEXT_PREFIX): tensor.detach().cpu().contiguous()
         for name, tensor in tensors.items()
         if not name.endswith(("position_ids", PROJECTION))
     }
-    norm = state[PREFIX + "final_layer_norm.weight"]
+    norm = state[TEXT_PREFIX + "final_layer_norm.weight"]
     own = tensors.get(PROJECTION)
     projection = torch.eye(len(norm), dtype=norm.dtype) if own is None else own.detach().cpu().contiguous()
     return state | {PROJECTION: projection}
 
 
-def portable_state(encoder: Any) -> dict[str, Tensor]:
-    """Return a CLIPTextModel's weights, as `portable` has them."""
-    return portable(encoder.state_dict())
+def export_state(encoder: Any) -> dict[str, Tensor]:
+    """Return a CLIPTextModel's weights, as `make_portable` has them."""
+    return make_portable(encoder.state_dict())
 
 
-def encoder_hash(tensors: Mapping[str, Tensor]) -> str:
+def hash_encoder(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of an encoder's weights as fp32: the same whichever container and layout they are in.
 
     Projections and buffers, which not every container has, do not count.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted((name.removeprefix(PREFIX), tensor) for name, tensor in tensors.items()):
+    for name, tensor in sorted((name.removeprefix(TEXT_PREFIX), tensor) for name, tensor in tensors.items()):
         if name.endswith(("position_ids", PROJECTION)):
             continue
         digest.update(name.encode())
@@ -72,7 +72,7 @@ def encoder_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def require_state(own: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], source: str) -> None:
+def require_encoder_shapes(own: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise AdvUnlearnError that names an encoder of another width, or the first missing, unknown or mis-shaped tensor.
 
     `own` are the shapes that are asked for. Names are with or without `text_model.`; buffers and projections do not
@@ -80,18 +80,20 @@ def require_state(own: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tens
     """
 
     def bare(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        return {k.removeprefix(PREFIX): v for k, v in shapes.items() if not k.endswith(("position_ids", PROJECTION))}
+        return {
+            k.removeprefix(TEXT_PREFIX): v for k, v in shapes.items() if not k.endswith(("position_ids", PROJECTION))
+        }
 
-    own, given = bare(own), bare(shapes_of(tensors))
+    own, given = bare(own), bare(get_shapes(tensors))
     require_width(tensors, own["encoder.layers.0.layer_norm1.weight"][-1], source)
-    if wrong := mismatch(own, given):
+    if wrong := describe_mismatch(own, given):
         raise AdvUnlearnError(
             f"{source} {wrong}: it is not a text encoder of this model's shape; give a CLIP text encoder trained from "
             "the same base"
         )
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def get_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of tensors."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
@@ -102,13 +104,13 @@ def load_state(encoder: Any, tensors: Mapping[str, Tensor], source: str) -> None
     Raises AdvUnlearnError that names an encoder of another width, or the first missing, unknown or mis-shaped key.
     """
     own = encoder.state_dict()
-    require_state(shapes_of(own), tensors, source)
-    bare = {name.removeprefix(PREFIX): name for name in own}
-    given = {bare[k]: v for name, v in tensors.items() if (k := name.removeprefix(PREFIX)) in bare}
+    require_encoder_shapes(get_shapes(own), tensors, source)
+    bare = {name.removeprefix(TEXT_PREFIX): name for name in own}
+    given = {bare[k]: v for name, v in tensors.items() if (k := name.removeprefix(TEXT_PREFIX)) in bare}
     encoder.load_state_dict({k: v.to(own[k].dtype) for k, v in given.items()}, strict=False)
 
 
-def as_text(metadata: Mapping[str, Any]) -> dict[str, str]:
+def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Return metadata as safetensors stores it: values that are not text become JSON."""
     return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in metadata.items()}
 
@@ -120,16 +122,18 @@ def save_encoder(path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, 
 
 def write_encoder(path: str | pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> pathlib.Path:
     """Write an encoder's tensors as one safetensors file for any loader."""
-    text = {**as_text(metadata), "format": "pt", "advunlearn.format": FORMAT}
-    return write_safetensors(path, portable(tensors), text)
+    text = {**encode_metadata(metadata), "format": "pt", "advunlearn.format": ENCODER_FORMAT}
+    return write_safetensors(path, make_portable(tensors), text)
 
 
-def save_folder(path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, Any] | None = None) -> pathlib.Path:
+def save_encoder_folder(
+    path: str | pathlib.Path, encoder: Any, metadata: Mapping[str, Any] | None = None
+) -> pathlib.Path:
     """Write a CLIPTextModel folder for diffusers, with `text_model.` keys whatever transformers' version."""
-    return write_folder(path, encoder.state_dict(), encoder.config.to_dict(), metadata or {})
+    return write_encoder_folder(path, encoder.state_dict(), encoder.config.to_dict(), metadata or {})
 
 
-def write_folder(
+def write_encoder_folder(
     path: str | pathlib.Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> pathlib.Path:
     """Write an encoder's tensors and its configuration as a CLIPTextModel folder, with its projection if it has one."""
@@ -141,50 +145,58 @@ def write_folder(
     made.architectures = ["CLIPTextModelWithProjection" if whole else "CLIPTextModel"]
     made.projection_dim = len(tensors[PROJECTION]) if whole else made.projection_dim
     write_atomic(path / "config.json", made.to_json_string().encode())
-    state = {k: v for k, v in portable(tensors).items() if whole or k != PROJECTION}
-    write_safetensors(path / WEIGHTS[0], state, {**as_text(metadata), "format": "pt"})
+    state = {k: v for k, v in make_portable(tensors).items() if whole or k != PROJECTION}
+    write_safetensors(path / WEIGHTS[0], state, {**encode_metadata(metadata), "format": "pt"})
     return path
 
 
-def text_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def compute_encoder_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a CLIPTextModel's weights under `text_model.` keys, from its configuration."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
         state = CLIPTextModel(CLIPTextConfig(**config)).state_dict()
-    return {PREFIX + k.removeprefix(PREFIX): tuple(v.shape) for k, v in state.items() if not k.endswith("position_ids")}
+    return {
+        TEXT_PREFIX + k.removeprefix(TEXT_PREFIX): tuple(v.shape)
+        for k, v in state.items()
+        if not k.endswith("position_ids")
+    }
 
 
-def config_of(tensors: Mapping[str, Tensor], source: str, *bases: str) -> dict[str, Any]:
+def find_encoder_config(tensors: Mapping[str, Tensor], source: str, *bases: str) -> dict[str, Any]:
     """Return the configuration of an encoder: that beside its file or beside a base's that fits it, or CLIP-L's.
 
     Weights alone do not tell how many heads they are cut into.
     Raises AdvUnlearnError when none fits.
     """
-    table = tensors.get(PREFIX + "embeddings.token_embedding.weight")
+    table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
     if table is None or table.dim() != 2:  # whoever compares it with CLIP-L's shapes says so
-        return json.loads(SHIPPED.read_text(encoding="utf-8"))
+        return json.loads(CLIP_L_CONFIG.read_text(encoding="utf-8"))
     vocabulary, width = table.shape
-    for file in [*(weights_file(place).with_name("config.json") for place in (source, *bases)), SHIPPED, SECOND]:
+    for file in [
+        *(find_weights_file(place).with_name("config.json") for place in (source, *bases)),
+        CLIP_L_CONFIG,
+        SECOND,
+    ]:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if (config.get("vocab_size"), config.get("hidden_size")) == (vocabulary, width):
             return config
     raise AdvUnlearnError(
-        f"{source} is {clip_of(width, layer_count(tensors))}, {vocabulary} tokens: nothing says how many heads it has; "
-        "give --base, the model or the CLIPTextModel folder that it was trained from"
+        f"{source} is {name_clip_encoder(width, count_layers(tensors))}, {vocabulary} tokens: nothing says how many "
+        "heads it has; give --base, the model or the CLIPTextModel folder that it was trained from"
     )
 
 
-def home_of_clip_l(weights: Weights) -> str:
+def find_clip_l_prefix(weights: Weights) -> str:
     """Return the prefix under which a file holds CLIP-L's text encoder.
 
     Known are our files and CLIPTextModel folders (with and without `text_model.`), the published trainer's files, which
     hold every tensor twice, and full Stable Diffusion 1.x and SDXL checkpoints.
     Raises AdvUnlearnError that says what the file is instead.
     """
-    if homes := homes_of(weights):
+    if homes := find_encoder_prefixes(weights):
         return homes[0]
-    what = describe(weights.names, weights.shape)
+    what = detect_weights_kind(weights.names, weights.shape)
     found = f"it is {what}" if what else f"its first tensor is {min(weights.names, default='nothing')!r}"
     raise AdvUnlearnError(
         f"{weights.source} holds no CLIP-L text encoder: {found}; give an encoder's file, a CLIPTextModel folder, or a "
@@ -192,29 +204,29 @@ def home_of_clip_l(weights: Weights) -> str:
     )
 
 
-def homes_of(weights: Weights) -> list[str]:
+def find_encoder_prefixes(weights: Weights) -> list[str]:
     """Return every prefix under which a file holds a CLIP text encoder."""
     have = set(weights.names)
     layer, vision = "encoder.layers.0.layer_norm1.weight", "embeddings.patch_embedding.weight"
-    return [start for start in HOMES if start + layer in have and start + vision not in have]
+    return [start for start in ENCODER_PREFIXES if start + layer in have and start + vision not in have]
 
 
-def names_in(weights: Weights, home: str) -> dict[str, str]:
+def map_encoder_names(weights: Weights, home: str) -> dict[str, str]:
     """Return the names that a file's text encoder has there, by its own under `text_model.`."""
     inside = tuple(home + part for part in ("encoder.", "embeddings.", "final_layer_norm."))
     names = (n for n in weights.names if n.startswith(inside) and not n.endswith("position_ids"))
-    return {PREFIX + n.removeprefix(home): n for n in names}
+    return {TEXT_PREFIX + n.removeprefix(home): n for n in names}
 
 
-def encoder_in(weights: Weights) -> dict[str, Tensor]:
+def extract_encoder(weights: Weights) -> dict[str, Tensor]:
     """Return the tensors of the CLIP-L text encoder in a file, under `text_model.` keys.
 
     Raises AdvUnlearnError when it holds none, or holds it twice and the copies differ.
     """
-    home = home_of_clip_l(weights)
-    tensors = {name: weights.read(there) for name, there in names_in(weights, home).items()}
-    for other in homes_of(weights):
-        for name, there in names_in(weights, other).items() if other != home else ():
+    home = find_clip_l_prefix(weights)
+    tensors = {name: weights.read(there) for name, there in map_encoder_names(weights, home).items()}
+    for other in find_encoder_prefixes(weights):
+        for name, there in map_encoder_names(weights, other).items() if other != home else ():
             if name not in tensors or not torch.equal(tensors[name], weights.read(there)):
                 raise AdvUnlearnError(
                     f"{weights.source} holds its text encoder twice, and the copies differ, first in {there!r}; "
@@ -228,5 +240,5 @@ def read_encoder(path: str | pathlib.Path) -> tuple[dict[str, Tensor], dict[str,
 
     Raises AdvUnlearnError when the file is missing, cannot be read, or holds no CLIP text encoder.
     """
-    with opened(path) as weights:
-        return encoder_in(weights), weights.metadata
+    with open_weights(path) as weights:
+        return extract_encoder(weights), weights.metadata

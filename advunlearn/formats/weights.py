@@ -30,7 +30,7 @@ class Weights:
     metadata: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str] | None = None) -> Weights:
+    def from_tensors(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str] | None = None) -> Weights:
         """Return tensors that are in memory already as if they were a file."""
         return Weights(
             source=source,
@@ -41,7 +41,7 @@ class Weights:
         )
 
 
-def weights_file(
+def find_weights_file(
     path: str | pathlib.Path,
     names: Sequence[str] = WEIGHTS,
     inside: Sequence[str] = ("text_encoder",),
@@ -63,7 +63,7 @@ def weights_file(
     return path
 
 
-def mismatch(needed: Shapes, given: Shapes, whose: str = "") -> str:
+def describe_mismatch(needed: Shapes, given: Shapes, whose: str = "") -> str:
     """Return in words what tensors lack, have too many, or have in another shape; "" where all fit."""
     for word, names in (("lacks", needed.keys() - given.keys()), ("has unknown", given.keys() - needed.keys())):
         if names:
@@ -73,14 +73,14 @@ def mismatch(needed: Shapes, given: Shapes, whose: str = "") -> str:
 
 
 @contextlib.contextmanager
-def opened(path: str | pathlib.Path) -> Iterator[Weights]:
+def open_weights(path: str | pathlib.Path) -> Iterator[Weights]:
     """Open a file of weights, or the one that a folder holds.
 
     Pickles are read through `weights_only`, which runs no code. Raises AdvUnlearnError when nothing can be read.
     """
-    path = weights_file(path)
+    path = find_weights_file(path)
     if path.suffix in PICKLES:
-        yield Weights.of(_unpickled(path), str(path))
+        yield Weights.from_tensors(_unpickled(path), str(path))
         return
     try:
         file = safe_open(path, "pt").__enter__()

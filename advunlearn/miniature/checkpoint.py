@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..files import write_safetensors
-from ..formats.ldm_keys import checkpoint_state
+from ..formats.ldm_keys import build_checkpoint_state
 from . import path
 
 LAYERS, WIDTH = 12, 768  # of SD 1.5's text encoder
@@ -167,7 +167,7 @@ def checkpoint() -> dict[str, Tensor]:
     from diffusers import AutoencoderTiny
 
     unet, text, vae = wide_states()
-    return checkpoint_state(unet, text, vae, AutoencoderTiny.load_config(path() / "vae")["scaling_factor"])
+    return build_checkpoint_state(unet, text, vae, AutoencoderTiny.load_config(path() / "vae")["scaling_factor"])
 
 
 def write(file: str | pathlib.Path) -> pathlib.Path:

@@ -10,14 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config.training import Encoders
+from ..config.training import ENCODER_NAMES, Encoders
 from ..errors import AdvUnlearnError
 from ..files import write_safetensors
-from ..formats.detect import UNET, checkpoint_of
-from ..formats.openclip import HOME, read_part
-from ..formats.text_encoders import PREFIX, as_text, encoder_hash, encoder_in, load_state, save_encoder
-from ..formats.weights import opened, weights_file
-from .sdxl_text_encoder import NAMES, DualTextEncoder
+from ..formats.detect import UNET_PREFIX, detect_checkpoint_kind
+from ..formats.openclip import CLIP_G_PREFIX, extract_sdxl_encoder
+from ..formats.text_encoders import (
+    TEXT_PREFIX,
+    encode_metadata,
+    extract_encoder,
+    hash_encoder,
+    load_state,
+    save_encoder,
+)
+from ..formats.weights import find_weights_file, open_weights
+from .sdxl_text_encoder import DualTextEncoder
 
 BASES = "advunlearn.base_parts"
 
@@ -35,14 +42,18 @@ def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None
     encoder = copy.deepcopy(like)
     metadata: dict[str, str] = {}
     for file in parts_of(path):
-        with opened(file) as weights:
-            whole = isinstance(like, DualTextEncoder) and any(name.startswith((UNET, HOME)) for name in weights.names)
-            if whole and not any(name.startswith(HOME) for name in weights.names):
+        with open_weights(file) as weights:
+            whole = isinstance(like, DualTextEncoder) and any(
+                name.startswith((UNET_PREFIX, CLIP_G_PREFIX)) for name in weights.names
+            )
+            if whole and not any(name.startswith(CLIP_G_PREFIX) for name in weights.names):
                 raise AdvUnlearnError(
-                    f"{file} is {checkpoint_of(weights.names, weights.shape)}, of which CLIP-L alone could be read; "
-                    "give an SDXL checkpoint, the folder of a run, or its clip_l.safetensors or clip_g.safetensors"
+                    f"{file} is {detect_checkpoint_kind(weights.names, weights.shape)}, of which CLIP-L alone could be "
+                    "read; give an SDXL checkpoint, a run's folder, or its clip_l.safetensors or clip_g.safetensors"
                 )
-            found = [read_part(weights, name) for name in NAMES] if whole else [encoder_in(weights)]
+            found = (
+                [extract_sdxl_encoder(weights, name) for name in ENCODER_NAMES] if whole else [extract_encoder(weights)]
+            )
             metadata = weights.metadata
         if check is not None:
             check(str(file), metadata)
@@ -53,7 +64,7 @@ def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None
 
 def parts_of(path: str | pathlib.Path) -> list[pathlib.Path]:
     """Return the files of the text encoders in a run's folder on Stable Diffusion XL, or else the path itself."""
-    found = [file for name in NAMES if (file := pathlib.Path(path) / f"{name}.safetensors").is_file()]
+    found = [file for name in ENCODER_NAMES if (file := pathlib.Path(path) / f"{name}.safetensors").is_file()]
     return found or [pathlib.Path(path)]
 
 
@@ -61,7 +72,7 @@ def part_as_wide(encoder: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Return the one of Stable Diffusion XL's two encoders that is as wide as some tensors; any other encoder as is."""
     if not isinstance(encoder, DualTextEncoder):
         return encoder
-    table = tensors.get(PREFIX + "embeddings.token_embedding.weight")
+    table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
     width = table.shape[-1] if table is not None else 0
     first, second = encoder.encoders().values()
     return second if second.get_input_embeddings().weight.shape[1] == width else first
@@ -88,23 +99,23 @@ def save_encoders(
 
 
 def part_hashes(encoder: Any) -> dict[str, str]:
-    """Return the `encoder_hash` of each of two encoders by name; of one there are none."""
+    """Return the `hash_encoder` of each of two encoders by name; of one there are none."""
     if not isinstance(encoder, DualTextEncoder):
         return {}
-    return {name: encoder_hash(part.state_dict()) for name, part in encoder.encoders().items()}
+    return {name: hash_encoder(part.state_dict()) for name, part in encoder.encoders().items()}
 
 
 def embedding_file(found: Tensor, encoder: Any) -> dict[str, Tensor]:
     """Return embeddings (k, D) as a textual inversion's file has them, those of each encoder under its name."""
     if not isinstance(encoder, DualTextEncoder):
-        return {NAMES[0]: found.contiguous()}
+        return {ENCODER_NAMES[0]: found.contiguous()}
     parts = found.split([table.shape[1] for table in encoder.tables()], -1)
-    return {name: part.contiguous() for name, part in zip(NAMES, parts, strict=True)}
+    return {name: part.contiguous() for name, part in zip(ENCODER_NAMES, parts, strict=True)}
 
 
 def files_for_scores(path: str) -> list[pathlib.Path]:
     """Return the safetensors files that a path names, whose metadata can have scores; raises for any other."""
-    files = [weights_file(file) for file in parts_of(path)]
+    files = [find_weights_file(file) for file in parts_of(path)]
     if wrong := next((file for file in files if file.suffix != ".safetensors"), None):
         raise AdvUnlearnError(
             f"{wrong} is no safetensors file, so scores have no place in it; leave --write-scores out, or convert it: "
@@ -117,7 +128,7 @@ def files_for_scores(path: str) -> list[pathlib.Path]:
 
 def write_scores(file: pathlib.Path, scores: Mapping[str, Any]) -> None:
     """Write into a file's metadata what was measured; its tensors stay as they are, bit for bit."""
-    with opened(file) as weights:
+    with open_weights(file) as weights:
         tensors = {name: weights.read(name).clone() for name in weights.names}  # the file itself is replaced
         metadata = {"format": "pt"} | weights.metadata
-    write_safetensors(file, tensors, metadata | as_text({"advunlearn.scores": scores}))
+    write_safetensors(file, tensors, metadata | encode_metadata({"advunlearn.scores": scores}))

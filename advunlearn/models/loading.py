@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .. import miniature
 from ..errors import AdvUnlearnError
-from ..formats import encoder_hash, opened, single_file
+from ..formats import single_file
+from ..formats.text_encoders import hash_encoder
+from ..formats.weights import open_weights
 from . import Denoiser, DiffusersDenoiser
 from .ddim import batch_of
 from .encoder_files import part_hashes
@@ -62,7 +64,7 @@ class TextToImage:
         """Return the SHA-256 of the text encoder's weights, which tells one base model from another; or of both."""
         if parts := part_hashes(self.text_encoder):
             return hashlib.sha256(" ".join(parts.values()).encode()).hexdigest()
-        return encoder_hash(self.text_encoder.state_dict())
+        return hash_encoder(self.text_encoder.state_dict())
 
 
 def resolve(name: str) -> pathlib.Path:
@@ -70,14 +72,14 @@ def resolve(name: str) -> pathlib.Path:
     if name == "miniature":
         return miniature.path()
     path = pathlib.Path(name)
-    if path.is_file() and path.suffix in single_file.SUFFIXES:
+    if path.is_file() and path.suffix in single_file.CHECKPOINT_SUFFIXES:
         return path
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
         found = "no such folder or file" if not path.exists() else f"it has no {', '.join(missing)}"
         raise AdvUnlearnError(
             f"model {name!r}: {found}; give 'miniature', a diffusers folder with {', '.join(PARTS)}, or a checkpoint "
-            f"({', '.join(single_file.SUFFIXES)})"
+            f"({', '.join(single_file.CHECKPOINT_SUFFIXES)})"
         )
     return path
 
@@ -175,13 +177,13 @@ def _from_file(
     from diffusers import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    with opened(path) as weights:
-        configs = single_file.configs(weights, prediction_type)
-        states = single_file.states(weights, configs)
+    with open_weights(path) as weights:
+        configs = single_file.infer_configs(weights, prediction_type)
+        states = single_file.read_states(weights, configs)
     encoder: Any = CLIPTextModel.from_pretrained(
         None, config=CLIPTextConfig(**configs["text_encoder"], **attention), state_dict=states["text_encoder"]
     )
-    unet, vae = single_file.blank(configs)
+    unet, vae = single_file.build_meta_modules(configs)
     for part, state in ((unet, states["unet"]), (vae, states["vae"])):
         part.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
     tokenizer = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER, local_files_only=True)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import AdvUnlearnError
-from ..formats import opened, single_file
+from ..formats import single_file
+from ..formats.weights import open_weights
 from .loading import CLIP_TOKENIZER, SECOND, TextToImage, assembled, plain_attention, resolve, vae_dtype
 from .sdxl_text_encoder import DualTextEncoder
 
@@ -36,8 +37,8 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
     folder = SHAPES / name if name in SHIPPED else resolve(name)
     try:
         if folder.is_file():
-            with opened(folder) as weights:
-                configs = single_file.configs(weights)
+            with open_weights(folder) as weights:
+                configs = single_file.infer_configs(weights)
         else:
             parts = ("unet", "vae", "text_encoder", SECOND, "scheduler")
             configs = {part: _config(folder / part) for part in parts if (folder / part).is_dir()}
@@ -52,7 +53,7 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
             if SECOND in configs:
                 second = CLIPTextModelWithProjection(CLIPTextConfig(**configs[SECOND] | attention)).float()
                 encoder = DualTextEncoder(encoder, second)
-        unet, vae = single_file.blank(configs)
+        unet, vae = single_file.build_meta_modules(configs)
         unet, vae = nn.Module.to(unet, dtype), nn.Module.to(vae, vae_dtype(vae, encoder, dtype))
     except AdvUnlearnError:
         raise

@@ -11,11 +11,11 @@ import torch
 
 from ..errors import AdvUnlearnError
 from ..files import UNET_WEIGHTS, write_safetensors
-from ..formats import opened, portable_state, single_file, weights_file
-from ..formats.detect import UNET, describe
-from ..formats.ldm_keys import checkpoint_state, unet_keys
-from ..formats.text_encoders import as_text
-from ..formats.weights import mismatch
+from ..formats import single_file
+from ..formats.detect import UNET_PREFIX, detect_weights_kind
+from ..formats.ldm_keys import build_checkpoint_state, map_unet_keys
+from ..formats.text_encoders import encode_metadata, export_state
+from ..formats.weights import describe_mismatch, find_weights_file, open_weights
 from . import DiffusersDenoiser
 from .loading import TextToImage
 
@@ -42,9 +42,9 @@ def save_checkpoint(
     Every tensor keeps its values and its dtype. Raises AdvUnlearnError for a UNet, or a schedule, that the format
     has no names for.
     """
-    text = {name: tensor for name, tensor in portable_state(encoder).items() if name.startswith("text_model.")}
+    text = {name: tensor for name, tensor in export_state(encoder).items() if name.startswith("text_model.")}
     scale = model.vae.config.scaling_factor
-    state = checkpoint_state(denoiser.unet.state_dict(), text, model.vae.state_dict(), scale)
+    state = build_checkpoint_state(denoiser.unet.state_dict(), text, model.vae.state_dict(), scale)
     says = {"ztsnr": has_zero_snr(denoiser), "v_pred": denoiser.prediction_type == "v_prediction"}
     state |= {key: torch.zeros(0) for key, true in says.items() if true}
     height, width = (8 * side for side in denoiser.latent_shape[1:])
@@ -65,7 +65,7 @@ def has_zero_snr(denoiser: DiffusersDenoiser) -> bool:
 
     own = denoiser.alphas_cumprod
     for zero in (False, True):
-        plain = DDIMScheduler.from_config(single_file.shipped("scheduler") | {"rescale_betas_zero_snr": zero})
+        plain = DDIMScheduler.from_config(single_file.load_sd15_config("scheduler") | {"rescale_betas_zero_snr": zero})
         if own.shape == plain.alphas_cumprod.shape and torch.allclose(own, plain.alphas_cumprod, atol=1e-6):
             return zero
     raise AdvUnlearnError(
@@ -75,7 +75,7 @@ def has_zero_snr(denoiser: DiffusersDenoiser) -> bool:
 
 
 def _text(metadata: Mapping[str, Any], kind: str) -> dict[str, str]:
-    return {"format": "pt", "advunlearn.format": FORMATS[kind], **as_text(metadata)}
+    return {"format": "pt", "advunlearn.format": FORMATS[kind], **encode_metadata(metadata)}
 
 
 def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[DiffusersDenoiser, dict[str, str]]:
@@ -89,13 +89,13 @@ def load_unet(path: str | pathlib.Path, like: DiffusersDenoiser) -> tuple[Diffus
     Raises AdvUnlearnError when there is no UNet, or that names the first missing, unknown or mis-shaped tensor.
     """
     advice = "a diffusers UNet's folder, such as the unet that a training run wrote, or a checkpoint"
-    file, own = weights_file(path, UNET_WEIGHTS, ("unet",), advice), like.unet.state_dict()
-    with opened(file) as weights:
+    file, own = find_weights_file(path, UNET_WEIGHTS, ("unet",), advice), like.unet.state_dict()
+    with open_weights(file) as weights:
         names, read, metadata = weights.names, weights.read, weights.metadata
-        start, keys = _layout(names, own, lambda: describe(names, weights.shape), file)
+        start, keys = _layout(names, own, lambda: detect_weights_kind(names, weights.shape), file)
         needed = {keys[name]: tuple(tensor.shape) for name, tensor in own.items()}
         given = {name: weights.shape(name) for name in names if name.startswith(start)}
-        if wrong := mismatch(needed, given, "a UNet's "):
+        if wrong := describe_mismatch(needed, given, "a UNet's "):
             raise AdvUnlearnError(
                 f"{file} {wrong}: it is not a UNet of this model's shape; give one that was trained from the same model"
             )
@@ -111,8 +111,8 @@ def _layout(
     """Return the prefix under which a file holds a UNet, and what it calls each of the UNet's `own` weights."""
     if "conv_in.weight" in names:
         return "", {name: name for name in own}
-    for start in (UNET, ""):
+    for start in (UNET_PREFIX, ""):
         if start + "input_blocks.0.0.weight" in names:
-            return start, {name: start + key for name, key in unet_keys(own).items()}
+            return start, {name: start + key for name, key in map_unet_keys(own).items()}
     found = f"it is {what()}" if what() else f"its first tensor is {min(names, default='nothing')!r}"
     raise AdvUnlearnError(f"{file} holds no UNet: {found}; give the unet folder that a training run wrote")

@@ -23,7 +23,7 @@ from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation import evaluator as evaluate
 from advunlearn.evaluation.cases import Cases, make_cases
-from advunlearn.formats import save_encoder
+from advunlearn.formats.text_encoders import save_encoder
 from advunlearn.models.encoder_files import files_for_scores
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.unet_files import load_unet, save_unet

@@ -8,17 +8,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from encoder_layouts import is_same
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from advunlearn import miniature
 from advunlearn.cli.main import main
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import opened, portable_state, read_encoder, save_encoder
 from advunlearn.formats.convert import convert
-from advunlearn.formats.inspect import same_bits
-from advunlearn.formats.lora import lora
+from advunlearn.formats.lora import extract_lora
+from advunlearn.formats.text_encoders import export_state, read_encoder, save_encoder
+from advunlearn.formats.weights import open_weights
 from advunlearn.models.loading import TextToImage
 
+MINIATURE = str(miniature.path())
 Tensors = dict[str, torch.Tensor]
 UNET = "model.diffusion_model."
 REST: Tensors = {
@@ -31,14 +34,9 @@ REST: Tensors = {
 METADATA = {"format": "pt", "modelspec.title": "a model", "modelspec.hash_sha256": "0x12", "ss_note": "kept"}
 
 
-def same(a: Tensors, b: Tensors) -> bool:
-    """Return whether two sets of tensors have the same names, dtypes and bits."""
-    return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in a)
-
-
 def encoder_of(model: TextToImage, dtype: torch.dtype, change: float = 0.0) -> Tensors:
     """Return the miniature's encoder, all of it changed a little, without the projection."""
-    state = {k: v for k, v in portable_state(model.text_encoder).items() if k.startswith("text_model.")}
+    state = {k: v for k, v in export_state(model.text_encoder).items() if k.startswith("text_model.")}
     generator = torch.Generator().manual_seed(0)
     return {k: (v + change * torch.randn(v.shape, generator=generator)).to(dtype) for k, v in state.items()}
 
@@ -92,16 +90,16 @@ def test_every_round_trip_is_bit_exact(model: TextToImage, tmp_path: pathlib.Pat
     base.mkdir()
     checkpoint = under("cond_stage_model.transformer.")(encoder_of(model, torch.float16), base)
     source, place = READ[layout](state, tmp_path), tmp_path / ("folder" if to == "diffusers" else "there.safetensors")
-    convert(str(source), place, to, str(checkpoint) if to == "checkpoint" else "miniature")
-    convert(str(place), out, "safetensors", "miniature")
+    convert(str(source), place, to, str(checkpoint) if to == "checkpoint" else MINIATURE)
+    convert(str(place), out, "safetensors", MINIATURE)
     found, metadata = read_encoder(out)
-    assert same(found, state) and torch.equal(load_file(out)["text_projection.weight"], torch.eye(192, dtype=dtype))
+    assert is_same(found, state) and torch.equal(load_file(out)["text_projection.weight"], torch.eye(192, dtype=dtype))
     if layout == "our file":
         assert metadata["advunlearn.concept"] == "church"
     assert not list(tmp_path.rglob("*.partial"))
     if to == "checkpoint":
         before, after = load_file(checkpoint), load_file(place)
-        assert same({k: after[k] for k in REST}, {k: before[k] for k in REST}) and before.keys() == after.keys()
+        assert is_same({k: after[k] for k in REST}, {k: before[k] for k in REST}) and before.keys() == after.keys()
         with safe_open(place, "pt") as file:
             kept = {k: v for k, v in METADATA.items() if k != "modelspec.hash_sha256"}  # it is another file now
             assert kept.items() <= file.metadata().items() and "modelspec.hash_sha256" not in file.metadata()
@@ -110,13 +108,11 @@ def test_every_round_trip_is_bit_exact(model: TextToImage, tmp_path: pathlib.Pat
 def test_a_diffusers_folder_loads_in_transformers_as_it_was(model: TextToImage, tmp_path: pathlib.Path) -> None:
     from transformers import CLIPTextModel
 
-    convert(
-        str(in_our_file(encoder_of(model, torch.float32, 0.1), tmp_path)), tmp_path / "to", "diffusers", "miniature"
-    )
+    convert(str(in_our_file(encoder_of(model, torch.float32, 0.1), tmp_path)), tmp_path / "to", "diffusers", MINIATURE)
     loaded = CLIPTextModel.from_pretrained(tmp_path / "to")
     assert loaded.config.num_attention_heads == 12 and loaded.dtype == torch.float32
     own = {"text_model." + k.removeprefix("text_model."): v for k, v in loaded.state_dict().items()}
-    assert same({k: own[k] for k in own if "position_ids" not in k}, encoder_of(model, torch.float32, 0.1))
+    assert is_same({k: own[k] for k in own if "position_ids" not in k}, encoder_of(model, torch.float32, 0.1))
 
 
 def test_a_lora_holds_what_was_made_and_says_what_it_leaves_out(
@@ -126,9 +122,9 @@ def test_a_lora_holds_what_was_made_and_says_what_it_leaves_out(
     source = str(in_our_file(state, tmp_path))
     assert main(["convert", source, str(out), "--to", "lora", "--base", "miniature", "--rank", "4", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    made = lora(encoder_of(model, torch.float32), state, 4)
-    with opened(out) as weights:
-        assert same({name: weights.read(name) for name in weights.names}, made.tensors)
+    made = extract_lora(encoder_of(model, torch.float32), state, 4)
+    with open_weights(out) as weights:
+        assert is_same({name: weights.read(name) for name in weights.names}, made.tensors)
         assert weights.metadata["ss_network_dim"] == "4" and weights.metadata["advunlearn.concept"] == "church"
     assert facts == {"file": str(out), "rank": 4, "layers": 24, "residual": made.residual} and 0 < made.residual < 1
     assert main(["info", str(out), "--json"]) == 0
@@ -142,24 +138,24 @@ def test_a_pickled_checkpoint_can_be_patched_too(model: TextToImage, tmp_path: p
     state = encoder_of(model, torch.float32, 0.1)
     source, out = in_our_file(state, tmp_path), tmp_path / "out.safetensors"
     convert(str(source), out, "checkpoint", str(tmp_path / "base.ckpt"))
-    assert same(read_encoder(out)[0], state) and same({k: load_file(out)[k] for k in shared}, shared)
+    assert is_same(read_encoder(out)[0], state) and is_same({k: load_file(out)[k] for k in shared}, shared)
 
 
 def test_nothing_that_is_there_is_lost(model: TextToImage, tmp_path: pathlib.Path) -> None:
     source, out = in_our_file(encoder_of(model, torch.float32), tmp_path), tmp_path / "out.safetensors"
     out.write_text("precious")
     with pytest.raises(AdvUnlearnError, match="is there already; give another name, or --overwrite"):
-        convert(str(source), out, "safetensors", "miniature")
+        convert(str(source), out, "safetensors", MINIATURE)
     assert out.read_text() == "precious"
-    convert(str(source), out, "safetensors", "miniature", overwrite=True)
-    assert same(read_encoder(out)[0], read_encoder(source)[0])
+    convert(str(source), out, "safetensors", MINIATURE, overwrite=True)
+    assert is_same(read_encoder(out)[0], read_encoder(source)[0])
     for overwrite in (False, True):
         with pytest.raises(AdvUnlearnError, match="is what is read"):
-            convert(str(source), source, "safetensors", "miniature", overwrite=overwrite)
+            convert(str(source), source, "safetensors", MINIATURE, overwrite=overwrite)
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "config.json").write_text("precious")
     with pytest.raises(AdvUnlearnError, match="config.json is there already"):
-        convert(str(source), tmp_path / "to", "diffusers", "miniature")
+        convert(str(source), tmp_path / "to", "diffusers", MINIATURE)
     assert not (tmp_path / "to" / "model.safetensors").exists()
 
 
@@ -192,15 +188,15 @@ def test_info_tells_hash_dtype_recipe_and_the_differences_to_a_base(
 
 
 def test_info_of_a_patched_checkpoint_counts_what_it_left_alone(model: TextToImage, tmp_path: pathlib.Path) -> None:
-    from advunlearn.formats.inspect import information
+    from advunlearn.formats.inspect import inspect_file
 
     base = under("cond_stage_model.transformer.text_model.")(encoder_of(model, torch.float16), tmp_path)
     (tmp_path / "in").mkdir()
     source, out = in_our_file(encoder_of(model, torch.float32, 0.1), tmp_path / "in"), tmp_path / "out.safetensors"
     convert(str(source), out, "checkpoint", str(base))
-    facts = information(str(out), str(base))
+    facts = inspect_file(str(out), str(base))
     assert facts["kind"].startswith("a Stable Diffusion 1.x checkpoint, epsilon prediction, with a CLIP text encoder")
     assert facts["base"]["others"] == {"equal": len(REST), "of": len(REST)}
     changed = load_file(out) | {"alphas_cumprod": torch.zeros(1000)}
     save_file(changed, out)
-    assert information(str(out), str(base))["base"]["others"]["equal"] == len(REST) - 1
+    assert inspect_file(str(out), str(base))["base"]["others"]["equal"] == len(REST) - 1

@@ -7,34 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from encoder_layouts import openclip_layout, t5_layout, transformers_layout
 from safetensors.torch import save_file
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import portable_state, read_encoder
+from advunlearn.formats.text_encoders import export_state, read_encoder
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import TextToImage
 
 Tensors = dict[str, torch.Tensor]
-
-
-def transformers_layout(width: int, layers: int, prefix: str = "text_model.") -> Tensors:
-    """Return an encoder's norms at their true shapes; the large matrices are left out."""
-    norms = [f"encoder.layers.{k}.layer_norm{n}.{w}" for k in range(layers) for n in (1, 2) for w in ("weight", "bias")]
-    norms += ["final_layer_norm.weight", "final_layer_norm.bias"]
-    return {prefix + name: torch.zeros(width) for name in norms}
-
-
-def openclip_layout(width: int, layers: int, prefix: str = "") -> Tensors:
-    """The same in OpenCLIP's layout."""
-    norms = [f"transformer.resblocks.{k}.ln_{n}.weight" for k in range(layers) for n in (1, 2)]
-    return {prefix + name: torch.zeros(width) for name in [*norms, "ln_final.weight", "ln_final.bias"]}
-
-
-def t5(prefix: str = "") -> Tensors:
-    """T5-XXL's norms."""
-    names = [f"encoder.block.{k}.layer.0.SelfAttention.relative_attention_bias.weight" for k in range(1)]
-    names += [f"encoder.block.{k}.layer.0.layer_norm.weight" for k in range(24)]
-    return {prefix + name: torch.zeros(4096) for name in names}
 
 
 SDXL_G = "SDXL's CLIP-G (OpenCLIP ViT-bigG), 1280 wide"
@@ -49,8 +30,8 @@ WIDE: dict[str, tuple[Tensors, str]] = {
 OTHERS: dict[str, tuple[Tensors, str]] = {
     "openclip_g": (openclip_layout(1280, 32), f"it is {SDXL_G}, in OpenCLIP's layout"),
     "sd2_checkpoint": (openclip_layout(1024, 24, "cond_stage_model.model."), f"it is {SD2}, in OpenCLIP's layout"),
-    "t5": (t5(), "it is a T5 encoder"),
-    "t5_in_a_checkpoint": (t5("text_encoders.t5xxl.transformer."), "it is a T5 encoder"),
+    "t5": (t5_layout(), "it is a T5 encoder"),
+    "t5_in_a_checkpoint": (t5_layout("text_encoders.t5xxl.transformer."), "it is a T5 encoder"),
     "vision": (
         transformers_layout(1024, 24, "vision_model.")
         | {"vision_model.embeddings.patch_embedding.weight": torch.zeros(1024)},
@@ -90,9 +71,9 @@ def test_a_file_without_a_clip_text_encoder_is_named(tmp_path: pathlib.Path, kin
 
 
 def test_clip_l_is_still_found_beside_the_others(model: TextToImage, tmp_path: pathlib.Path) -> None:
-    own = {k: v for k, v in portable_state(model.text_encoder).items() if k.startswith("text_model.")}
+    own = {k: v for k, v in export_state(model.text_encoder).items() if k.startswith("text_model.")}
     sdxl = {"conditioner.embedders.0.transformer." + k: v for k, v in own.items()}
-    sdxl |= openclip_layout(1280, 32, "conditioner.embedders.1.model.") | t5("text_encoders.t5xxl.transformer.")
+    sdxl |= openclip_layout(1280, 32, "conditioner.embedders.1.model.") | t5_layout("text_encoders.t5xxl.transformer.")
     save_file(sdxl, tmp_path / "sdxl.safetensors")
     found, _ = read_encoder(tmp_path / "sdxl.safetensors")
     assert found.keys() == own.keys() and all(torch.equal(found[k], own[k]) for k in own)

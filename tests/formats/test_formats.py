@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import portable_state, read_encoder, save_encoder
+from advunlearn.formats.text_encoders import export_state, read_encoder, save_encoder
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import TextToImage
 
@@ -33,16 +33,16 @@ def test_round_trip_is_bit_exact_and_keys_are_those_every_loader_expects(
 
 
 def test_keys_without_the_prefix_are_read_too(model: TextToImage, tmp_path: pathlib.Path) -> None:
-    bare = {k.removeprefix("text_model."): v + 1 for k, v in portable_state(model.text_encoder).items()}
+    bare = {k.removeprefix("text_model."): v + 1 for k, v in export_state(model.text_encoder).items()}
     bare.pop("text_projection.weight")
     save_file(bare, tmp_path / "bare.safetensors")
     encoder, _ = load_encoder(tmp_path / "bare.safetensors", model.text_encoder)
-    own = portable_state(model.text_encoder)
-    assert all(torch.equal(v, own[k] + 1) for k, v in portable_state(encoder).items() if k != "text_projection.weight")
+    own = export_state(model.text_encoder)
+    assert all(torch.equal(v, own[k] + 1) for k, v in export_state(encoder).items() if k != "text_projection.weight")
 
 
 def damaged(model: TextToImage, damage: str) -> dict[str, torch.Tensor]:
-    state = portable_state(model.text_encoder)
+    state = export_state(model.text_encoder)
     if damage == "missing":
         del state["text_model.encoder.layers.2.mlp.fc1.bias"]
     elif damage == "unknown":
@@ -106,7 +106,7 @@ LAYOUTS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]
 def test_an_encoder_is_found_in_every_container(
     model: TextToImage, tmp_path: pathlib.Path, layout: str, suffix: str
 ) -> None:
-    own = {k: v + 1 for k, v in portable_state(model.text_encoder).items() if k.startswith("text_model.")}
+    own = {k: v + 1 for k, v in export_state(model.text_encoder).items() if k.startswith("text_model.")}
     tensors, path = {k: v.clone() for k, v in LAYOUTS[layout](own).items()}, tmp_path / f"file{suffix}"
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
     found, _ = read_encoder(path)

@@ -7,16 +7,17 @@ import pathlib
 
 import pytest
 import torch
+from encoder_layouts import is_same
 from safetensors.torch import load_file, save_file
-from test_convert import same
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from advunlearn import miniature
 from advunlearn.cli.main import main
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats import PREFIX, PROJECTION, portable_state, save_encoder
 from advunlearn.formats.convert import convert
-from advunlearn.formats.inspect import in_words, information
-from advunlearn.formats.openclip import HOME, from_openclip, to_openclip
+from advunlearn.formats.inspect import format_facts, inspect_file
+from advunlearn.formats.openclip import CLIP_G_PREFIX, from_openclip, to_openclip
+from advunlearn.formats.text_encoders import PROJECTION, TEXT_PREFIX, export_state, save_encoder
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.sdxl_text_encoder import DualTextEncoder
 
@@ -49,10 +50,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A checkpoint of SDXL's layout, in fp16, of which the UNet is what tells it."""
     torch.manual_seed(1)
     narrow = {"hidden_size": 32, "num_attention_heads": 4, "projection_dim": 32}
-    first = portable_state(CLIPTextModel(CLIPTextConfig(**CONFIG | narrow)))
+    first = export_state(CLIPTextModel(CLIPTextConfig(**CONFIG | narrow)))
     state = {CLIP_L + k: v for k, v in first.items() if k.startswith("text_model.")}
-    state |= {HOME + k: v for k, v in to_openclip(portable_state(clip_g(2))).items()}
-    state |= {HOME + "logit_scale": torch.tensor(4.6), UNET + "input_blocks.0.0.weight": torch.randn(8, 4, 3, 3)}
+    state |= {CLIP_G_PREFIX + k: v for k, v in to_openclip(export_state(clip_g(2))).items()}
+    state |= {
+        CLIP_G_PREFIX + "logit_scale": torch.tensor(4.6),
+        UNET + "input_blocks.0.0.weight": torch.randn(8, 4, 3, 3),
+    }
     state[UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"] = torch.randn(2, 2048)
     path = tmp_path_factory.mktemp("base") / "xl.safetensors"
     save_file({k: v.half().contiguous() for k, v in state.items()}, path, {"format": "pt", "modelspec.title": "xl"})
@@ -70,13 +74,13 @@ def test_names_and_layout_are_those_that_diffusers_reads(base: pathlib.Path) -> 
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
     whole = load_file(base)
-    inside = {k.removeprefix(HOME): v for k, v in whole.items() if k.startswith(HOME)}
-    theirs = convert_open_clip_checkpoint(clip_g().half(), dict(whole), prefix=HOME)
+    inside = {k.removeprefix(CLIP_G_PREFIX): v for k, v in whole.items() if k.startswith(CLIP_G_PREFIX)}
+    theirs = convert_open_clip_checkpoint(clip_g().half(), dict(whole), prefix=CLIP_G_PREFIX)
     ours = from_openclip(inside)
     assert {k.removeprefix("text_model.") for k in theirs} == {k.removeprefix("text_model.") for k in ours}
     plain = {k.removeprefix("text_model."): v for k, v in ours.items()}
     assert all(torch.equal(v, plain[k.removeprefix("text_model.")]) for k, v in theirs.items())
-    assert same(to_openclip(ours), {k: v for k, v in inside.items() if k != "logit_scale"})
+    assert is_same(to_openclip(ours), {k: v for k, v in inside.items() if k != "logit_scale"})
 
 
 def test_it_is_read_out_of_a_checkpoint_and_put_back_bit_for_bit(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -85,9 +89,9 @@ def test_it_is_read_out_of_a_checkpoint_and_put_back_bit_for_bit(base: pathlib.P
     flags = ["--to", "safetensors", "--base", str(tmp_path / "g.safetensors")]
     save_encoder(alone, clip_g(), {})
     assert main(["convert", str(base), str(again), "--part", "clip_g", *flags]) == 0
-    assert same(load_file(again), {k: v.half() for k, v in portable_state(clip_g(2)).items()})
+    assert is_same(load_file(again), {k: v.half() for k, v in export_state(clip_g(2)).items()})
     assert convert(str(again), tmp_path / "xl.safetensors", "checkpoint", str(base)).facts["replaced"] == 29
-    assert same(load_file(tmp_path / "xl.safetensors"), load_file(base))
+    assert is_same(load_file(tmp_path / "xl.safetensors"), load_file(base))
 
 
 def test_a_patched_checkpoint_has_the_trained_one_and_all_else_as_it_was(
@@ -96,43 +100,43 @@ def test_a_patched_checkpoint_has_the_trained_one_and_all_else_as_it_was(
     out = tmp_path / "patched.safetensors"
     convert(str(trained), out, "checkpoint", str(base))
     before, after = load_file(base), load_file(out)
-    new = {HOME + k: v for k, v in to_openclip(portable_state(clip_g())).items()}
-    assert same({k: after[k] for k in new}, new) and before.keys() == after.keys()
+    new = {CLIP_G_PREFIX + k: v for k, v in to_openclip(export_state(clip_g())).items()}
+    assert is_same({k: after[k] for k in new}, new) and before.keys() == after.keys()
     rest = before.keys() - new.keys()
-    assert HOME + "logit_scale" in rest and same({k: after[k] for k in rest}, {k: before[k] for k in rest})
+    assert CLIP_G_PREFIX + "logit_scale" in rest and is_same({k: after[k] for k in rest}, {k: before[k] for k in rest})
 
 
 def test_info_tells_both_encoders_and_compares_each(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    its_base = information(str(base))["second_encoder"]["encoder_sha256"]
+    its_base = inspect_file(str(base))["second_encoder"]["encoder_sha256"]
     trained = save_encoder(tmp_path / "clip_g.safetensors", clip_g(), {"advunlearn.base_sha256": its_base})
     out = tmp_path / "patched.safetensors"
     convert(str(trained), out, "checkpoint", str(base))
-    facts = information(str(out), str(base))
+    facts = inspect_file(str(out), str(base))
     assert facts["kind"].endswith("; and SDXL's CLIP-G (OpenCLIP ViT-bigG), 1280 wide, in OpenCLIP's layout")
     assert (facts["width"], facts["second_encoder"]["width"], facts["second_encoder"]["layers"]) == (32, 1280, 2)
-    assert facts["second_encoder"]["encoder_sha256"] == information(str(trained))["encoder_sha256"]
+    assert facts["second_encoder"]["encoder_sha256"] == inspect_file(str(trained))["encoder_sha256"]
     first, second = facts["base"], facts["base"]["second_encoder"]
     assert first["total"] == 0 and not first["changed"] and first["trained_from_it"] is True
-    assert information(str(base), str(out))["base"]["trained_from_it"] is None
-    assert information(str(out), str(out))["base"]["trained_from_it"] is False
-    assert second["total"] > 0.1 and PREFIX + "encoder.layers.1.mlp.fc2.weight" in second["changed"]
+    assert inspect_file(str(base), str(out))["base"]["trained_from_it"] is None
+    assert inspect_file(str(out), str(out))["base"]["trained_from_it"] is False
+    assert second["total"] > 0.1 and TEXT_PREFIX + "encoder.layers.1.mlp.fc2.weight" in second["changed"]
     assert first["others"] == {"equal": 2, "of": 2}  # the UNet's
     equal, both = len(second["equal"]), len(second["equal"] + second["changed"])
-    assert both == 37 and f"second encoder: {equal} of {both} tensors equal, relative change " in in_words(facts)
+    assert both == 37 and f"second encoder: {equal} of {both} tensors equal, relative change " in format_facts(facts)
 
 
 def test_info_compares_clip_g_alone_with_that_of_a_checkpoint(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     alone = save_encoder(tmp_path / "clip_g.safetensors", clip_g(2).half(), {})
-    same_as_its = information(str(alone), str(base))["base"]
+    same_as_its = inspect_file(str(alone), str(base))["base"]
     assert not same_as_its["changed"] and same_as_its["total"] == 0 and PROJECTION in same_as_its["equal"]
     tensors = load_file(base)
-    del tensors[HOME + "text_projection"]
+    del tensors[CLIP_G_PREFIX + "text_projection"]
     save_file(tensors, tmp_path / "bare.safetensors")
-    assert PROJECTION not in information(str(alone), str(tmp_path / "bare.safetensors"))["base"]["equal"]
+    assert PROJECTION not in inspect_file(str(alone), str(tmp_path / "bare.safetensors"))["base"]["equal"]
     with pytest.raises(AdvUnlearnError, match="they have nothing in common"):
-        information(str(alone), "miniature")
+        inspect_file(str(alone), str(miniature.path()))
 
 
 def test_a_folder_loads_in_transformers_with_its_projection(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -140,7 +144,7 @@ def test_a_folder_loads_in_transformers_with_its_projection(trained: pathlib.Pat
     loaded, info = CLIPTextModelWithProjection.from_pretrained(tmp_path / "folder", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert loaded.config.architectures == ["CLIPTextModelWithProjection"]
-    assert same(dict(loaded.state_dict()), dict(clip_g().state_dict()))
+    assert is_same(dict(loaded.state_dict()), dict(clip_g().state_dict()))
 
 
 def test_a_lora_has_kohyas_names_of_its_encoder(
@@ -155,7 +159,7 @@ def test_a_lora_has_kohyas_names_of_its_encoder(
     assert all(k.startswith("lora_te1_text_model_encoder_layers_") for k in load_file(tmp_path / "first.safetensors"))
     # A diffusers folder as the base.
     read = {k.removeprefix(CLIP_L): v for k, v in load_file(base).items() if k.startswith(CLIP_L)}
-    for part, state in (("text_encoder", read), ("text_encoder_2", portable_state(clip_g(2)))):
+    for part, state in (("text_encoder", read), ("text_encoder_2", export_state(clip_g(2)))):
         (tmp_path / "xl" / part).mkdir(parents=True)
         save_file(state, tmp_path / "xl" / part / "model.safetensors")
     for name, start in (("clip_l", "lora_te1_"), ("clip_g", "lora_te2_")):
@@ -166,7 +170,7 @@ def test_a_lora_has_kohyas_names_of_its_encoder(
 
 
 def test_what_is_no_clip_g_is_refused(base: pathlib.Path, trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    other = {k: v for k, v in load_file(base).items() if not k.startswith(HOME)}
+    other = {k: v for k, v in load_file(base).items() if not k.startswith(CLIP_G_PREFIX)}
     save_file(other, tmp_path / "other.safetensors")
     for source, flags, says in (
         (trained, {"kind": "checkpoint", "base": str(tmp_path / "other.safetensors")}, "has no CLIP-G"),
@@ -181,10 +185,10 @@ def test_both_encoders_are_loaded_out_of_a_whole_checkpoint(base: pathlib.Path) 
     own = DualTextEncoder(CLIPTextModel(CLIPTextConfig(**CONFIG | narrow)), clip_g(7))
     before = {name: value.clone() for name, value in own.state_dict().items()}
     loaded, metadata = load_encoder(base, own)
-    assert metadata["modelspec.title"] == "xl" and same(own.state_dict(), before)
+    assert metadata["modelspec.title"] == "xl" and is_same(own.state_dict(), before)
     there = load_file(base)
-    first, second = ({k: v.half() for k, v in portable_state(e).items()} for e in loaded.encoders().values())
-    second = {HOME + k: v for k, v in to_openclip(second).items()}
+    first, second = ({k: v.half() for k, v in export_state(e).items()} for e in loaded.encoders().values())
+    second = {CLIP_G_PREFIX + k: v for k, v in to_openclip(second).items()}
     first = {CLIP_L + k: v for k, v in first.items() if k.startswith("text_model.")}
-    assert same(first | second, {k: v for k, v in there.items() if k in first or k in second})
-    assert not same(first, {CLIP_L + k: v.half() for k, v in portable_state(own.clip_l).items()})
+    assert is_same(first | second, {k: v for k, v in there.items() if k in first or k in second})
+    assert not is_same(first, {CLIP_L + k: v.half() for k, v in export_state(own.clip_l).items()})

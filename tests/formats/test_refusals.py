@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from encoder_layouts import openclip_layout, t5_layout, transformers_layout
 from safetensors.torch import save_file
-from test_identify import openclip_layout, t5, transformers_layout
 
 from advunlearn.cli.main import main
-from advunlearn.formats.single_file import shipped
-from advunlearn.formats.text_encoders import text_shapes
+from advunlearn.formats.single_file import load_sd15_config
+from advunlearn.formats.text_encoders import compute_encoder_shapes
 
 DOC = pathlib.Path(__file__).parents[2] / "docs" / "formats.md"
 Tensors = dict[str, torch.Tensor]
@@ -30,7 +30,7 @@ def rows() -> dict[str, tuple[list[str], str]]:
 
 def encoder(width: int = 768, **more: torch.Tensor) -> Tensors:
     """Return CLIP-L's tensors, all zero and in eight bits."""
-    shapes = text_shapes(shipped("text_encoder"))
+    shapes = compute_encoder_shapes(load_sd15_config("text_encoder"))
     return {k: torch.zeros([width if n == 768 else n for n in v], dtype=torch.int8) for k, v in shapes.items()} | more
 
 
@@ -92,7 +92,7 @@ FILES: dict[str, Callable[[pathlib.Path], str]] = {
     "a pickle with code in it": pickle(lambda: {"a": Evil()}, "file.pt"),
     "a damaged pickle": plain("file.bin", b"hello"),
     "a LoRA": safetensors(lambda: LORA),
-    "T5": safetensors(t5),
+    "T5": safetensors(t5_layout),
     "CLIP's vision encoder": safetensors(
         lambda: (
             transformers_layout(1024, 24, "vision_model.")
@@ -121,7 +121,7 @@ FILES: dict[str, Callable[[pathlib.Path], str]] = {
     "SD 2": safetensors(lambda: checkpoint(4, 1024, False) | openclip_layout(1024, 24, "cond_stage_model.model.")),
     "SDXL": safetensors(lambda: checkpoint(4, 2048)),
     "SDXL for inpainting": safetensors(lambda: checkpoint(9, 2048)),
-    "Flux": safetensors(lambda: {UNET + "double_blocks.0.img_attn.qkv.weight": torch.zeros(1)} | t5("t5xxl.")),
+    "Flux": safetensors(lambda: {UNET + "double_blocks.0.img_attn.qkv.weight": torch.zeros(1)} | t5_layout("t5xxl.")),
     "a LoRA as model": safetensors(lambda: LORA),
     "an encoder alone as model": safetensors(encoder),
     "a UNet in diffusers' names": safetensors(lambda: {"down_blocks.0.resnets.0.norm1.weight": torch.zeros(1)}),

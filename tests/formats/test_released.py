@@ -36,7 +36,7 @@ class Cancelled(Exception):
 
 def test_an_encoder_comes_whole_with_progress_and_its_hash(hub: Hub, tmp_path: pathlib.Path) -> None:
     seen: list[tuple[int, int]] = []
-    path = released.fetch("church", tmp_path, lambda done, total: seen.append((done, total)), hub.address)
+    path = released.fetch_encoder("church", tmp_path, lambda done, total: seen.append((done, total)), hub.address)
     assert path == tmp_path / FOLDER / "model.safetensors" and path.read_bytes() == WEIGHTS
     assert (path.parent / "config.json").read_bytes() == FILES[f"{FOLDER}/config.json"]
     assert len(seen) > 5 and seen == sorted(seen) and seen[-1] == (3_000_000, 3_000_000)
@@ -44,13 +44,13 @@ def test_an_encoder_comes_whole_with_progress_and_its_hash(hub: Hub, tmp_path: p
     assert line == f"{hashlib.sha256(WEIGHTS).hexdigest()}  model.safetensors" and COMMIT in note
     assert sorted(p.name for p in path.parent.iterdir()) == ["config.json", "model.safetensors", path.name + ".sha256"]
     asked = len(hub.heard)
-    assert released.fetch("church", tmp_path, None, "http://127.0.0.1:9") == path
+    assert released.fetch_encoder("church", tmp_path, None, "http://127.0.0.1:9") == path
     assert len(hub.heard) == asked  # what is there is not fetched again
 
 
 def test_a_repository_with_pickles_only(hub: Hub, tmp_path: pathlib.Path) -> None:
     hub.files[f"{FOLDER}/pytorch_model.bin"] = hub.files.pop(f"{FOLDER}/model.safetensors")
-    path = released.fetch("church", tmp_path, None, hub.address)
+    path = released.fetch_encoder("church", tmp_path, None, hub.address)
     assert path.name == "pytorch_model.bin" and path.read_bytes() == WEIGHTS
 
 
@@ -65,13 +65,13 @@ def test_a_damaged_file_is_refused_and_removed(hub: Hub, tmp_path: pathlib.Path,
     else:
         hub.damage = b"damaged"
         with pytest.raises(AdvUnlearnError, match="is damaged: its hash is not the hub's; it was removed"):
-            released.fetch("church", tmp_path, None, hub.address)
+            released.fetch_encoder("church", tmp_path, None, hub.address)
     assert not [p for p in (tmp_path / FOLDER).iterdir() if file in p.name]
 
 
 def test_a_transfer_that_breaks_off_goes_on(hub: Hub, tmp_path: pathlib.Path) -> None:
     hub.cut_after = 1_000_000
-    assert released.fetch("church", tmp_path, None, hub.address).read_bytes() == WEIGHTS
+    assert released.fetch_encoder("church", tmp_path, None, hub.address).read_bytes() == WEIGHTS
     ranges = [r for _, path, r in hub.heard if path.startswith("/bytes/")]
     assert ranges[0] is None and len(ranges) == 4 and all(str(r).startswith("bytes=") for r in ranges[1:])
 
@@ -84,12 +84,12 @@ def test_cancel_comes_out_and_what_came_is_kept(hub: Hub, tmp_path: pathlib.Path
 
     hub.ranges = ranges
     with pytest.raises(Cancelled):
-        released.fetch("church", tmp_path, cancel, hub.address)
+        released.fetch_encoder("church", tmp_path, cancel, hub.address)
     (partial,) = (tmp_path / FOLDER).glob("*.partial")
-    assert released.present("church", tmp_path) is None
+    assert released.find_fetched("church", tmp_path) is None
     first: list[int] = []
     kept = partial.stat().st_size
-    path = released.fetch("church", tmp_path, lambda done, _: first.append(done), hub.address)
+    path = released.fetch_encoder("church", tmp_path, lambda done, _: first.append(done), hub.address)
     assert path.read_bytes() == WEIGHTS and kept > 1_500_000 and first[0] > kept
     assert not partial.exists()
 
@@ -99,10 +99,10 @@ def test_a_transfer_never_goes_on_with_another_version(hub: Hub, tmp_path: pathl
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        released.fetch("church", tmp_path, cancel, hub.address)
+        released.fetch_encoder("church", tmp_path, cancel, hub.address)
     newer = os.urandom(2_000_000)
     hub.files[f"{FOLDER}/model.safetensors"] = newer
-    assert released.fetch("church", tmp_path, None, hub.address).read_bytes() == newer
+    assert released.fetch_encoder("church", tmp_path, None, hub.address).read_bytes() == newer
 
 
 def refused(error: pytest.ExceptionInfo[AdvUnlearnError], folder: pathlib.Path) -> bool:
@@ -113,14 +113,14 @@ def refused(error: pytest.ExceptionInfo[AdvUnlearnError], folder: pathlib.Path) 
 
 def test_without_a_network_one_sentence_says_what_to_do(hub: Hub, tmp_path: pathlib.Path) -> None:
     with pytest.raises(AdvUnlearnError, match="could not be fetched") as error:
-        released.fetch("church", tmp_path, None, "http://127.0.0.1:9")
+        released.fetch_encoder("church", tmp_path, None, "http://127.0.0.1:9")
     assert refused(error, tmp_path / FOLDER) and not list(tmp_path.iterdir())
     del hub.files[f"{FOLDER}/model.safetensors"]
     with pytest.raises(AdvUnlearnError, match="has no model.safetensors or pytorch_model.bin in church") as error:
-        released.fetch("church", tmp_path, None, hub.address)
+        released.fetch_encoder("church", tmp_path, None, hub.address)
     assert refused(error, tmp_path / FOLDER)
     with pytest.raises(AdvUnlearnError, match="no released encoder is called 'cats'; there are nudity, vangogh"):
-        released.fetch("cats", tmp_path)
+        released.fetch_encoder("cats", tmp_path)
 
 
 def test_a_hub_that_goes_away_keeps_what_came(hub: Hub, tmp_path: pathlib.Path) -> None:
@@ -129,7 +129,7 @@ def test_a_hub_that_goes_away_keeps_what_came(hub: Hub, tmp_path: pathlib.Path) 
 
     with pytest.raises(AdvUnlearnError, match="could not be fetched") as error:
         hub.cut_after = 1_000_000
-        released.fetch("church", tmp_path, gone, hub.address)
+        released.fetch_encoder("church", tmp_path, gone, hub.address)
     assert refused(error, tmp_path / FOLDER)
     (partial,) = (tmp_path / FOLDER).glob("*.partial")
     assert partial.stat().st_size == 3 * released.CHUNK

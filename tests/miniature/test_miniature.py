@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from advunlearn import miniature
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.evaluation.cases import make_cases, retain_prompts
-from advunlearn.formats import load_state, portable_state
+from advunlearn.formats.text_encoders import export_state, load_state
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.miniature.checkpoint import WIDTH, text_state, token_rows, wide_shapes, widened
@@ -112,7 +112,7 @@ def test_the_widened_parts_compute_what_the_miniature_does(model: TextToImage) -
 
 
 def test_the_checkpoint_has_clips_vocabulary_and_identity_layers(model: TextToImage) -> None:
-    state = {k.removeprefix("text_model."): v for k, v in portable_state(model.text_encoder).items()}
+    state = {k.removeprefix("text_model."): v for k, v in export_state(model.text_encoder).items()}
     state.pop("text_projection.weight")
     wide = text_state(state, wide_shapes()[1], token_rows())
     config = CLIPTextConfig(

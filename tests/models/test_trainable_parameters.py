@@ -13,7 +13,7 @@ from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats.ldm_keys import unet_keys
+from advunlearn.formats.ldm_keys import map_unet_keys
 from advunlearn.models.diffusers_denoiser import DiffusersDenoiser
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.meta_model import skeleton
@@ -98,7 +98,7 @@ def test_of_the_text_encoder(model: TextToImage, banks: Banks, settings: dict[st
 def test_of_the_unet(model: TextToImage, banks: Banks, method: str, mode: str) -> None:
     unet = model.denoiser.unet  # type: ignore[attr-defined]
     result = run(model, banks, mode=mode, train_method=method)
-    expected = {name for name, key in unet_keys(unet.state_dict()).items() if PUBLISHED[method](key)}
+    expected = {name for name, key in map_unet_keys(unet.state_dict()).items() if PUBLISHED[method](key)}
     assert moved(unet, result.denoiser.unet) == expected  # type: ignore[attr-defined]
     assert result.encoder is model.text_encoder
     assert ("attack_start" in result.losses[1]) == ("retain" in result.losses[0]) == (mode == "advunlearn")
@@ -107,7 +107,7 @@ def test_of_the_unet(model: TextToImage, banks: Banks, method: str, mode: str) -
 def test_on_sd15_it_is_what_the_published_code_takes() -> None:
     denoiser = skeleton("sd15", torch.device("cpu"), torch.float32).denoiser
     assert isinstance(denoiser, DiffusersDenoiser)
-    keys, names = unet_keys(denoiser.unet.state_dict()), {id(p): n for n, p in denoiser.unet.named_parameters()}
+    keys, names = map_unet_keys(denoiser.unet.state_dict()), {id(p): n for n, p in denoiser.unet.named_parameters()}
     counts = []
     for method, published in PUBLISHED.items():
         chosen = [names[id(p)] for p in denoiser.trainable_parameters(method)]  # type: ignore[arg-type]

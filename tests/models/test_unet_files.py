@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from advunlearn import miniature
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.files import UNET_WEIGHTS
-from advunlearn.formats.inspect import group_of, in_words, information
-from advunlearn.formats.ldm_keys import UNET, checkpoint_state, unet_keys, vae_keys
+from advunlearn.formats.inspect import format_facts, get_layer_group, inspect_file
+from advunlearn.formats.ldm_keys import UNET_PREFIX, build_checkpoint_state, map_unet_keys, map_vae_keys
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.meta_model import skeleton
 from advunlearn.models.unet_files import load_unet, save_checkpoint, save_unet
@@ -51,7 +51,7 @@ def test_every_weight_of_sd15_gets_the_name_that_diffusers_converts_from() -> No
     model = skeleton("sd15", torch.device("cpu"), torch.float32)
     unet, vae = model.denoiser.unet, model.vae  # type: ignore[attr-defined]
     text = {"text_model." + k.removeprefix("text_model."): v for k, v in numbered(model.text_encoder).items()}
-    state = checkpoint_state(numbered(unet), text, numbered(vae), 0.18215)
+    state = build_checkpoint_state(numbered(unet), text, numbered(vae), 0.18215)
     assert len(state) == len(unet.state_dict()) + len(text) + len(vae.state_dict())
     assert same(convert_ldm_unet_checkpoint(state, unet.config), numbered(unet))
     assert same(convert_ldm_vae_checkpoint(state, vae.config), numbered(vae))
@@ -71,8 +71,8 @@ def test_every_weight_of_sd15_gets_the_name_that_diffusers_converts_from() -> No
 
 def test_names_are_not_guessed() -> None:
     with pytest.raises(AdvUnlearnError, match="'add_embedding.linear_1.weight' has no name in the original layout"):
-        unet_keys(["conv_in.weight", "add_embedding.linear_1.weight"])
-    assert vae_keys(["decoder.layers.0.weight"]) == {"decoder.layers.0.weight": "taesd_decoder.1.weight"}
+        map_unet_keys(["conv_in.weight", "add_embedding.linear_1.weight"])
+    assert map_vae_keys(["decoder.layers.0.weight"]) == {"decoder.layers.0.weight": "taesd_decoder.1.weight"}
 
 
 def test_a_folder_is_diffusers_own_and_comes_back_bit_for_bit(model: TextToImage, tmp_path: pathlib.Path) -> None:
@@ -93,7 +93,7 @@ def test_info_compares_a_unet_with_that_of_its_model(model: TextToImage, tmp_pat
     unet = model.denoiser.trainable_copy().unet  # type: ignore[attr-defined]
     with torch.no_grad():
         unet.down_blocks[1].resnets[0].conv1.weight *= 1.5
-    facts = information(str(save_unet(tmp_path / "unet", unet, {})), "miniature")
+    facts = inspect_file(str(save_unet(tmp_path / "unet", unet, {})), str(miniature.path()))
     assert facts["kind"] == "a diffusers UNet" and facts["dtype"] == {"float32": len(unet.state_dict())}
     base = facts["base"]
     assert base["changed"] == ["down_blocks.1.resnets.0.conv1.weight"]
@@ -103,18 +103,18 @@ def test_info_compares_a_unet_with_that_of_its_model(model: TextToImage, tmp_pat
     assert base["relative_change"]["down_blocks.1"] == pytest.approx((0.5 * one.norm() / block.norm()).item(), rel=1e-4)
     save_file({"down_blocks.0.weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(AdvUnlearnError, match="lacks 286 of 286 tensors"):
-        information(str(tmp_path / "other.safetensors"), "miniature")
+        inspect_file(str(tmp_path / "other.safetensors"), str(miniature.path()))
     encoder = str(miniature.path() / "text_encoder" / "model.safetensors")
     with pytest.raises(AdvUnlearnError, match="is a diffusers UNet, and .* is a CLIP text encoder: .* in common"):
-        information(str(tmp_path / "unet"), encoder)
+        inspect_file(str(tmp_path / "unet"), encoder)
 
 
 def test_info_of_a_run_that_trained_a_unet_tells_it(model: TextToImage, tmp_path: pathlib.Path) -> None:
     unet = model.denoiser.unet  # type: ignore[attr-defined]
     unet.save_pretrained(tmp_path / "run" / "unet", safe_serialization=False)  # a pickle
-    facts = information(str(tmp_path / "run"), "miniature")
+    facts = inspect_file(str(tmp_path / "run"), str(miniature.path()))
     assert facts["kind"] == "a diffusers UNet" and not facts["base"]["changed"]
-    assert "286 of 286 tensors equal" in in_words(facts)
+    assert "286 of 286 tensors equal" in format_facts(facts)
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_info_of_a_run_that_trained_a_unet_tells_it(model: TextToImage, tmp_path
 )
 def test_what_is_like_a_unet_is_told_from_one(name: str, kind: str, tmp_path: pathlib.Path) -> None:
     save_file({name: torch.ones(2), "conv_in.weight": torch.ones(2)}, tmp_path / UNET_WEIGHTS[0])
-    assert information(str(tmp_path))["kind"] == kind
+    assert inspect_file(str(tmp_path))["kind"] == kind
     with pytest.raises(AdvUnlearnError, match=f"is {kind}; what is compared with a base"):
-        information(str(tmp_path), "miniature")
+        inspect_file(str(tmp_path), str(miniature.path()))
 
 
 def test_parts_of_a_unet_have_the_blocks_names() -> None:
     names = ("down_blocks.0.resnets.0.conv1.weight", "add_embedding.linear_1.bias", "conv_in.weight", "x")
-    assert [group_of(name) for name in names] == ["down_blocks.0", "add_embedding", "conv_in", "x"]
+    assert [get_layer_group(name) for name in names] == ["down_blocks.0", "add_embedding", "conv_in", "x"]
 
 
 def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
@@ -150,14 +150,14 @@ def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
     assert same(text, {k: v for k, v in own.items() if not k.endswith("position_ids")})
     assert all(
         torch.equal(state["first_stage_model." + k], model.vae.state_dict()[n])
-        for n, k in vae_keys(model.vae.state_dict()).items()
+        for n, k in map_vae_keys(model.vae.state_dict()).items()
     )
     with safe_open(path, "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "epsilon"
         assert file.metadata()["modelspec.resolution"] == "64x64" and "ztsnr" not in state
     found, _ = load_unet(path, model.denoiser)  # type: ignore[arg-type]
     assert same(found.unet.state_dict(), unet.state_dict())
-    bare = {k.removeprefix(UNET): v for k, v in state.items() if k.startswith(UNET)}
+    bare = {k.removeprefix(UNET_PREFIX): v for k, v in state.items() if k.startswith(UNET_PREFIX)}
     save_file(bare, tmp_path / "bare.safetensors")
     found, _ = load_unet(tmp_path / "bare.safetensors", model.denoiser)  # type: ignore[arg-type]
     assert same(found.unet.state_dict(), unet.state_dict())

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from advunlearn.formats import PROJECTION, portable_state
+from advunlearn.formats.text_encoders import PROJECTION, export_state
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from common import Run, average_into, cosine, images_of
@@ -141,7 +141,7 @@ def main() -> None:
             run.log(step, loss=round(loss.item(), 4), **zero_shot(average, tokenizer, labels, features))
     average.encoder.half().save_pretrained(PACKAGE / "model" / "text_encoder")
     # transformers 5 writes keys without `text_model.`; with it, both 4 and 5 read the file.
-    state = {k: v for k, v in portable_state(average.encoder).items() if k != PROJECTION}
+    state = {k: v for k, v in export_state(average.encoder).items() if k != PROJECTION}
     save_file(state, PACKAGE / "model" / "text_encoder" / "model.safetensors", {"format": "pt"})
 
 

@@ -6,9 +6,9 @@ import pathlib
 from argparse import Namespace
 
 from ...errors import AdvUnlearnError
-from ...formats import inspect as compare
 from ...formats import released
 from ...formats.convert import convert
+from ...formats.inspect import format_facts, inspect_file
 from ..progress_bar import Bar
 from .common import finish
 
@@ -28,15 +28,27 @@ def miniature(args: Namespace) -> None:
         finish(args, {"file": str(path)}, f"wrote {path}: a diffusers folder in the shape of Stable Diffusion 1.5")
 
 
+def _resolve(name: str) -> str:
+    """Return the folder of the shipped model for 'miniature', any other path as it is."""
+    from ... import miniature as shipped
+
+    return str(shipped.path()) if name == "miniature" else name
+
+
 def info(args: Namespace) -> None:
     """Say what a file is, and how it differs from a base."""
-    facts = compare.information(args.file, args.base)
-    finish(args, facts, compare.in_words(facts))
+    base = _resolve(args.base) if args.base else None
+    facts = inspect_file(_resolve(args.file), base)
+    facts["file"] = args.file
+    if base:
+        facts["base"]["file"] = args.base
+    finish(args, facts, format_facts(facts))
 
 
 def convert_command(args: Namespace) -> None:
     """Write a text encoder in another form."""
-    done = convert(args.file, args.out, args.to, args.base, args.rank, args.overwrite, args.part)
+    base = _resolve(args.base) if args.base else None
+    done = convert(_resolve(args.file), args.out, args.to, base, args.rank, args.overwrite, args.part)
     finish(args, done.facts, done.text)
 
 
@@ -44,7 +56,7 @@ def fetch(args: Namespace) -> None:
     """Fetch a released encoder."""
     bar = Bar(args.name)
     try:
-        path = released.fetch(args.name, args.to, lambda done, total: bar.update("bytes", done, total))
+        path = released.fetch_encoder(args.name, args.to, lambda done, total: bar.update("bytes", done, total))
     finally:
         bar.close()
     finish(args, {"file": str(path)}, f"{path}: give it to --encoder, or put its folder into models/text_encoders")

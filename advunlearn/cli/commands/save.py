@@ -8,8 +8,8 @@ from typing import Any
 
 from ...config.training import TrainConfig
 from ...errors import AdvUnlearnError
-from ...formats import save_encoder
-from ...formats.ldm_keys import unet_keys
+from ...formats.ldm_keys import map_unet_keys
+from ...formats.text_encoders import save_encoder
 from ...models import DiffusersDenoiser
 from ...models.encoder_files import save_encoders
 from ...models.loading import TextToImage
@@ -43,7 +43,7 @@ def check_single_file(model: TextToImage) -> None:
         raise AdvUnlearnError("a single file is made of a diffusers UNet, and this model has none")
     if isinstance(model.text_encoder, DualTextEncoder):
         raise AdvUnlearnError("only Stable Diffusion 1.x is written as a single file yet; leave --single-file out")
-    unet_keys(model.denoiser.unet.state_dict())
+    map_unet_keys(model.denoiser.unet.state_dict())
     has_zero_snr(model.denoiser)
 
 

@@ -18,7 +18,7 @@ from ...config.training import BankConfig, RunConfig, TrainConfig
 from ...errors import AdvUnlearnError, TrainingDiverged
 from ...evaluation.cases import retain_prompts
 from ...files import DONE, STATE
-from ...formats import save_encoder
+from ...formats.text_encoders import save_encoder
 from ...memory.estimate import estimate
 from ...memory.fit import fitting, sentence
 from ...memory.plan import Plan
