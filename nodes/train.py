@@ -154,9 +154,9 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         """Train, save, return the robust CLIP."""
         import torch
 
-        from ..advunlearn.cli.demo import recipe_metadata
         from ..advunlearn.formats.text_encoders import export_state, save_encoder
         from ..advunlearn.training.checkpoint import Checkpoints
+        from ..advunlearn.training.recipe import recipe_metadata
         from ..advunlearn.training.trainer import train
         from . import clip_l, host, memory, preview
 

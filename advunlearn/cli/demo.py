@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,17 +9,16 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..config.adversary import AdversaryConfig
 from ..config.concept import ConceptConfig
 from ..config.evaluation import EvaluateConfig
 from ..config.training import BankConfig, TrainConfig
 from ..evaluation.cases import retain_prompts
 from ..evaluation.evaluator import Evaluator, Measurement, OnProgress, Subject
-from ..models.encoder_files import BASES, part_hashes
 from ..models.loading import TextToImage
 from ..training.bank import make_banks
 from ..training.events import Callback, Progress, filling
+from ..training.recipe import environment
 from ..training.trainer import TrainResult, train
 
 
@@ -51,39 +48,6 @@ class Study:
     measurements: dict[str, Measurement]
     losses: dict[str, list[dict[str, float]]]
     results: dict[str, TrainResult]
-
-
-def environment() -> dict[str, str]:
-    """Return the versions that a figure depends on."""
-    import diffusers
-    import transformers
-
-    return {
-        "advunlearn": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
-def recipe_metadata(
-    model: TextToImage, concept: ConceptConfig, configs: Mapping[str, Any], **more: Any
-) -> dict[str, Any]:
-    """Return what a saved encoder says of itself."""
-    parts = part_hashes(model.text_encoder)
-    return {
-        "advunlearn.version": __version__,
-        "advunlearn.concept": concept.concept,
-        "advunlearn.kind": concept.kind,
-        "advunlearn.recipe": dict(configs),
-        "advunlearn.base_model": pathlib.Path(model.name).name,
-        "advunlearn.base_sha256": model.base_hash(),
-        "advunlearn.environment": environment(),
-        **{f"advunlearn.{k}": v for k, v in more.items()},
-        **({BASES: parts} if parts else {}),
-    }
 
 
 def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from ..errors import AdvUnlearnError
@@ -56,3 +56,21 @@ def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
         return f"between {low} and {high}"
     return f"at least {low}" if high is None else f"at most {high}"
+
+
+def first_difference(
+    saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "", ignored: Container[str] = ()
+) -> str:
+    """Return the first difference of two nested mappings as "section.name was OLD and is NEW"; "" if there is none.
+
+    Entries whose name is in `ignored` are not compared.
+    """
+    for name in sorted(saved.keys() | given.keys()):
+        old = saved.get(name)
+        new = given.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if inner := first_difference(old, new, f"{where}{name}.", ignored):
+                return inner
+        elif old != new and name not in ignored:
+            return f"{where}{name} was {old!r} and is {new!r}"
+    return ""

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ..config.base import first_difference
 from ..errors import AdvUnlearnError
 from ..files import MEASURED, write_atomic
 from ..formats.text_encoders import hash_encoder
-from ..training.checkpoint import first_difference
 from .evaluator import Evaluator
 from .measurement import Measurement, Subject
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ..config.base import first_difference
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..files import PARTIAL, STATE, write_atomic
 from .bank import Banks
@@ -61,7 +62,7 @@ class Checkpoints:
             bank = torch.load(self.folder / state["bank"], weights_only=True)
         except Exception as error:  # what a damaged pickle raises is anybody's guess
             raise AdvUnlearnError(f"the state in {self.folder} cannot be read ({error}); start the run anew") from error
-        difference = first_difference(state["settings"], settings)
+        difference = first_difference(state["settings"], settings, ignored=FREE)
         if difference:
             raise AdvUnlearnError(
                 f"the state in {self.folder} is of a run with other settings: {difference}; give the same ones, or "
@@ -199,15 +200,3 @@ class RunState:
             generator.set_state(saved)
         self.history, self.latest, self.run = list(state["history"]), state["latest"], state["run"]
         self.note()  # a run that has no iteration left is saved as it was
-
-
-def first_difference(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> str:
-    for name in sorted(saved.keys() | given.keys()):
-        old, new = saved.get(name), given.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            inner = first_difference(old, new, f"{where}{name}.")
-            if inner:
-                return inner
-        elif old != new and name not in FREE:
-            return f"{where}{name} was {old!r} and is {new!r}"
-    return ""

@@ -14,7 +14,7 @@ import torch
 from ...bench import SUITES, suite
 from ...errors import AdvUnlearnError
 from ...models.loading import best_device
-from ..demo import environment
+from ...training.recipe import environment
 from ..inputs import command_line
 from .common import finish
 

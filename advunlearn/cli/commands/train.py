@@ -30,10 +30,11 @@ from ...reporting.training_samples import Samples
 from ...training.checkpoint import Checkpoints
 from ...training.distributed import SINGLE, Processes
 from ...training.events import Progress
+from ...training.recipe import environment, recipe_metadata
 from ...training.trainer import train as run
 from ..config_file import NAME as CONFIG
 from ..config_file import saved
-from ..demo import BASELINES, RECIPES, environment, recipe_metadata, study
+from ..demo import BASELINES, RECIPES, study
 from ..flags import settings
 from ..inputs import command_line, estimated_device, load_judge, load_model, out_folder
 from ..progress_bar import Bar

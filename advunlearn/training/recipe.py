@@ -1,0 +1,57 @@
+"""The recipe of a trained encoder: the metadata that its file carries."""
+
+from __future__ import annotations
+
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..config.concept import ConceptConfig
+from ..models.encoder_files import BASES, part_hashes
+from ..models.loading import TextToImage
+
+
+def environment() -> dict[str, str]:
+    """Return the versions of the libraries, of Python and of the machine that results depend on."""
+    import diffusers
+    import transformers
+
+    return {
+        "advunlearn": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def recipe_metadata(
+    model: TextToImage, concept: ConceptConfig, configs: Mapping[str, object], **more: object
+) -> dict[str, Any]:
+    """Return the metadata of a trained encoder's file: concept, settings, original model, library versions.
+
+    Args:
+        model: the original model.
+        concept: the erased concept.
+        configs: the settings, a section per class, as `RunConfig.to_dict` returns them.
+        more: further entries, for example `scores`; each key is prefixed with "advunlearn.".
+    """
+    metadata: dict[str, Any] = {
+        "advunlearn.version": __version__,
+        "advunlearn.concept": concept.concept,
+        "advunlearn.kind": concept.kind,
+        "advunlearn.recipe": dict(configs),
+        "advunlearn.base_model": pathlib.Path(model.name).name,
+        "advunlearn.base_sha256": model.base_hash(),
+        "advunlearn.environment": environment(),
+    }
+    metadata |= {f"advunlearn.{key}": value for key, value in more.items()}
+    parts = part_hashes(model.text_encoder)
+    if parts:
+        metadata[BASES] = parts
+    return metadata
