@@ -1,4 +1,4 @@
-"""ComfyUI nodes over the library, the only folder that imports ComfyUI; heavy imports wait until a node runs."""
+"""The ComfyUI nodes. This is the only folder that imports ComfyUI; heavy imports wait until a node runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .attack import AdversarialPromptAttack
 from .encoders import LoadRobustCLIP, SaveRobustCLIP
 from .evaluate import EvaluateRobustness
 from .judges import LoadClassifierJudge, LoadCLIPJudge, LoadJudge, LoadNudityJudge
+from .saved_graphs import accept_old_names
 from .train import TrainAdvUnlearnEncoder
 
 NODES: list[type[io.ComfyNode]] = [
@@ -24,7 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class AdvUnlearnExtension(ComfyExtension):
-    """The pack, as the host sees it."""
+    """The node pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes."""
@@ -32,5 +33,6 @@ class AdvUnlearnExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> AdvUnlearnExtension:
-    """Return the extension; the host calls this once."""
+    """Return the extension; the host calls this once at its start."""
+    accept_old_names()
     return AdvUnlearnExtension()

@@ -1,4 +1,4 @@
-"""Will a run fit? The library's estimate of the host's own modules, against the memory that is free."""
+"""Memory check before a run: the library's estimate for the host's own modules against the free memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import comfy.ldm.modules.attention as attention
 import comfy.model_management as host
 
+from ..advunlearn.config.training import RunConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.memory.estimate import estimate
 from ..advunlearn.memory.fake_tensors import TooLong
@@ -19,38 +20,43 @@ from ..advunlearn.memory.fit import advise, sentence
 from ..advunlearn.memory.plan import GIB, Estimate, Plan
 from .host import HostModel
 
-# Attention that is written in torch runs on fake tensors; what other libraries bring does not, and is fused.
+# The host's attention functions that are written in torch and so run on fake tensors. The other ones come from
+# libraries with kernels of their own; their memory is that of fused attention.
 IN_TORCH = ("attention_basic", "attention_split", "attention_sub_quad")
-SECONDS = 8.0  # for one estimate with such attention, which may take very many small steps
+# Limit for one estimate with such an attention function: at large resolutions it takes very many small steps.
+SECONDS = 8.0
 
 
 class TooLarge(AdvUnlearnError):
-    """A run takes more memory than is free."""
+    """A run needs more memory than is free."""
 
 
-def check(model: HostModel, prompts: Sequence[str], **settings: Any) -> str:
-    """Return a line on what a run will take, or on why that is not known. Call it before anything is sampled.
+def check(model: HostModel, run: RunConfig, prompts: Sequence[str]) -> str:
+    """Return one line for the report: the estimated memory, or why there is no estimate.
+
+    Call it before anything is sampled.
 
     Args:
-        model: loaded, with the resolution it is to train at.
+        model: the loaded model, with the resolution to train at.
+        run: the run configuration.
         prompts: the retained prompts.
-        settings: concept, attack, train and bank.
 
-    Raises TooLarge, with settings that would fit, for a run that takes more than is free.
+    Raises TooLarge, with settings that would fit, for a run that needs more memory than is free.
     """
     try:
-        plan = Plan(resolution=model.denoiser.latent_shape[-1] * 8, **settings)
-        return _Check(model, prompts).line(plan)
+        resolution = model.denoiser.latent_shape[-1] * 8
+        plan = Plan(resolution=resolution, concept=run.concept, attack=run.attack, train=run.train, bank=run.bank)
+        return _Check(model, prompts).report(plan)
     except (TooLarge, host.InterruptProcessingException):
         raise
-    except Exception as error:  # what a module can do that fake tensors cannot is anybody's guess: train all the same
-        logging.warning("AdvUnlearn: what this run takes could not be estimated", exc_info=True)
+    except Exception as error:  # another pack's module may do what fake tensors cannot; that must not stop the run
+        logging.warning("AdvUnlearn: the memory of this run could not be estimated", exc_info=True)
         return f"memory: not estimated, {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @dataclass
 class _Check:
-    """One node's model and what is free beside it."""
+    """One model and the memory that is free next to it."""
 
     model: HostModel
     prompts: Sequence[str]
@@ -60,40 +66,39 @@ class _Check:
         self.free = host.get_free_memory(self.device)
         self.measure = functools.cache(self._measure)
 
-    def line(self, plan: Plan) -> str:
+    def report(self, plan: Plan) -> str:
         """Return the line of the report. Raises TooLarge for a plan that does not fit."""
-        found = self.measure(plan)
-        if not self._fits(found) and self.device.type != "cpu":
-            self.model.denoiser.load(_beside(found))  # type: ignore[attr-defined]  # other models make room
+        needed = self.measure(plan)
+        if not self._fits(needed) and self.device.type != "cpu":
+            self.model.denoiser.load(_additional(needed))  # type: ignore[attr-defined]  # unloads other models
             self.free = host.get_free_memory(self.device)
-        if self._fits(found):
+        if self._fits(needed):
             return (
-                f"memory: {found.peak / GIB:.1f} GB at most, {found.steady / GIB:.1f} GB between iterations, estimated "
-                f"before the run; banks of {found.bank / GIB:.2f} GB in the computer's memory"
+                f"memory (estimated before the run): {needed.peak / GIB:.1f} GB at most, {needed.steady / GIB:.1f} GB "
+                f"between iterations; banks of {needed.bank / GIB:.2f} GB in main memory"
             )
-        advice = advise(self.measure, plan, self.free + found.weights)
+        advice = advise(self.measure, plan, self.free + needed.weights)
         raise TooLarge(
-            f"training would need {_beside(found) / GIB:.1f} GB beside the loaded model, {found.peak / GIB:.1f} GB "
-            f"with it, and {self.free / GIB:.1f} GB are free on {self.device}, of which a tenth is left alone; "
-            f"{sentence(plan, advice)}"
+            f"training would need {_additional(needed) / GIB:.1f} GB in addition to the loaded model "
+            f"({needed.peak / GIB:.1f} GB in total), but only {self.free / GIB:.1f} GB are free on {self.device}, a "
+            f"tenth of which is kept as a reserve; {sentence(plan, advice)}"
         )
 
     def _measure(self, plan: Plan) -> Estimate:
-        """Return the estimate; with fused attention where the host's own takes too long to count, which is less."""
-        fused = self._with_fused_attention()
-        least = estimate(fused, plan, self.prompts, self.device)
-        if attention.optimized_attention.__name__ not in IN_TORCH or not self._fits(least):
-            return least
+        """Return the estimate; with fused attention, a lower bound, if the host's own takes too long to count."""
+        lower_bound = estimate(self._with_fused_attention(), plan, self.prompts, self.device)
+        if attention.optimized_attention.__name__ not in IN_TORCH or not self._fits(lower_bound):
+            return lower_bound
         try:
             return estimate(self.model, plan, self.prompts, self.device, SECONDS)
         except TooLong:
-            return least
+            return lower_bound
 
-    def _fits(self, found: Estimate) -> bool:
-        return found.fits(self.free + found.weights)
+    def _fits(self, needed: Estimate) -> bool:
+        return needed.fits(self.free + needed.weights)
 
     def _with_fused_attention(self) -> HostModel:
-        """Return the model with torch's fused attention, in the place where the host lets a pack choose it."""
+        """Return the model with torch's fused attention, through the host's option for it."""
         denoiser: Any = copy.copy(self.model.denoiser)
         denoiser.options = {
             **denoiser.options,
@@ -102,6 +107,6 @@ class _Check:
         return replace(self.model, denoiser=denoiser)
 
 
-def _beside(found: Estimate) -> int:
-    """Return the bytes a run takes beside the model that is loaded already."""
-    return found.peak - found.weights
+def _additional(needed: Estimate) -> int:
+    """Return the bytes that a run needs in addition to the model that is already loaded."""
+    return needed.peak - needed.weights

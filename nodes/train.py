@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,147 +13,83 @@ from ..advunlearn.config.adversary import AdversaryConfig
 from ..advunlearn.config.base import DTYPES
 from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.presets import PRESETS
-from ..advunlearn.config.training import BankConfig, TrainConfig
+from ..advunlearn.config.training import SECTIONS, BankConfig, RunConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from . import folders
-from .widgets import advanced, file_name, output, resolution, schema, settings, widget
+from .widgets import advanced, file_name, output, prefixed, resolution, schema, settings, widget
 
 RETAIN = {
-    "coco": "objects of COCO: a photo of a <class>",
-    "imagenet": "the thousand classes of ImageNet, likewise",
-    "miniature": "what the miniature can draw",
-    "none": "nothing",
+    "coco": "the objects of COCO (a photo of a <class>)",
+    "imagenet": "the 1000 classes of ImageNet (a photo of a <class>)",
+    "miniature": "the objects that the miniature knows",
+    "none": "only your own retain_prompts",
 }
-HOSTS_OWN = "default"
-BANK = ("trajectories", "retain_trajectories", "sampling_steps", "guidance_scale")
+COMFYUI_DTYPE = "default"
+PREFIXES = {"attack": "attack_", "bank": "bank_"}  # section of the run configuration -> start of its widgets' ids
+CONCEPT_WIDGETS = ("negative_guidance", "schedule")
+TRAIN_WIDGETS = (
+    "warmup",
+    "batch",
+    "clean_share",
+    "retain_batch",
+    "retain_mode",
+    "trainable",
+    "num_layers",
+    "final_norm",
+    "checkpointing",
+)
+ATTACK_WIDGETS = (
+    "step_size",
+    "update",
+    "tokens",
+    "position",
+    "per_k",
+    "start",
+    "start_text",
+    "restarts",
+    "attack_interval",
+    "resample",
+    "radius",
+    "norm",
+    "unit",
+)
+BANK_WIDGETS = ("trajectories", "retain_trajectories", "sampling_steps", "guidance_scale")
 
 
 class TrainAdvUnlearnEncoder(io.ComfyNode):
-    """AdvUnlearn on the user's own MODEL and CLIP."""
+    """AdvUnlearn on the user's MODEL and CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnTrain",
             display_name="Train AdvUnlearn Encoder",
-            description="Train the text encoder so that the model forgets a concept, also under adversarial prompts "
-            "(Zhang et al., NeurIPS 2024). MODEL and CLIP stay as they are; the robust CLIP is a new one.",
+            description="Train the text encoder so that the model forgets a concept, even under adversarial prompts "
+            "(Zhang et al., NeurIPS 2024). MODEL and CLIP are not changed; the output is a new, robust CLIP.",
             search_aliases=["unlearn", "erase concept", "adversarial training"],
             is_output_node=True,
-            inputs=[
-                io.Model.Input("model", tooltip="a Stable Diffusion 1.x model; it is only read"),
-                io.Clip.Input("clip", tooltip="the CLIP whose copy is trained"),
-                widget(ConceptConfig, "concept", multiline=True),
-                io.Combo.Input(
-                    "preset",
-                    options=list(PRESETS),
-                    tooltip="custom: the settings below. The others take the published settings for Stable Diffusion "
-                    "1.x in place of them; nudity brings its concept, object and style take yours",
-                ),
-                widget(ConceptConfig, "kind"),
-                widget(TrainConfig, "mode", only=("advunlearn", "fast", "esd", "official")),
-                widget(TrainConfig, "iterations"),
-                widget(AdversaryConfig, "steps", id="attack_steps"),
-                widget(TrainConfig, "lr"),
-                io.Combo.Input(
-                    "retain_set",
-                    options=list(RETAIN),
-                    tooltip="prompts that keep their meaning: " + "; ".join(f"{k}: {v}" for k, v in RETAIN.items()),
-                ),
-                widget(TrainConfig, "retain_weight"),
-                widget(TrainConfig, "seed"),
-                resolution("size of the pictures that training draws: the one the model was made for"),
-                io.String.Input("save_name", default="robust_clip", tooltip="file name; it goes into output/clip"),
-                io.Boolean.Input(
-                    "resume",
-                    default=False,
-                    tooltip="go on with the run of this save_name that was "
-                    "cancelled; it ends as if it had not been. All other settings must be the same",
-                ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="draws the sample pictures on the node; without one they are rough colours",
-                ),
-                advanced(
-                    io.Int,
-                    "sample_every",
-                    default=25,
-                    min=0,
-                    max=100000,
-                    tooltip="iterations between two sample "
-                    "pictures on the node, of the concept and of a retained prompt; 0 for none",
-                ),
-                advanced(
-                    io.String,
-                    "retain_prompts",
-                    default="",
-                    multiline=True,
-                    tooltip="your own retained prompts, one a line, beside those of retain_set",
-                ),
-                *(widget(ConceptConfig, n, fold=True) for n in ("negative_guidance", "schedule")),
-                *(
-                    widget(TrainConfig, n, fold=True)
-                    for n in (
-                        "warmup",
-                        "batch",
-                        "clean_share",
-                        "retain_batch",
-                        "retain_mode",
-                        "trainable",
-                        "num_layers",
-                        "final_norm",
-                        "checkpointing",
-                    )
-                ),
-                advanced(
-                    io.Combo,
-                    "dtype",
-                    options=[HOSTS_OWN, *DTYPES],
-                    tooltip="what the UNet computes in while "
-                    f"training: {HOSTS_OWN}, as ComfyUI chose, or another; what trains keeps float32 weights",
-                ),
-                *(
-                    widget(AdversaryConfig, n, id="attack_" + n, fold=True)
-                    for n in (
-                        "step_size",
-                        "update",
-                        "tokens",
-                        "position",
-                        "per_k",
-                        "start",
-                        "start_text",
-                        "restarts",
-                        "attack_interval",
-                        "resample",
-                        "radius",
-                        "norm",
-                        "unit",
-                    )
-                ),
-                *(widget(BankConfig, n, id="bank_" + n, fold=True) for n in BANK),
-                widget(
-                    AdversaryConfig, "inversion_tokens", id="attack_words", fold=True, optional=True
-                ),  # saved graphs still run
-            ],
+            inputs=[*_main_inputs(), *_advanced_inputs()],
             outputs=[
-                io.Clip.Output("CLIP", tooltip="the robust CLIP, ready to wire"),
-                output(io.String, "encoder_name", tooltip="its name in Load Robust CLIP"),
-                output(io.LossMap, "loss_map", tooltip="the training loss, for the loss graph"),
-                output(io.String, "report", tooltip="what was trained, how, and the last losses"),
+                io.Clip.Output("CLIP", tooltip="the robust CLIP, ready to use"),
+                output(io.String, "encoder_name", tooltip="the name of the saved encoder in Load Robust CLIP"),
+                output(io.LossMap, "loss_map", tooltip="the training loss, for Plot Loss Graph"),
+                output(io.String, "report", tooltip="summary of the run: settings, last losses and memory"),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, save_name: str | None = None) -> bool | str:
-        """Refuse a name that no file can have before anything is trained; None is a name that a link brings."""
+        """Reject an invalid file name before the training starts; the host passes None for a linked input."""
         return save_name is None or file_name(save_name) or True
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any = None, **values: Any) -> io.NodeOutput:
-        """Train, save, return the robust CLIP."""
+        """Train and save the encoder; return the robust CLIP.
+
+        Raises AdvUnlearnError for settings that cannot work, a run that does not fit into memory, and a loss that is
+        not finite (the last good weights are saved then).
+        """
         import torch
 
         from ..advunlearn.formats.text_encoders import export_state, save_encoder
@@ -160,57 +98,148 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         from ..advunlearn.training.trainer import train
         from . import clip_l, host, memory, preview
 
-        def chosen(config: type, prefix: str = "") -> Any:
-            return settings(config, values, prefix, **presets.of(values["preset"], config))
-
-        concept, config = chosen(ConceptConfig), chosen(TrainConfig)
-        attack, bank = chosen(AdversaryConfig, "attack_"), chosen(BankConfig, "bank_")
-        prompts = retained(values["retain_set"], values["retain_prompts"], concept)
-        follow = preview.Training(cls.hidden.unique_id, config, attack, bank, bool(prompts) and config.retains)
-        if wrong := file_name(values["save_name"]):
-            raise AdvUnlearnError(wrong)
-        keep = Checkpoints(folders.run_folder(values["save_name"]))
-        dtype = None if values["dtype"] == HOSTS_OWN else getattr(torch, values["dtype"])
-        # A run that was cancelled before its bank was full has no state: it begins anew.
-        resume = values["resume"] and keep.exists()
+        run = run_config(values)
+        name = values["save_name"]
+        if invalid := file_name(name):
+            raise AdvUnlearnError(invalid)
+        prompts = retained(values["retain_set"], values["retain_prompts"], run.concept)
+        progress = preview.Training(cls.hidden.unique_id, run, bool(prompts))
+        checkpoints = Checkpoints(folders.run_folder(name))
+        # A run that was cancelled while its bank was filled has no checkpoint and starts from the beginning.
+        resume = values["resume"] and checkpoints.exists()
+        dtype = None if values["dtype"] == COMFYUI_DTYPE else getattr(torch, values["dtype"])
         with host.gradients():
             original = host.text_to_image(model, clip, vae, values["resolution"], dtype)
-            need = memory.check(original, prompts, concept=concept, attack=attack, train=config, bank=bank)
+            memory_report = memory.check(original, run, prompts)
             if values["sample_every"]:
-                follow.samples = preview.Samples(original, concept.prompts[0], prompts, values["sample_every"])
+                progress.samples = preview.Samples(original, run.concept.prompts[0], prompts, values["sample_every"])
             try:
                 result = train(
-                    original, concept, attack, config, bank, prompts, follow, checkpoints=keep, resume=resume
+                    original,
+                    run.concept,
+                    run.attack,
+                    run.train,
+                    run.bank,
+                    prompts,
+                    progress,
+                    checkpoints=checkpoints,
+                    resume=resume,
                 )
             except TrainingDiverged as error:
-                path, listed = folders.new_path(values["save_name"] + "_last_good")
+                path, listed = folders.new_path(name + "_last_good")
                 save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)})
                 raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error
-            configs = {
-                "concept": concept.to_dict(),
-                "train": config.to_dict(),
-                "attack": attack.to_dict(),
-                "bank": bank.to_dict(),
-            }
-            metadata = recipe_metadata(original, concept, configs)
-            path, listed = folders.new_path(values["save_name"])
-            save_encoder(path, result.encoder, metadata)
+            path, listed = folders.new_path(name)
+            save_encoder(path, result.encoder, recipe_metadata(original, run.concept, run.to_dict()))
             state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = clip_l.with_encoder(clip, state, 1.0, "the trained encoder")
-        keep.remove()  # only now: until the encoder is on disk the run can go on
-        last = ", ".join(f"{k} {v:.4f}" for k, v in result.losses[-1].items())
-        text = (
-            f"{config.mode} on {', '.join(map(repr, concept.names))} ({concept.kind}): {result.iterations} iterations, "
-            f"seed {config.seed}, {len(prompts)} retained prompts\nlast losses: {last}\n{need}\nsaved as {path}"
-        )
-        return io.NodeOutput(robust, listed, {"loss": [row["loss"] for row in result.losses]}, text)
+        checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
+        losses = [row["loss"] for row in result.losses]
+        return io.NodeOutput(robust, listed, {"loss": losses}, summary(run, result, len(prompts), memory_report, path))
 
 
-def retained(name: str, own: str, concept: ConceptConfig) -> list[str]:
-    """Return the user's own lines, and the retained prompts of a shipped set, but those that name the concept."""
+def _main_inputs() -> list[Any]:
+    """Return the inputs that are always shown."""
+    return [
+        io.Model.Input("model", tooltip="a Stable Diffusion 1.x model; it is not changed"),
+        io.Clip.Input("clip", tooltip="the CLIP to train; a copy is trained"),
+        widget(ConceptConfig, "concept", multiline=True),
+        io.Combo.Input(
+            "preset",
+            options=list(PRESETS),
+            tooltip="custom: use the settings below. nudity, style, object: the published settings for Stable "
+            "Diffusion 1.x override them; nudity sets the concept too, style and object use yours",
+        ),
+        widget(ConceptConfig, "kind"),
+        widget(TrainConfig, "mode", only=("advunlearn", "fast", "esd", "official")),
+        widget(TrainConfig, "iterations"),
+        widget(AdversaryConfig, "steps", id="attack_steps"),
+        widget(TrainConfig, "lr"),
+        io.Combo.Input(
+            "retain_set",
+            options=list(RETAIN),
+            tooltip="prompts whose images should not change: " + "; ".join(f"{k}: {v}" for k, v in RETAIN.items()),
+        ),
+        widget(TrainConfig, "retain_weight"),
+        widget(TrainConfig, "seed"),
+        resolution("size of the images during training; use the size that the model was made for"),
+        io.String.Input("save_name", default="robust_clip", tooltip="file name of the encoder, in output/clip"),
+        io.Boolean.Input(
+            "resume",
+            default=False,
+            tooltip="resume the cancelled run saved under this name (all other settings must match)",
+        ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="decodes the sample images on the node; without a VAE they are rough colour previews",
+        ),
+    ]
+
+
+def _advanced_inputs() -> list[Any]:
+    """Return the inputs that the page folds away. Their order is part of saved graphs."""
+    return [
+        advanced(
+            io.Int,
+            "sample_every",
+            default=25,
+            min=0,
+            max=100000,
+            tooltip="show sample images of the concept and of a retained prompt on the node every N iterations "
+            "(0: never)",
+        ),
+        advanced(
+            io.String,
+            "retain_prompts",
+            default="",
+            multiline=True,
+            tooltip="your own retained prompts, one per line; they are added to retain_set",
+        ),
+        *(widget(ConceptConfig, name, fold=True) for name in CONCEPT_WIDGETS),
+        *(widget(TrainConfig, name, fold=True) for name in TRAIN_WIDGETS),
+        advanced(
+            io.Combo,
+            "dtype",
+            options=[COMFYUI_DTYPE, *DTYPES],
+            tooltip=f"dtype in which the UNet computes during training ({COMFYUI_DTYPE}: ComfyUI's choice); the "
+            "trained weights are always float32",
+        ),
+        *(widget(AdversaryConfig, name, id=prefixed("attack_", name), fold=True) for name in ATTACK_WIDGETS),
+        *(widget(BankConfig, name, id=prefixed("bank_", name), fold=True) for name in BANK_WIDGETS),
+        # Optional, so that graphs that were saved before this setting existed still run.
+        widget(AdversaryConfig, "inversion_tokens", id="attack_inversion_tokens", fold=True, optional=True),
+    ]
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """Make the run configuration from the node's inputs, overridden by the chosen preset."""
+    return RunConfig(
+        **{
+            section: settings(config, values, PREFIXES.get(section, ""), **presets.of(values["preset"], config))
+            for section, config in SECTIONS.items()
+        }
+    )
+
+
+def summary(run: RunConfig, result: Any, n_retained: int, memory_report: str, path: pathlib.Path) -> str:
+    """Return the report of a finished run."""
+    names = ", ".join(map(repr, run.concept.names))
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in result.losses[-1].items())
+    return (
+        f"{run.train.mode} on {names} ({run.concept.kind}): {result.iterations} iterations, seed {run.train.seed}, "
+        f"{n_retained} retained prompts\nlast losses: {losses}\n{memory_report}\nsaved as {path}"
+    )
+
+
+def retained(name: str, lines: str, concept: ConceptConfig) -> list[str]:
+    """Return the user's own lines followed by a shipped set without the prompts that name the concept.
+
+    The user's lines come first because a bank smaller than the list holds only its beginning.
+    """
     from ..advunlearn.evaluation.cases import retain_prompts
     from ..advunlearn.prompts import retain
 
     sets = {"none": list, "miniature": lambda: retain_prompts(concept)}
     shipped = sets[name]() if name in sets else retain.chosen(concept.names, name)
-    return retain.mixed(retain.lines(own)) + shipped  # one's own first: a bank may not hold them all
+    return retain.mixed(retain.lines(lines)) + shipped

@@ -77,8 +77,12 @@ def file_name(name: str) -> str:
     return "" if good else f"the name {name!r} cannot be used; take letters, digits, '.', '_', '-', and '/' for folders"
 
 
-def settings(config: type, values: Mapping[str, Any], prefix: str = "", **more: Any) -> Any:
-    """Make a settings object of the inputs that a node was given."""
-    names = {f.name for f in dataclasses.fields(config)}
-    given = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-    return config(**{**{k: v for k, v in given.items() if k in names}, **more})
+def prefixed(prefix: str, name: str) -> str:
+    """Return the widget id of a setting; a name that begins with the prefix is not prefixed a second time."""
+    return name if name.startswith(prefix) else prefix + name
+
+
+def settings(config: type, values: Mapping[str, Any], prefix: str = "", **overrides: Any) -> Any:
+    """Make a settings object from a node's inputs; `overrides` replace inputs of the same name."""
+    ids = {field.name: prefixed(prefix, field.name) for field in dataclasses.fields(config)}
+    return config(**{**{name: values[id] for name, id in ids.items() if id in values}, **overrides})

@@ -55,7 +55,7 @@ def gradient(denoiser: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Ten
 
 def other_arithmetic(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     """Compare gradients under checkpointing and in bf16 with the plain ones, and see what stays of both."""
-    base = importlib.import_module("pack.advunlearn.denoisers.base")
+    base = importlib.import_module("pack.advunlearn.models.denoiser")
     plain = host.text_to_image(model, clip, resolution=64).denoiser
     kept, (_, expected) = plain.dtype, gradient(plain, *where)
     with base.checkpointed(plain.blocks()):
@@ -105,7 +105,7 @@ def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor
 
 def draw_both(model: Any, clip: Any, vae: Any, small: Any, steps: int = 10, scale: float = 3.0) -> dict[str, float]:
     """Draw the same noise with the host's own sampler and VAE and with the library's; compare the pictures."""
-    ddim = importlib.import_module("pack.advunlearn.sampling").ddim_sample
+    ddim = importlib.import_module("pack.advunlearn.models.ddim").ddim_sample
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     said, nothing = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a church", ""))
     empty = torch.zeros_like(noise)
@@ -127,10 +127,10 @@ def main() -> dict[str, Any]:
     known, start = set(sys.modules), time.perf_counter()
     host = load_pack()
     out: dict[str, Any] = {"import_seconds": time.perf_counter() - start}
-    heavy = ("diffusers", "transformers", "accelerate", "pack.advunlearn.trainer")
+    heavy = ("diffusers", "transformers", "accelerate", "pack.advunlearn.training.trainer")
     out["heavy"] = [m for m in heavy if m in sys.modules and m not in known]
     clip_l = importlib.import_module("pack.nodes.clip_l")
-    library = importlib.import_module("pack.advunlearn.models")
+    library = importlib.import_module("pack.advunlearn.models.loading")
     with torch.inference_mode():  # as every node runs
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
         before = digest(model.model), digest(clip.cond_stage_model)

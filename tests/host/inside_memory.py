@@ -12,7 +12,7 @@ from typing import Any
 from inside import checkpoint, comfy, load_pack, torch
 
 OPTIONS = {
-    "attack": ("AttackConfig", {"steps": 2, "restarts": 2}),
+    "attack": ("AdversaryConfig", {"steps": 2, "restarts": 2}),
     "train": ("TrainConfig", {"iterations": 2, "warmup": 0, "batch": 4, "retain_batch": 2}),
     "bank": ("BankConfig", {"trajectories": 2, "retain_trajectories": 2, "sampling_steps": 2}),
     "concept": ("ConceptConfig", {}),
@@ -23,7 +23,9 @@ def main() -> dict[str, Any]:
     """Measure."""
     host = load_pack()
     memory = importlib.import_module("pack.nodes.memory")
-    config, live, trainer = (importlib.import_module(f"pack.advunlearn.{m}") for m in ("config", "live", "trainer"))
+    config = importlib.import_module("pack.advunlearn.config.training")
+    fake_tensors = importlib.import_module("pack.advunlearn.memory.fake_tensors")
+    trainer = importlib.import_module("pack.advunlearn.training.trainer")
     settings = {name: getattr(config, kind)(**values) for name, (kind, values) in OPTIONS.items()}
     out: dict[str, Any] = {}
     with torch.inference_mode():  # as every node runs
@@ -33,7 +35,7 @@ def main() -> dict[str, Any]:
             out["line"] = memory.check(adapted, ["a dog"], **settings)
             looked = memory._Check(adapted, ["a dog"])
             out["predicted"] = looked.measure(memory.Plan(resolution=128, **settings)).peak
-            with live.LiveMemory() as counter:
+            with fake_tensors.LiveMemory() as counter:
                 for part in (adapted.text_encoder, adapted.denoiser.patcher.model):
                     for tensor in (*part.parameters(), *part.buffers()):
                         counter.follow(tensor)

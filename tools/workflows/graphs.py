@@ -79,7 +79,7 @@ def train(iterations: int = 30) -> Graph:
         kind="object",
         mode="advunlearn",
         sample_every=15,
-        layers=0,
+        num_layers=0,
         attack_unit="sigma",
         iterations=iterations,
         attack_steps=3,
@@ -102,7 +102,7 @@ def train(iterations: int = 30) -> Graph:
         attack_tokens=3,
         attack_start="token",
         attack_restarts=3,
-        attack_redraw="step",
+        attack_resample="step",
         attack_radius=0.0,
         bank_trajectories=24,
         bank_retain_trajectories=40,
@@ -116,7 +116,7 @@ def train(iterations: int = 30) -> Graph:
         attack_position="prefix",
         attack_per_k=3,
         attack_start_text="",
-        judge_interval=1,
+        attack_interval=1,
         attack_norm="linf",
     )
 

@@ -1,0 +1,42 @@
+"""Graphs in the API's format that were saved with earlier names of the inputs.
+
+The page stores the values of a graph by position, so it needs nothing of this; the API names every input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..advunlearn.config.renamed import RENAMED
+from .train import PREFIXES
+from .widgets import prefixed
+
+# Node -> sections of the settings that its inputs come from.
+SECTIONS = {"AdvUnlearnTrain": ("train", "attack", "bank"), "AdvUnlearnEvaluate": ("evaluate",)}
+
+
+def renamed_inputs(node_id: str) -> dict[str, str]:
+    """Return the inputs of a node that have been renamed: old id -> current id."""
+    return {
+        prefixed(PREFIXES.get(section, ""), old): prefixed(PREFIXES.get(section, ""), new)
+        for section in SECTIONS.get(node_id, ())
+        for old, new in RENAMED.get(section, {}).items()
+    }
+
+
+def with_current_names(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request for a prompt in which the inputs of this pack's nodes have their current names."""
+    for node in request.get("prompt", {}).values():
+        new_names = renamed_inputs(node.get("class_type", ""))
+        if new_names:
+            node["inputs"] = {new_names.get(name, name): value for name, value in node["inputs"].items()}
+    return request
+
+
+def accept_old_names() -> None:
+    """Register the renaming with the host, which runs it on every submitted graph before the validation."""
+    import server
+
+    instance = getattr(server.PromptServer, "instance", None)  # there is none where the host runs without a server
+    if instance is not None:
+        instance.add_on_prompt_handler(with_current_names)
