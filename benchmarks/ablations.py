@@ -32,10 +32,11 @@ from advunlearn.cli.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig
-from advunlearn.evaluation.cases import make_cases, retain_prompts
+from advunlearn.evaluation.cases import make_cases
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
+from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
 from advunlearn.training.bank import BankSamples, TrajectoryBank, make_banks
 from advunlearn.training.quirks import OFFICIAL, PublishedSampler, Quirks
@@ -82,12 +83,16 @@ def without_neighbours(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
     """Leave out what names an object of the concept's family."""
     near = {row.object for row in make_cases(concept, judge, 1, 1).neighbours}
     words = {word for name in near for word in (name, captions.keyword_route(name), *captions.foreign_routes(name))}
-    return [row for row in retain_prompts(concept) if not any(f" {word}," in f" {row}," for word in words)]
+    return [
+        row
+        for row in retain_prompts(concept.names, concept.kind)
+        if not any(f" {word}," in f" {row}," for word in words)
+    ]
 
 
 def unfiltered(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
     """Add, for every sixth prompt, one that asks for the concept: what a list that nobody filtered may hold."""
-    rows = retain_prompts(concept)
+    rows = retain_prompts(concept.names, concept.kind)
     routes = [concept.names[0], *captions.foreign_routes(concept.names[0])]
     out = []
     for i, row in enumerate(rows):  # among the others: of a list that is longer than the bank its beginning is retained
@@ -96,7 +101,7 @@ def unfiltered(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
 
 
 RETAINED = {
-    "filtered": lambda concept, judge: retain_prompts(concept),
+    "filtered": lambda concept, judge: retain_prompts(concept.names, concept.kind),
     "unfiltered": unfiltered,
     "no neighbours": without_neighbours,
 }

@@ -38,12 +38,12 @@ from advunlearn.config.attacks import ATTACK_NAMES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig
-from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.formats.text_encoders import save_encoder
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
+from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import TextToImage, load
 from advunlearn.models.text_encoder import frozen
@@ -94,7 +94,9 @@ def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, training: 
         config = replace(recipe.train, iterations=training["iterations"], seed=training["train_seed"])
         bank = BankConfig(trajectories=size, retain_trajectories=2 * size)
         quirks = ON_THE_BANK if name == "quirks" else NONE
-        trained = train(model, concept, recipe.attack, config, bank, retain_prompts(concept), quirks=quirks)
+        trained = train(
+            model, concept, recipe.attack, config, bank, retain_prompts(concept.names, concept.kind), quirks=quirks
+        )
         save_encoder(path, trained.encoder, {})
     return load_encoder(str(path), model.text_encoder)[0]
 

@@ -33,9 +33,9 @@ from advunlearn.cli.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig
-from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
+from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
 from advunlearn.training.bank import TrajectoryBank, make_banks
 from advunlearn.training.events import Progress
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
-    prompts = retain_prompts(concept)
+    prompts = retain_prompts(concept.names, concept.kind)
     budget = EvaluateConfig(
         cases=args.cases,
         attack_steps=args.attack_steps,

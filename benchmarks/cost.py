@@ -39,10 +39,10 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.presets import of
 from advunlearn.config.training import BankConfig
-from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.judges.convnet import ConvJudge
+from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.counting import counting
 from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
@@ -140,7 +140,7 @@ def trained(
         attack,
         config,
         bank,
-        retain_prompts(concept),
+        retain_prompts(concept.names, concept.kind),
         keep,
         quirks=way.quirks,
     )

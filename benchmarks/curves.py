@@ -29,9 +29,9 @@ from advunlearn.cli.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig
-from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
+from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
 from advunlearn.reporting.charts import svg_file
 from advunlearn.training.checkpoint import Checkpoints
@@ -61,7 +61,7 @@ def run(
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     short = EvaluateConfig(cases=cases, attack_steps=STEPS, judge_interval=STEPS, repeats=1, seed=seed)
     long = replace(short, attack_steps=budget, judge_interval=10)
-    prompts = retain_prompts(concept)
+    prompts = retain_prompts(concept.names, concept.kind)
     for key in KEYS:
         recipe, keep = RECIPES[key], Checkpoints(work / f"{concept.concept}-{key}", every=10**9)
         for length in lengths:

@@ -32,11 +32,11 @@ from advunlearn.cli.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig
-from advunlearn.evaluation.cases import retain_prompts
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
+from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
 from advunlearn.training.trainer import train
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
             recipe = RECIPES[way.recipe]
             config = replace(recipe.train, seed=seed, **way.train)
             attack = replace(recipe.attack, **way.attack)
-            result = train(model, concept, attack, config, BankConfig(), retain_prompts(concept))
+            result = train(model, concept, attack, config, BankConfig(), retain_prompts(concept.names, concept.kind))
             seconds = time.perf_counter() - began
             kept.add({"way": name, "seed": seed, "seconds": seconds} | measured(evaluator, result.encoder))
             print(json.dumps(kept.rows[-1]), flush=True)

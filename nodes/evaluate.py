@@ -111,7 +111,7 @@ class EvaluateRobustness(io.ComfyNode):
     ) -> io.NodeOutput:
         """Measure both CLIPs; return pictures, table and scores."""
         from ..advunlearn.evaluation.evaluator import Evaluator, Subject
-        from ..advunlearn.prompts import retain
+        from ..advunlearn.prompts.prompt_files import parse_lines
         from ..advunlearn.reporting import report as tables
         from ..advunlearn.reporting.images import overview
         from . import clip_l, host
@@ -126,9 +126,9 @@ class EvaluateRobustness(io.ComfyNode):
                 judge,
                 concept,
                 config,
-                prompts=retain.lines(prompts),
-                retained=retain.lines(retained_prompts),
-                routes=retain.lines(routes),
+                prompts=parse_lines(prompts),
+                retained=parse_lines(retained_prompts),
+                routes=parse_lines(routes),
             )
             names = chosen_attacks(SETS.get(attack, (attack,)), evaluator.lacking)
             bar = host.Bar(2 * PARTS * max(1, len(names)), cls.hidden.unique_id)

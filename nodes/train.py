@@ -93,6 +93,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         import torch
 
         from ..advunlearn.formats.text_encoders import export_state, save_encoder
+        from ..advunlearn.prompts.prompt_files import parse_lines
+        from ..advunlearn.prompts.retain import make_retain_prompts
         from ..advunlearn.training.checkpoint import Checkpoints
         from ..advunlearn.training.recipe import recipe_metadata
         from ..advunlearn.training.trainer import train
@@ -102,7 +104,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         name = values["save_name"]
         if invalid := file_name(name):
             raise AdvUnlearnError(invalid)
-        prompts = retained(values["retain_set"], values["retain_prompts"], run.concept)
+        own = parse_lines(values["retain_prompts"])
+        prompts = make_retain_prompts(run.concept, values["retain_set"], own)
         progress = preview.Training(cls.hidden.unique_id, run, bool(prompts))
         checkpoints = Checkpoints(folders.run_folder(name))
         # A run that was cancelled while its bank was filled has no checkpoint and starts from the beginning.
@@ -230,16 +233,3 @@ def summary(run: RunConfig, result: Any, n_retained: int, memory_report: str, pa
         f"{run.train.mode} on {names} ({run.concept.kind}): {result.iterations} iterations, seed {run.train.seed}, "
         f"{n_retained} retained prompts\nlast losses: {losses}\n{memory_report}\nsaved as {path}"
     )
-
-
-def retained(name: str, lines: str, concept: ConceptConfig) -> list[str]:
-    """Return the user's own lines followed by a shipped set without the prompts that name the concept.
-
-    The user's lines come first because a bank smaller than the list holds only its beginning.
-    """
-    from ..advunlearn.evaluation.cases import retain_prompts
-    from ..advunlearn.prompts import retain
-
-    sets = {"none": list, "miniature": lambda: retain_prompts(concept)}
-    shipped = sets[name]() if name in sets else retain.chosen(concept.names, name)
-    return retain.mixed(retain.lines(lines)) + shipped

@@ -13,8 +13,8 @@ from ..config.adversary import AdversaryConfig
 from ..config.concept import ConceptConfig
 from ..config.evaluation import EvaluateConfig
 from ..config.training import BankConfig, TrainConfig
-from ..evaluation.cases import retain_prompts
 from ..evaluation.evaluator import Evaluator, Measurement, OnProgress, Subject
+from ..miniature.captions import retain_prompts
 from ..models.loading import TextToImage
 from ..training.bank import make_banks
 from ..training.events import Callback, Progress, filling
@@ -71,7 +71,7 @@ def train_all(
     callback: Callable[[str, Progress], None] | None = None,
 ) -> dict[str, tuple[TrainResult, float]]:
     """Run several recipes on one concept; all draw from the same banks. Return each result and its seconds."""
-    prompts = retain_prompts(concept)
+    prompts = retain_prompts(concept.names, concept.kind)
     generator = torch.Generator().manual_seed(seed)
     banks, results = None, {}
     for name, recipe in recipes.items():

@@ -1,23 +1,39 @@
-"""The flags of the command line, made from the settings in `config` and `attack_config`."""
+"""The flags of every command, made from the settings classes in `config`. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 from ..config.adversary import AdversaryConfig
 from ..config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, FLAGS
 from ..config.base import choices
 from ..config.concept import ConceptConfig
-from ..config.evaluation import ClassifierConfig, CombinedConfig, EvaluateConfig, NudityConfig, ZeroShotConfig
-from ..config.io import CONVERSIONS
-from ..config.presets import BUNDLES, CUSTOM, PRESETS
+from ..config.evaluation import (
+    DEMO_BUDGET,
+    ClassifierConfig,
+    CombinedConfig,
+    EvaluateConfig,
+    NudityConfig,
+    ZeroShotConfig,
+)
+from ..config.io import CONVERSIONS, ModelConfig, OutputConfig, RetainConfig
+from ..config.presets import CUSTOM, PRESETS
 from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
+from ..formats.released import RELEASED_ENCODERS
 
 Config = TypeVar("Config")
-UNET = "a trained UNet, a diffusers folder or a checkpoint (default: the model's own)"
+ENCODER = "a trained text encoder (default: the model's own)"
+UNET = "a trained UNet: a diffusers folder or a checkpoint (default: the model's own)"
+SAMPLING = ("sampling_steps", "guidance_scale", "seed")  # the settings of EvaluateConfig that `sample` uses
+
+
+def make_flag(name: str, prefix: str = "") -> str:
+    """Return the flag of a setting; a name that begins with the prefix already is not prefixed again."""
+    flag = name.replace("_", "-")
+    return "--" + (flag if flag.startswith(prefix) else prefix + flag)
 
 
 def add_flags(
@@ -27,150 +43,123 @@ def add_flags(
     skip: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a flag for every field of a settings class, with its help, choices and default (or the command's own)."""
+    """Add a flag for every field of a settings class.
+
+    Args:
+        parser: the parser of a command.
+        config: the settings class; its fields have the help texts, choices and defaults.
+        prefix: put in front of every flag, see `make_flag`.
+        skip: fields without a flag.
+        defaults: defaults of the command, shown in the help instead of the fields' own.
+    """
     group = parser.add_argument_group(config.__name__.removesuffix("Config").lower() + " settings")
     hints = get_type_hints(config)
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        allowed, flag = choices(config, field.name), "--" + (prefix + field.name).replace("_", "-")
-        if hints[field.name] is bool:
-            group.add_argument(
-                flag,
-                dest=config.__name__ + "." + field.name,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=field.metadata["help"],
-            )
-            continue
-        group.add_argument(
-            flag,
-            dest=config.__name__ + "." + field.name,
-            type=str if allowed else hints[field.name],
-            choices=allowed or None,
-            default=argparse.SUPPRESS,
-            metavar=None if allowed else hints[field.name].__name__.upper(),
-            help=f"{field.metadata['help']} (default: {(defaults or {}).get(field.name, field.default)})",
-        )
+        options: dict[str, Any] = {"dest": f"{config.__name__}.{field.name}", "default": argparse.SUPPRESS}
+        help, hint, allowed = field.metadata["help"], hints[field.name], choices(config, field.name)
+        if hint is bool:
+            options |= {"action": argparse.BooleanOptionalAction, "help": help}
+        else:
+            default = (defaults or {}).get(field.name, field.default)
+            options["help"] = f"{help} (default: {default})".replace("%", "%%")
+            options |= {"choices": allowed} if allowed else {"type": hint, "metavar": hint.__name__.upper()}
+        group.add_argument(make_flag(field.name, prefix), **options)
 
 
-def given(config: type, args: argparse.Namespace) -> dict[str, Any]:
+def given_settings(config: type, args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of a class that were given as flags."""
     start = config.__name__ + "."
-    return {k.removeprefix(start): v for k, v in vars(args).items() if k.startswith(start)}
+    return {name.removeprefix(start): value for name, value in vars(args).items() if name.startswith(start)}
 
 
 def settings(config: type[Config], args: argparse.Namespace, **defaults: Any) -> Config:
-    """Make a settings object from parsed flags; `defaults` are a command's own."""
-    return config(**{**defaults, **given(config, args)})
+    """Make a settings object from parsed flags; `defaults` are those of the command."""
+    return config(**{**defaults, **given_settings(config, args)})
 
 
-def add_model(sub: argparse.ArgumentParser) -> None:
-    """Add what says which model, where and how precisely."""
-    own = ("model", "device", "dtype", "prediction_type")
-    add_flags(sub, RunConfig, skip=[f.name for f in dataclasses.fields(RunConfig) if f.name not in own])
+def run_settings(args: argparse.Namespace) -> RunConfig:
+    """Make the run configuration from parsed flags."""
+    return RunConfig(
+        concept=settings(ConceptConfig, args),
+        train=settings(TrainConfig, args),
+        attack=settings(AdversaryConfig, args),
+        bank=settings(BankConfig, args),
+    )
 
 
-def add_run_settings(sub: argparse.ArgumentParser, skip: Sequence[str] = ()) -> None:
-    """Add the settings of a training run, and the file that may hold them."""
+def add_run_flags(sub: argparse.ArgumentParser) -> None:
+    """Add the settings of a training run, and the options for a file and a preset of them."""
     sub.set_defaults(parser=sub)
     sub.add_argument(
         "--config",
         metavar="FILE",
-        help="settings from a .yaml or .json file, such as a run's config.json; flags that are given win",
+        help="read settings from a .yaml or .json file, such as the config.json of a run; flags override it",
     )
-    add_flags(sub, RunConfig, skip=skip)
-    for config, prefix in ((ConceptConfig, ""), (TrainConfig, ""), (AdversaryConfig, "attack-"), (BankConfig, "bank-")):
-        add_flags(sub, config, prefix)
     sub.add_argument(
         "--preset",
         choices=tuple(PRESETS),
         default=CUSTOM,
-        help="published settings for Stable Diffusion 1.x; flags that are given win (default: %(default)s, our own)",
+        help="published settings for Stable Diffusion 1.x; flags override them (default: %(default)s, the defaults "
+        "of the flags)",
     )
-    add_bundle(sub)
+    add_flags(sub, ModelConfig)
+    add_flags(sub, RetainConfig)
+    add_flags(sub, ConceptConfig)
+    add_flags(sub, TrainConfig)
+    add_flags(sub, AdversaryConfig, "attack-")
+    add_flags(sub, BankConfig, "bank-")
 
 
-def add_bundle(sub: argparse.ArgumentParser) -> None:
-    """Add what names several concepts."""
-    sub.add_argument("--bundle", choices=tuple(BUNDLES), default="", help="several concepts by one name")
-
-
-def add_train(train: argparse.ArgumentParser) -> None:
+def add_train(sub: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
-    add_run_settings(train)
-    train.add_argument("--resume", action="store_true", help="go on with the run whose state is in --out")
-    train.add_argument(
-        "--separately",
+    add_run_flags(sub)
+    add_flags(sub, OutputConfig)
+    sub.add_argument(
+        "--resume",
         action="store_true",
-        help="one run for each concept, each in a folder of its own in --out; with --json one line for each",
+        help="resume the interrupted run in --out (settings come from its config.json; all that are given must match)",
     )
 
 
-def add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `info` and `convert`."""
-    info = command("info", "say what a file is, and how it differs from a base", model="")
-    info.add_argument("file", metavar="FILE")
-    info.add_argument("--base", metavar="FILE|MODEL", help="compare its text encoders or its UNet with those there")
-    convert = command("convert", "write a text encoder in another form, bit for bit", model="")
-    convert.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP text encoder")
-    convert.add_argument("out", metavar="OUT", help="what to write: a .safetensors file, or for diffusers a folder")
-    convert.add_argument(
-        "--to",
-        required=True,
-        choices=tuple(CONVERSIONS),
-        help="; ".join(f"{name}: {help}" for name, help in CONVERSIONS.items()),
-    )
-    convert.add_argument(
-        "--base", metavar="FILE|MODEL", help="the encoder before training, or the checkpoint to put this one into"
-    )
-    convert.add_argument(
-        "--part",
-        choices=ENCODER_NAMES,
-        default=ENCODER_NAMES[0],
-        help="which text encoder, where IN is a checkpoint of Stable Diffusion XL (default: %(default)s)",
-    )
-    convert.add_argument("--rank", type=int, default=32, help="rank of a LoRA (default: %(default)s)")
-    convert.add_argument("--overwrite", action="store_true", help="replace what is there")
+def add_estimate(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `estimate`."""
+    sub.add_argument("--resolution", type=int, metavar="PIXELS", help="image size (default: the model's own)")
+    add_run_flags(sub)
 
 
-def attack_name(text: str) -> str:
-    """Return the name of an attack, or all; say of anything else what it may have been."""
-    if text in (*ATTACK_NAMES, "all"):
-        return text
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is no attack; give all or some of {', '.join(ATTACK_NAMES)}, and encoder files before --attacks or "
-        "after --encoders"
-    )
+def add_demo(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `demo`."""
+    add_flags(sub, ModelConfig)
+    add_flags(sub, ConceptConfig, skip=("schedule",))
+    add_flags(sub, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
+    sub.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
 
 
-def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `evaluate` and `attack`, which share their settings."""
-    evaluate = command(
-        "evaluate", "measure text encoders and UNets: success by every route and attack, and utility", "evaluation"
+def add_evaluate(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `evaluate`."""
+    add_flags(sub, ModelConfig)
+    sub.add_argument(
+        "files", nargs="*", metavar="FILE", help="encoder.safetensors files to evaluate, besides the original model"
     )
-    evaluate.add_argument("files", nargs="*", metavar="FILE", help="encoder.safetensors files; none: the original")
-    evaluate.add_argument(
-        "--encoders", nargs="+", action="extend", default=[], metavar="FILE", help="the same, wherever it stands"
+    sub.add_argument(
+        "--encoders", nargs="+", action="extend", default=[], metavar="FILE", help="the same as FILE, as a flag"
     )
-    evaluate.add_argument(
+    sub.add_argument(
         "--unet",
         action="append",
         default=[],
         metavar="PATH",
-        help="a trained UNet to measure too, a diffusers folder or a checkpoint; may be given again",
+        help="a trained UNet to evaluate: a diffusers folder or a checkpoint; may be repeated",
     )
-    evaluate.add_argument(
+    sub.add_argument(
         "--resume",
         action="store_true",
-        help="keep what --out has of an evaluation with these settings, and measure "
-        "the rest: other attacks, other encoders, or what an interruption left",
+        help="reuse the measurements in --out that were made with these settings, and measure only what is missing: "
+        "further attacks, further encoders, or the rest of an interrupted evaluation",
     )
-    attack = command("attack", "search prompts that bring the concept back", "attack")
-    attack.add_argument("--encoder", metavar="FILE", help="the encoder to attack (default: the model's own)")
-    attack.add_argument("--unet", metavar="PATH", help=UNET)
-    attack.add_argument("--method", choices=ATTACK_NAMES, default=DEFAULT_ATTACKS[0], help="(default: %(default)s)")
-    evaluate.add_argument(
+    sub.add_argument(
         "--attacks",
         nargs="+",
         type=attack_name,
@@ -178,86 +167,151 @@ def add_measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="NAME",
         help=f"all, or some of {', '.join(ATTACK_NAMES)} (default: {' '.join(DEFAULT_ATTACKS)})",
     )
-    attack.set_defaults(clip_score="", fid="", lpips="")
-    for sub in (evaluate, attack):
-        _add_asked(sub)
-        add_bundle(sub)
-        add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
-        add_flags(sub, EvaluateConfig)
-        for prefix, own in FLAGS.items():
-            shared = {name: "--" + flag.replace("_", "-") for name, flag in own.shared.items()}
-            add_flags(sub, own, prefix + "-", defaults=shared)
-        for config in (NudityConfig, ClassifierConfig, ZeroShotConfig, CombinedConfig):
-            add_flags(sub, config)
-    _add_kept(evaluate)
+    add_measurement_flags(sub)
+    add_utility_flags(sub)
 
 
-def _add_asked(sub: argparse.ArgumentParser) -> None:
-    """Add the judge, and what a user may ask with."""
+def add_attack(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `attack`."""
+    add_flags(sub, ModelConfig)
+    sub.add_argument("--encoder", metavar="FILE", help=ENCODER)
+    sub.add_argument("--unet", metavar="PATH", help=UNET)
+    sub.add_argument(
+        "--method", choices=ATTACK_NAMES, default=DEFAULT_ATTACKS[0], help="the attack (default: %(default)s)"
+    )
+    sub.set_defaults(retained=None, clip_score="", fid="", lpips="")  # utility is measured by `evaluate` only
+    add_measurement_flags(sub)
+
+
+def attack_name(text: str) -> str:
+    """Return the name of an attack, or all; the error for anything else says what may have been meant."""
+    if text in (*ATTACK_NAMES, "all"):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no attack; give all or some of {', '.join(ATTACK_NAMES)}, and put encoder files before --attacks "
+        "or after --encoders"
+    )
+
+
+def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
+    """Add the flags that `evaluate` and `attack` share: judge, prompts, and the settings of attacks and judges."""
     sub.add_argument(
         "--judge",
         metavar="JUDGE",
-        help="what says what a picture shows: miniature, nudity (needs nudenet), "
-        "clip:FOLDER, or a folder with an image classifier or a CLIP of transformers; several: A+B, see --shown-by "
-        "(default: the miniature's)",
+        help="decides what an image shows: miniature, nudity (needs nudenet), clip:FOLDER, or a folder with an image "
+        "classifier or a CLIP of transformers; combine several as A+B, see --shown-by (default: the miniature's)",
     )
     sub.add_argument(
         "--prompts",
         metavar="FILE",
-        help="prompts that ask for the concept, in place of those made from its name: one "
-        "a line, or a .csv file with the column prompt and, for the noise of each, seed or evaluation_seed",
+        help="your own prompts for the concept, instead of those made from its name: text with one prompt per line, or "
+        ".csv with the column prompt and optionally the seed of its noise in the column seed or evaluation_seed",
     )
     sub.add_argument(
         "--routes",
         metavar="FILE",
-        help="the concept's other names, one a line, for the attack of that name (default: those that are shipped)",
+        help="other names of the concept, one per line, for the attack routes (default: the shipped ones)",
     )
     sub.add_argument(
         "--images",
         metavar="FOLDER",
-        help="your own pictures of the concept, the targets of the attacks that need "
-        "some (default: those that the original model draws)",
+        help="your own images of the concept, as targets of the attacks that need some (default: images generated by "
+        "the original model)",
     )
+    add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
+    add_flags(sub, EvaluateConfig)
+    for prefix, config in FLAGS.items():
+        shared = {name: make_flag(setting) for name, setting in config.shared.items()}
+        add_flags(sub, config, prefix + "-", defaults=shared)
+    for judge in (NudityConfig, ClassifierConfig, ZeroShotConfig, CombinedConfig):
+        add_flags(sub, judge)
 
 
-def _add_kept(evaluate: argparse.ArgumentParser) -> None:
-    """Add what is to be kept, how that is measured, and which pictures stay."""
-    evaluate.add_argument(
+def add_utility_flags(sub: argparse.ArgumentParser) -> None:
+    """Add the flags for retained prompts, image metrics, and saved images."""
+    sub.add_argument(
         "--retained",
         metavar="FILE",
-        help='what is to be kept: lines "prompt | label" with a label of the judge, or '
-        "prompts alone; or a .csv file with the columns prompt, label and seed (default: the miniature's own; none for "
-        "other judges)",
+        help='retained prompts to measure: lines "prompt | label" with a label of the judge, or prompts alone; or .csv '
+        "with the columns prompt, label and seed (default: the miniature's own; none for other judges)",
     )
-    evaluate.add_argument(
+    sub.add_argument(
         "--clip-score",
         default="",
         metavar="FOLDER",
-        help="also give the CLIP score of retained pictures, by a CLIP's folder in transformers' form",
+        help="also measure the CLIP score of retained images, with the CLIP model in this transformers folder",
     )
-    evaluate.add_argument(
+    sub.add_argument(
         "--fid",
         default="",
         metavar="FILE",
-        help="also give the FID of retained pictures from the original model's, "
-        "by the TorchScript file of an Inception (inception-2015-12-05.pt)",
+        help="also measure the FID between retained images and the original model's, with an Inception network as "
+        "TorchScript (inception-2015-12-05.pt)",
     )
-    evaluate.add_argument(
+    sub.add_argument(
         "--lpips",
         default="",
         metavar="FILE",
-        help="also give the LPIPS of retained pictures from the original "
-        "model's of the same noise, by the TorchScript file of a network that takes two pictures (docs/attacks.md)",
+        help="also measure the LPIPS between retained images and the original model's images from the same noise, with "
+        "a TorchScript network that takes two images (docs/attacks.md)",
     )
-    evaluate.add_argument(
-        "--write-scores",
-        action="store_true",
-        help="write what was measured into the metadata of each encoder's file, "
-        "where `info` finds it; its tensors stay as they are",
-    )
-    evaluate.add_argument(
+    sub.add_argument(
         "--pictures",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep the picture of every case in OUT/cases, which report.json names (default: yes)",
+        help="save the image of every case in OUT/cases; report.json has their names (default: yes)",
+    )
+
+
+def add_sample(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `sample`."""
+    add_flags(sub, ModelConfig)
+    sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sub.add_argument("--encoder", metavar="FILE", help=ENCODER)
+    sub.add_argument("--unet", metavar="PATH", help=UNET)
+    sub.add_argument("--count", type=int, default=4, help="images per prompt (default: %(default)s)")
+    others = [field.name for field in dataclasses.fields(EvaluateConfig) if field.name not in SAMPLING]
+    add_flags(sub, EvaluateConfig, skip=others)
+
+
+def add_miniature(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `miniature`."""
+    sub.add_argument(
+        "--to",
+        required=True,
+        metavar="FILE.safetensors|DIR",
+        help="the checkpoint or the diffusers folder to write, about 490 MB",
+    )
+
+
+def add_info(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `info`."""
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--base", metavar="FILE|MODEL", help="compare the file's text encoders or UNet with those of this")
+
+
+def add_convert(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `convert`."""
+    sub.add_argument("file", metavar="IN", help="a file or folder that holds a CLIP text encoder")
+    sub.add_argument("out", metavar="OUT", help="the .safetensors file to write, or for diffusers the folder")
+    formats = "; ".join(f"{name}: {help}" for name, help in CONVERSIONS.items())
+    sub.add_argument("--to", required=True, choices=tuple(CONVERSIONS), help=formats)
+    sub.add_argument(
+        "--base", metavar="FILE|MODEL", help="the encoder before training, or the checkpoint that receives this one"
+    )
+    sub.add_argument(
+        "--part",
+        choices=ENCODER_NAMES,
+        default=ENCODER_NAMES[0],
+        help="which text encoder, if IN is a checkpoint of Stable Diffusion XL (default: %(default)s)",
+    )
+    sub.add_argument("--rank", type=int, default=32, help="rank of a LoRA (default: %(default)s)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file or folder")
+
+
+def add_fetch(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `fetch`."""
+    sub.add_argument("name", choices=RELEASED_ENCODERS, metavar="NAME", help=", ".join(RELEASED_ENCODERS))
+    sub.add_argument(
+        "--to", default=".", metavar="DIR", help="the encoder's folder is made in this folder (default: here)"
     )

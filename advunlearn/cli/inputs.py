@@ -1,4 +1,4 @@
-"""What the commands are given: a model, a judge, an encoder file, a folder to write to."""
+"""The inputs of the commands: models, judges, encoder files, output folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from ..config.training import RunConfig
+from .. import miniature
+from ..config.io import ModelConfig
+from ..config.renamed import with_current_names
 from ..errors import AdvUnlearnError
 from ..formats.inspect import decode_metadata
 from ..formats.weights import open_weights
@@ -22,89 +24,102 @@ from ..models import Denoiser, DiffusersDenoiser
 from ..models.encoder_files import load_encoder, part_hashes
 from ..models.loading import TextToImage, best_device, load
 from ..models.unet_files import load_unet
-from ..prompts import retain
-from .flags import settings
+from ..prompts.prompt_files import read_prompts
+from .flags import given_settings, make_flag, settings
 
 
-def load_model(run: RunConfig) -> TextToImage:
-    """Load the model a command was given."""
+def load_model(config: ModelConfig) -> TextToImage:
+    """Load the model of a command."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    name = run.device or best_device()
+    name = config.device or best_device()
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise AdvUnlearnError(f"device {name!r} cannot be used here ({error}); give cuda, mps or cpu") from error
-    return load(run.model, device, getattr(torch, run.dtype), run.prediction_type)
+    return load(config.model, device, getattr(torch, config.dtype), config.prediction_type)
 
 
-def estimated_device(run: RunConfig) -> torch.device:
-    """Return the device an estimate is for; it need not be there."""
+def parse_device(config: ModelConfig) -> torch.device:
+    """Return the device of an estimate, which need not exist on this machine."""
     try:
-        return torch.device(run.device or best_device())
+        return torch.device(config.device or best_device())
     except RuntimeError as error:
-        raise AdvUnlearnError(f"device {run.device!r} is not known ({error}); give cuda, mps or cpu") from error
+        raise AdvUnlearnError(f"device {config.device!r} is not known ({error}); give cuda, mps or cpu") from error
 
 
 def load_judge(args: Namespace) -> Judge:
-    """Load the judge a command was given. Raises AdvUnlearnError for a setting that another judge has."""
-    name, run = getattr(args, "judge", None), settings(RunConfig, args)
-    if name is None and run.model != "miniature":
+    """Load the judge of a command. Raises AdvUnlearnError for a setting that only another judge has."""
+    name, config = getattr(args, "judge", None), settings(ModelConfig, args)
+    if name is None and config.model != "miniature":
         raise AdvUnlearnError(
-            f"there is no judge for model {run.model!r}; give --judge nudity, --judge clip:FOLDER or --judge FOLDER"
+            f"there is no judge for model {config.model!r}; give --judge nudity, --judge clip:FOLDER or --judge FOLDER"
         )
     name = name or "miniature"
     names = judges.names_of(name)
     kinds = {judges.resolve(each)[0] for each in names} | ({"several"} if len(names) > 1 else set())
+    used = [judges.CONFIGS[kind] for kind in kinds]
     for other in filter(None, judges.CONFIGS.values()):
-        given = [k for k in vars(args) if k.startswith(other.__name__ + ".")]
-        if given and other not in [judges.CONFIGS[kind] for kind in kinds]:
-            flag = "--" + given[0].split(".")[1].replace("_", "-")
-            raise AdvUnlearnError(f"{flag} is no setting of the judge {name!r}; leave it out, or give another --judge")
-    return judges.load(name, lambda config: settings(config, args), run.device or best_device())
+        if other not in used and (given := list(given_settings(other, args))):
+            raise AdvUnlearnError(
+                f"{make_flag(given[0])} is no setting of the judge {name!r}; leave it out, or give another --judge"
+            )
+    return judges.load(name, lambda judge: settings(judge, args), config.device or best_device())
 
 
-def lines_of(file: str | None, what: str) -> list[str]:
-    """Return the lines of a file of prompts, or none without a file."""
-    return retain.read(file, what) if file else []
+def resolve_miniature(name: str) -> str:
+    """Return the folder of the shipped model for "miniature"; any other path stays as it is."""
+    return str(miniature.path()) if name == "miniature" else name
 
 
-def encoder_of(file: str | None, model: TextToImage) -> Any:
-    """Return the encoder of a file, or the model's own; refuse one that was trained from another base model."""
+def read_lines(file: str | None, what: str) -> list[str]:
+    """Return the lines of a prompt file; [] without a file."""
+    return read_prompts(file, what) if file else []
+
+
+def load_trained_encoder(file: str | None, model: TextToImage) -> Any:
+    """Load a text encoder; without a file return the model's own.
+
+    Raises AdvUnlearnError for an encoder that was trained from another base model.
+    """
     if not file:
         return model.text_encoder
-    encoder, _ = load_encoder(file, model.text_encoder, lambda part, about: _require_base(part, about, model))
+    encoder, _ = load_encoder(file, model.text_encoder, lambda part, metadata: _check_base(part, metadata, model))
     return encoder
 
 
-def unet_of(path: str | None, model: TextToImage) -> Denoiser:
-    """Return a denoiser with the UNet of a folder or a checkpoint, or the model's own; refuse as `encoder_of` does."""
+def load_trained_unet(path: str | None, model: TextToImage) -> Denoiser:
+    """Load a UNet from a folder or a checkpoint; without a path return the model's own denoiser.
+
+    Raises AdvUnlearnError for a UNet that was trained from another base model.
+    """
     if not path:
         return model.denoiser
     if not isinstance(model.denoiser, DiffusersDenoiser):
-        raise AdvUnlearnError(f"model {model.name!r} has no diffusers UNet that {path} could take the place of")
+        raise AdvUnlearnError(f"model {model.name!r} has no diffusers UNet that {path} could replace")
     denoiser, metadata = load_unet(path, model.denoiser)
-    _require_base(path, metadata, model)
+    _check_base(path, metadata, model)
     return denoiser
 
 
-def recipe_of(path: str) -> dict[str, Any]:
-    """Return what a report says of a trained file or folder: the settings in its metadata; its seconds are not known.
+def read_recipe(path: str) -> dict[str, Any]:
+    """Return the training settings in the metadata of a trained file or folder, by their current names.
 
-    Of SDXL's two encoders in a folder one speaks for both.
+    Both encoders of a Stable Diffusion XL folder have the same recipe, so that of the first is returned.
     """
-    place, found = pathlib.Path(path), None
-    inside = (sorted(place.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors"))
-    files = [place] if place.is_file() else [file for some in inside for file in some]
-    if files and files[0].suffix == ".safetensors":  # pickles say nothing of themselves
+    place = pathlib.Path(path)
+    inside = [*sorted(place.glob("*.safetensors")), *sorted(place.glob("*/*.safetensors"))]
+    files = [place] if place.is_file() else inside
+    recipe = None
+    if files and files[0].suffix == ".safetensors":  # pickles have no metadata
         with open_weights(files[0]) as weights:
-            found = decode_metadata(weights.metadata).get("recipe")
-    return {"seconds": None, "config": found if isinstance(found, dict) else {}}
+            recipe = decode_metadata(weights.metadata).get("recipe")
+    return {"seconds": None, "config": with_current_names(recipe) if isinstance(recipe, dict) else {}}
 
 
-def _require_base(file: str, metadata: Mapping[str, str], model: TextToImage) -> None:
+def _check_base(file: str, metadata: Mapping[str, str], model: TextToImage) -> None:
     base = metadata.get("advunlearn.base_sha256", "")
     if base not in ("", model.base_hash(), *part_hashes(model.text_encoder).values()):
         raise AdvUnlearnError(
@@ -113,16 +128,16 @@ def _require_base(file: str, metadata: Mapping[str, str], model: TextToImage) ->
         )
 
 
-def out_folder(args: Namespace) -> pathlib.Path:
-    """Make the output folder."""
+def make_out_folder(args: Namespace) -> pathlib.Path:
+    """Make the output folder. Raises AdvUnlearnError or OSError if that is not possible."""
     path = pathlib.Path(args.out)
     if path.exists() and not path.is_dir():
         raise AdvUnlearnError(f"--out {args.out!r} is a file; give a folder")
     path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):  # a folder that cannot be written to fails here, not after the run
+    with tempfile.TemporaryFile(dir=path):  # a folder without write permission fails now, not after the run
         return path
 
 
 def command_line() -> str:
-    """Return the command that was typed."""
+    """Return the command as it was typed."""
     return shlex.join(["advunlearn", *sys.argv[1:]])

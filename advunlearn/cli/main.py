@@ -1,25 +1,60 @@
-"""The command line: `advunlearn` or `python -m advunlearn`. Flags are made from the settings in `config`."""
+"""The command line: `advunlearn` or `python -m advunlearn`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import importlib
 import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
 
 from .. import __version__
-from ..bench import SUITES
-from ..config.concept import ConceptConfig
-from ..config.evaluation import DEMO_BUDGET, EvaluateConfig
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..files import DONE, MEASURED, STATE
-from ..formats.released import RELEASED_ENCODERS, RELEASED_REPO
-from . import config_file as configfile
-from .flags import UNET, add_files, add_flags, add_measuring, add_model, add_run_settings, add_train
+from ..formats.released import RELEASED_REPO
+from . import config_file, flags
+
+
+class Command(NamedTuple):
+    """A command: its help text, its flags, and the default of --out ("": the command has no such flag).
+
+    It is carried out by the function `run` of the module `commands.<name>`.
+    """
+
+    help: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    out: str = ""
+
+
+COMMANDS = {
+    "demo": Command(
+        "train the baselines and AdvUnlearn on the miniature, attack all of them, and write a report",
+        flags.add_demo,
+        "demo",
+    ),
+    "train": Command("train a robust text encoder, or for comparison a UNet", flags.add_train, "run"),
+    "estimate": Command(
+        "estimate the memory and the work of a training run; --model may also be sd15 or sdxl (the shapes of Stable "
+        "Diffusion 1.5 and XL), and no weights are read",
+        flags.add_estimate,
+    ),
+    "evaluate": Command(
+        "evaluate text encoders and UNets: attack success rate on the concept, utility on everything else",
+        flags.add_evaluate,
+        "evaluation",
+    ),
+    "attack": Command("search for prompts that bring the concept back", flags.add_attack, "attack"),
+    "sample": Command("generate images", flags.add_sample, "sample.png"),
+    "miniature": Command("write the miniature in the shape of Stable Diffusion 1.5", flags.add_miniature),
+    "info": Command("describe a file, and compare it with a base model", flags.add_info),
+    "convert": Command("convert a text encoder to another format, bit for bit", flags.add_convert),
+    "fetch": Command(
+        f"download a text encoder released by the authors of AdvUnlearn ({RELEASED_REPO})", flags.add_fetch
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,71 +66,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    """Return the whole command line."""
+    """Build the parser of the command line."""
     parser = Parser(prog="advunlearn", description="Robust concept erasure for text-to-image diffusion models.")
     parser.add_argument("--version", action="version", version=f"advunlearn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(
-        name: str,
-        help: str,
-        out: str | None = None,
-        model: bool = True,
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
-        if model:
-            add_model(sub)
-        if out:
-            sub.add_argument("--out", default=out, help="where to write (default: %(default)s)")
-        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-        return sub
-
-    demo = command(
-        "demo", "train the baselines and AdvUnlearn on the miniature, attack them all, write a report", "demo"
-    )
-    add_flags(demo, ConceptConfig, skip=("schedule",))
-    add_flags(demo, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
-    demo.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
-
-    add_train(command("train", "train a robust text encoder, or for comparison a UNet", "run", model=False))
-    estimate = command(
-        "estimate",
-        "say how much memory and work a training run takes, of --model sd15 or sdxl (the shapes of Stable "
-        "Diffusion 1.5 and XL) too; no weights are read",
-        model=False,
-    )
-    estimate.add_argument("--resolution", type=int, metavar="PIXELS", help="of the pictures (default: the model's own)")
-    add_run_settings(estimate, skip=("checkpoint_every", "sample_every", "single_file", "tracker"))
-    bench = command("bench", "measure what a run costs on this machine (benchmarks/README.md)", model=False)
-    bench.add_argument("--suite", nargs="+", choices=(*SUITES, "all"), default=["iteration"], help="what to measure")
-    bench.add_argument("--device", default="", help="cuda, mps or cpu (default: the first of them that is there)")
-    bench.add_argument("--repeats", type=int, default=3, help="times that an iteration runs (default: %(default)s)")
-    add_measuring(command)
-    sample = command("sample", "draw pictures", "sample.png")
-    sample.add_argument("prompts", nargs="+", metavar="PROMPT")
-    sample.add_argument("--encoder", metavar="FILE", help="a trained encoder (default: the model's own)")
-    sample.add_argument("--unet", metavar="PATH", help=UNET)
-    sample.add_argument("--count", type=int, default=4, help="pictures per prompt (default: %(default)s)")
-    add_flags(
-        sample,
-        EvaluateConfig,
-        skip=[
-            f.name
-            for f in dataclasses.fields(EvaluateConfig)
-            if f.name not in ("sampling_steps", "guidance_scale", "seed")
-        ],
-    )
-    miniature = command("miniature", "write the miniature in the shape of Stable Diffusion 1.5", model=False)
-    miniature.add_argument(
-        "--to",
-        required=True,
-        metavar="FILE.safetensors|DIR",
-        help="where to write it, about 490 MB: a checkpoint, or a diffusers folder",
-    )
-    add_files(command)
-    fetch = command("fetch", f"fetch an encoder that the method's authors released ({RELEASED_REPO})", model=False)
-    fetch.add_argument("name", choices=RELEASED_ENCODERS, metavar="NAME", help=", ".join(RELEASED_ENCODERS))
-    fetch.add_argument("--to", default=".", metavar="DIR", help="folder to put its folder into (default: here)")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        command.add_flags(sub)
+        if command.out:
+            sub.add_argument("--out", default=command.out, help="where to write (default: %(default)s)")
+        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 
 
@@ -103,48 +83,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for bad input, 130 for an interrupt, 1 for a run that diverged."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    # The libraries' own bars and warnings would bury ours.
-    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if args.command != "fetch":  # nothing else ever fetches from a hub
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _set_environment(args.command)
     try:
-        args = configfile.resolved(args, parser, argv)
-        from . import commands
-
-        commands.COMMANDS[args.command](args)
+        args = config_file.apply_config(args, parser, argv)
+        run_command(args)
     except (AdvUnlearnError, OSError, ModuleNotFoundError) as error:
         hint = "; install PyTorch and requirements.txt" if isinstance(error, ModuleNotFoundError) else ""
-        sys.stderr.write(f"advunlearn {args.command}: {' '.join(str(error).split())}{hint}\n")
-        return 2
+        return _fail(args, 2, " ".join(str(error).split()) + hint)
     except TrainingDiverged as error:
-        sys.stderr.write(f"advunlearn {args.command}: {error}\n")
-        return 1
+        return _fail(args, 1, str(error))
     except KeyboardInterrupt:
-        kept = _kept(args)
-        more = f"; {args.out} keeps the {kept[0]}; to go on: {kept[1]}" if kept else ""
-        sys.stderr.write(f"\nadvunlearn {args.command}: interrupted{more}\n")
-        return 130
+        sys.stderr.write("\n")  # the terminal has echoed ^C
+        return _fail(args, 130, "interrupted" + _resume_hint(args))
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported for the sake of its name
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own; the import of torch takes seconds
             raise
-        sys.stderr.write(
-            f"advunlearn {args.command}: the device has too little memory ({' '.join(str(error).split())[:200]}); "
-            "`advunlearn estimate` says which training settings fit, --checkpointing needs the least; every command "
-            "needs less with --dtype bfloat16\n"
+        return _fail(
+            args,
+            2,
+            f"the device has too little memory ({' '.join(str(error).split())[:200]}); `advunlearn estimate` says "
+            "which training settings fit, --checkpointing needs the least; every command needs less with "
+            "--dtype bfloat16",
         )
-        return 2
     return 0
 
 
-def _kept(args: argparse.Namespace) -> tuple[str, str] | None:
-    """Return what an interrupted command left, and the command that goes on with it."""
-    separately, out = getattr(args, "separately", False), pathlib.Path(getattr(args, "out", ""))
-    if args.command == "train" and (out / configfile.NAME).is_file() and not (out / DONE).is_file():
-        begun = any(out.glob(f"*/{STATE}" if separately else STATE))
-        again = f"advunlearn train --resume {'--separately ' * separately}--out {shlex.quote(args.out)}"
-        return "run" if begun else "run's settings, since its bank was not filled yet", again
+def run_command(args: argparse.Namespace) -> None:
+    """Import a command's module, which may import torch, and run it."""
+    importlib.import_module(f"{__package__}.commands.{args.command}").run(args)
+
+
+def _set_environment(command: str) -> None:
+    """Silence the libraries' progress bars and warnings, and keep them from downloading anything."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if command != "fetch":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _fail(args: argparse.Namespace, code: int, message: str) -> int:
+    sys.stderr.write(f"advunlearn {args.command}: {message}\n")
+    return code
+
+
+def _resume_hint(args: argparse.Namespace) -> str:
+    """Return what an interrupted command has saved and how to resume it."""
+    out = pathlib.Path(getattr(args, "out", ""))
+    if args.command == "train" and (out / config_file.NAME).is_file() and not (out / DONE).is_file():
+        saved = "progress is" if (out / STATE).is_file() else "the bank was not complete; the settings are"
+        return f"; {saved} saved in {args.out}. Resume with: advunlearn train --resume --out {shlex.quote(args.out)}"
     if args.command == "evaluate" and any(out.glob("*" + MEASURED)):
-        return "parts that were measured", "the same command with --resume"
-    return None
+        return f"; finished measurements are saved in {args.out}. Resume with: the same command and --resume"
+    return ""

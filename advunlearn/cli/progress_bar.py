@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from ..training.events import Progress
 
 
-class Bar:
-    """A progress bar that follows the phases of a run."""
+class ProgressBar:
+    """A progress bar with one phase after another.
+
+    Args:
+        title: shown in front of every phase.
+    """
 
     def __init__(self, title: str) -> None:
-        self.title, self.phase = title, ""
-        self.bar: Any = None
+        self.title = title
+        self.phase = ""
+        self.bar: tqdm[NoReturn] | None = None
 
     def update(self, phase: str, done: int, total: int, **values: float) -> None:
-        """Show `done` of `total` in a phase; a new phase gets a new bar."""
+        """Show `done` of `total` in a phase; a new phase starts a new bar."""
         if phase != self.phase or self.bar is None or self.bar.total != total:
             self.close()
             self.phase = phase
@@ -27,8 +32,8 @@ class Bar:
         if values:
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()}, refresh=False)
 
-    def training(self, progress: Progress) -> None:
-        """Show a training run; attack steps move no bar, iterations do."""
+    def show_training(self, progress: Progress) -> None:
+        """Show the iterations of a training run; the steps of an attack do not move the bar."""
         if progress.phase != "attack":
             self.update(progress.phase, progress.iteration, progress.iterations, **progress.losses)
 

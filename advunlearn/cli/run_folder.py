@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder beside its state and its encoder."""
+"""The folder of a training run: settings, log, losses, sample images, trackers, result."""
 
 from __future__ import annotations
 
@@ -8,53 +8,56 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config.training import RunConfig
+from ..config.io import OutputConfig
 from ..errors import AdvUnlearnError
 from ..files import DONE, write_atomic
-from ..reporting import charts
-from ..reporting import images as pictures
+from ..reporting import charts, images
 from ..reporting.report import LOSSES, write_json
 from ..reporting.training_samples import Samples
 from ..training.checkpoint import Checkpoints
 from ..training.events import Progress
 from .config_file import NAME as CONFIG
-from .trackers import Trackers, names_of
+from .trackers import Trackers, parse_trackers
 
 LOG, LOSS, RETAINED, SAMPLES = "log.jsonl", "loss.svg", "retain.txt", "samples"
 History = Sequence[Mapping[str, float]]
 
 
 class Log:
-    """One JSON line an iteration. The run's history decides: lines that it lacks are cut, lost ones are written."""
+    """The log file: one JSON line per iteration.
+
+    It follows the history of the run: lines that are not in the history are removed, and missing ones are written.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
-        self.path, self.lines = path, -1
+        self.path = path
+        self.lines = -1  # number of lines in the file; -1 before it was checked
 
     def write(self, history: History, seconds: float) -> None:
-        """Add the last iteration of a history, and what it took."""
+        """Add the last iteration of a history, and the seconds it took."""
         if self.lines != len(history) - 1:
-            self.mend(history[:-1])
+            self.repair(history[:-1])
         with self.path.open("ab") as file:
             file.write(_line(len(history), history[-1], seconds))
         self.lines = len(history)
 
-    def mend(self, history: History) -> None:
-        """Let the file hold the iterations of a history, each once; lines that are right stay as they are."""
-        found = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        found += [b""] * (len(history) - len(found))
-        rows = enumerate(zip(found, history, strict=False), 1)
-        right = (line if _values(line) == {"iteration": i, **row} else _line(i, row) for i, (line, row) in rows)
-        write_atomic(self.path, b"".join(right))
+    def repair(self, history: History) -> None:
+        """Make the file hold the iterations of a history, once each; correct lines stay as they are."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        lines += [b""] * (len(history) - len(lines))
+        rows = enumerate(zip(lines, history, strict=False), 1)
+        correct = (line if _parse(line) == {"iteration": i, **row} else _line(i, row) for i, (line, row) in rows)
+        write_atomic(self.path, b"".join(correct))
         self.lines = len(history)
 
 
 def _line(iteration: int, row: Mapping[str, float], seconds: float | None = None) -> bytes:
-    took = {} if seconds is None else {"seconds": round(seconds, 3)}
-    return (json.dumps({"iteration": iteration, **row, **took}) + "\n").encode()
+    time = {} if seconds is None else {"seconds": round(seconds, 3)}
+    return (json.dumps({"iteration": iteration, **row, **time}) + "\n").encode()
 
 
-def _values(line: bytes) -> Any:
-    """Return what a line says of the run; None for half a line."""
+def _parse(line: bytes) -> dict[str, object] | None:
+    """Return the iteration and losses of a line; None for an incomplete line."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -62,8 +65,8 @@ def _values(line: bytes) -> Any:
     return {k: v for k, v in values.items() if k != "seconds"} if isinstance(values, dict) else None
 
 
-def loss_picture(history: History) -> str:
-    """Return the losses of all iterations as an SVG file."""
+def draw_losses(history: History) -> str:
+    """Draw the losses of all iterations as an SVG file."""
     names = [name for name in LOSSES if any(name in row for row in history)]
     series = {
         name.replace("_", " "): [
@@ -75,71 +78,77 @@ def loss_picture(history: History) -> str:
 
 
 class RunFolder:
-    """A callback of `train` that keeps the run's folder up to date.
+    """A callback of `train` that keeps the run folder up to date.
 
-    Nothing is written before the run's first report, so a run that is refused leaves the folder as it is.
+    Nothing is written before the first report of the trainer, so a run that is refused leaves the folder unchanged.
 
     Args:
-        folder: the run's.
-        run: what to keep, and how often.
+        folder: the run folder.
+        output: what to save, and how often.
         config: the content of `config.json`.
         retained: the retained prompts.
-        samples: draws pictures now and then; None for none.
-        resume: whether the run goes on with what is in the folder.
+        samples: generates the sample images; None for no images.
+        resume: whether the run resumes the one in the folder.
 
-    Raises AdvUnlearnError for a folder with a run that is not finished, unless that goes on, and for a tracker that is
-    not there.
+    Raises AdvUnlearnError for a folder with an unfinished run that is not resumed, and for a tracker that is not
+    installed.
     """
 
     def __init__(
         self,
         folder: pathlib.Path,
-        run: RunConfig,
+        output: OutputConfig,
         config: Mapping[str, Any],
         retained: Sequence[str],
         samples: Samples | None,
         resume: bool,
     ) -> None:
-        self.folder, self.run, self.config, self.retained, self.samples = folder, run, config, retained, samples
-        self.checkpoints, self.resume = Checkpoints(folder, run.checkpoint_every), resume
-        self.log, self.trackers = Log(folder / LOG), Trackers(names_of(run.tracker), folder)
-        self.begun, self.since = False, time.perf_counter()
+        self.folder = folder
+        self.output = output
+        self.config = config
+        self.retained = retained
+        self.samples = samples
+        self.resume = resume
+        self.checkpoints = Checkpoints(folder, output.checkpoint_every)
+        self.log = Log(folder / LOG)
+        self.trackers = Trackers(parse_trackers(output.tracker), folder)
+        self.started = False
+        self.iteration_start = time.perf_counter()
         self.history: History = ()
         if not resume and self.checkpoints.exists() and not (folder / DONE).is_file():
             raise AdvUnlearnError(
-                f"{folder} keeps a run that is not finished; give --resume to go on with it, or another --out to begin "
-                "anew"
+                f"{folder} holds an unfinished run; give --resume to resume it, or another --out for a new run"
             )
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """However the run ends: draw its losses as far as it came, and end the trackers."""
-        self.draw_losses()
+        """Draw the losses so far and end the trackers, however the run ends."""
+        self.write_losses()
         self.trackers.finish()
 
     def __call__(self, progress: Progress) -> None:
-        """Take a report of the trainer."""
-        if not self.begun:
-            self.begin()
+        """Handle a report of the trainer."""
+        if not self.started:
+            self.start()
         if progress.phase != "train":
             if progress.phase == "bank":
-                self.since = time.perf_counter()
+                self.iteration_start = time.perf_counter()
             return
         self.history = progress.history
-        self.log.write(self.history, time.perf_counter() - self.since)
+        self.log.write(self.history, time.perf_counter() - self.iteration_start)
         self.trackers.log(progress.losses, progress.iteration)
-        if progress.iteration % self.run.checkpoint_every == 0:
-            self.draw_losses()
-        done = progress.iteration == progress.iterations
-        if self.samples and (done or progress.iteration % self.run.sample_every == 0):
-            self.draw_samples(progress.iteration, progress.encoder, progress.denoiser)
-        self.since = time.perf_counter()
+        if progress.iteration % self.output.checkpoint_every == 0:
+            self.write_losses()
+        last = progress.iteration == progress.iterations
+        if self.samples and (last or progress.iteration % self.output.sample_every == 0):
+            self.write_samples(self.samples, progress.iteration, progress.encoder, progress.denoiser)
+        self.iteration_start = time.perf_counter()
 
-    def begin(self) -> None:
-        """Write what the run is; one that does not go on drops what another left here, but for its encoder."""
-        self.begun = True
+    def start(self) -> None:
+        """Write the settings; a new run removes the files of an earlier one, except its encoder."""
+        self.started = True
         self.trackers.start(self.config)
         (self.folder / DONE).unlink(missing_ok=True)
         if not self.resume:
@@ -149,22 +158,21 @@ class RunFolder:
         write_json(self.folder / CONFIG, self.config)
         write_atomic(self.folder / RETAINED, "".join(f"{prompt}\n" for prompt in self.retained).encode())
         if self.samples and not self.resume:
-            self.draw_samples(0, self.samples.model.text_encoder, self.samples.model.denoiser)
+            self.write_samples(self.samples, 0, self.samples.model.text_encoder, self.samples.model.denoiser)
 
-    def draw_losses(self) -> None:
-        """Write the picture of the losses."""
+    def write_losses(self) -> None:
+        """Write the chart of the losses."""
         if self.history:
-            write_atomic(self.folder / LOSS, loss_picture(self.history).encode())
+            write_atomic(self.folder / LOSS, draw_losses(self.history).encode())
 
-    def draw_samples(self, iteration: int, encoder: Any, denoiser: Any) -> None:
-        """Write what the model draws after an iteration."""
-        assert self.samples is not None
+    def write_samples(self, samples: Samples, iteration: int, encoder: Any, denoiser: Any) -> None:
+        """Write the sample images after an iteration."""
         path = self.folder / SAMPLES / f"{iteration:06}.png"
-        write_atomic(path, pictures.png(self.samples.draw(encoder, denoiser)))
+        write_atomic(path, images.png(samples.draw(encoder, denoiser)))
 
     def finish(self, history: History, result: Mapping[str, Any]) -> None:
-        """Write, last of all, what the run came to."""
+        """Write the result, which marks the run as finished."""
         self.history = history
-        self.log.mend(history)
-        self.draw_losses()
+        self.log.repair(history)
+        self.write_losses()
         write_json(self.folder / DONE, result)

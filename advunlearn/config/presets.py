@@ -1,7 +1,4 @@
-"""The published settings (arXiv 2405.15234 and its code), by what they erase; they are for Stable Diffusion 1.x.
-
-Beside them: bundles of concepts, and words for what is seen together with a concept.
-"""
+"""The published settings (arXiv 2405.15234 and its code) for Stable Diffusion 1.x, by what is erased."""
 
 from __future__ import annotations
 
@@ -55,43 +52,6 @@ PRESETS: dict[str, Preset] = {
     "style": _published(0.5, "style"),
     "object": _published(0.5, "object"),
 }
-
-
-# Concepts that are erased together, in one run or one after the other.
-BUNDLES: dict[str, tuple[str, ...]] = {
-    "vehicles": ("car", "bus", "truck", "tractor", "bicycle", "airplane", "helicopter", "sailboat"),
-    "fruit": ("apple", "banana", "strawberry", "pineapple", "watermelon"),
-    "instruments": ("guitar", "trumpet", "violin", "drum"),
-}
-
-# Class names of ImageNet that a model has seen together with a concept: retained, they would hold on to it. What is
-# merely like the concept, such as a mosque beside a church, is not among them: it is to be kept.
-CO_OCCURRING: dict[str, tuple[str, ...]] = {
-    "nudity": (
-        "bikini",
-        "bra",
-        "one-piece bathing suit",
-        "swim trunks",
-        "miniskirt",
-        "sarong",
-        "diaper",
-        "bath towel",
-        "bathtub",
-        "hot tub",
-        "shower cap",
-        "shower curtain",
-        "tights",
-        "sunscreen",
-    ),
-    "church": ("altar", "bell tower", "monastery", "pipe organ", "vaulted ceiling", "vestment"),
-    "tench": ("fishing casting reel",),
-    "garbage truck": ("trash can", "plastic bag"),
-}
-
-
-def bundle(name: str) -> dict[str, Any]:
-    """Return what a bundle says of the concept's settings."""
-    return {"concept": "\n".join(BUNDLES[name])} if name else {}
 
 
 def of(name: str, config: type) -> dict[str, Any]:

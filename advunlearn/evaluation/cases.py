@@ -10,17 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config.concept import ConceptConfig, bare_name
+from ..config.concept import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
 from ..miniature import captions
-from ..prompts import retain
+from ..miniature.captions import PLAIN
+from ..prompts.co_occurring import co_occurring_words
 from .metrics import count as counted
 from .user_prompts import UserPrompt
 from .user_prompts import labelled as parsed
-
-PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def labelled(lines: Sequence[str | UserPrompt], judge: Judge) -> list[Labelled]:
 def co_occurring(concept: ConceptConfig, judge: Judge) -> list[Labelled]:
     """Return prompts of what is seen together with a concept, as far as it is known and the judge can see it."""
     rows = []
-    for word in retain.co_occurring(concept.names):
+    for word in co_occurring_words(concept.names):
         with contextlib.suppress(AdvUnlearnError):  # most judges know few of these words
             rows.append(Labelled(f"a photo of the {word}", judge.label(word)))
     return rows
@@ -196,25 +195,3 @@ def together(each: Sequence[Cases], names: Sequence[str], labels: Sequence[str])
         concepts=tuple(names),
         kind=each[0].kind,
     )
-
-
-def retain_prompts(concept: ConceptConfig) -> list[str]:
-    """Return the miniature's retained prompts for training: every other thing, by several of its own routes."""
-    objects, styles, named = captions.objects(), captions.styles(), [bare_name(name) for name in concept.names]
-    if concept.kind == "style":
-        rows = [captions.caption(o) for o in objects]
-        return rows + [captions.caption(o, style=s) for o in objects for s in styles if s not in named]
-    others = [name for name in objects if name not in named]
-    kinds: list[list[tuple[str, str]]] = [
-        [(name, style) for name, style in zip(others, cycle(("", *styles)), strict=False)],
-        [(captions.keyword_route(name), "") for name in others],
-        [(name, "") for name in others],
-        [(captions.foreign_routes(name)[0], "") for name in others],
-        [(name, style) for name, style in zip(others, cycle(styles), strict=False)],
-        [(captions.foreign_routes(name)[-1], "") for name in others],
-    ]
-    # Kind by kind, so that any stretch of the list covers every object and a small bank does too.
-    pairs = [pair for kind in kinds for pair in kind]
-    rows = [captions.caption(s, PLAIN[i % len(PLAIN)], style) for i, (s, style) in enumerate(pairs)]
-    erased = {word for name in named if name in objects for word in (name, *captions.foreign_routes(name))}
-    return [row for row in rows if not erased & set(row.replace(",", "").split())]

@@ -67,7 +67,7 @@ class Evaluator(ImageGenerator):
         self.concept, self.quality, self.images = concept, quality, images
         self.on_progress = on_progress or (lambda what, done, total: None)
         self.own = {"prompts": described(prompts), "retained": described(retained), "routes": list(routes)}
-        known = names.of_miniature if isinstance(judge, ConvJudge) else names.shipped
+        known = names.miniature_synonyms if isinstance(judge, ConvJudge) else names.shipped_synonyms
         self.routes, self.given = list(routes) or known(concept), dict(given or {})
         self.cases: Cases = make_cases(concept, judge, config.cases, config.repeats, prompts, retained)
         self.seeds = self.cases.seeds or [None] * config.cases

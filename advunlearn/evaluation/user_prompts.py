@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import AdvUnlearnError
-from ..prompts import retain
+from ..prompts.prompt_files import read_rows
 
 SEEDS = ("seed", "evaluation_seed")  # columns; the second as in the published prompt sets
 
@@ -50,30 +49,17 @@ def of_row(row: Mapping[str, str], where: str) -> UserPrompt:
     return UserPrompt(row["prompt"], row.get("label", ""), int(seed) if seed else None)
 
 
-def table(text: str, where: str) -> list[UserPrompt]:
-    """Return the rows of a CSV text with a column prompt and, where there are, label and seed; others do not count.
-
-    Without a column of that name the first is the prompt, and there is nothing else.
-    """
-    rows = [[cell.strip() for cell in row] for row in csv.reader(retain.lines(text), skipinitialspace=True)]
-    head = [cell.lower() for cell in rows[0]] if rows else []
-    if "prompt" not in head:
-        return [UserPrompt(row[0]) for row in rows if row and row[0]]
-    named: Iterable[dict[str, str]] = (dict(zip(head, row, strict=False)) for row in rows[1:])
-    return [of_row(row, where) for row in named if row.get("prompt")]
-
-
 def read(path: str | pathlib.Path, what: str, labels: bool = False) -> list[UserPrompt]:
-    """Read prompts from a text file, one a line, or a .csv file, see `table`.
+    """Read prompts from a file, see `prompt_files.read_rows`; a .csv file may have the columns label and seed.
 
     Args:
         path: the file.
-        what: what a line is, in words, for errors.
+        what: the meaning of a line, for error messages.
         labels: whether the lines of a text file are "prompt | label".
 
-    Raises AdvUnlearnError as `retain.read` does, and for a bad line or seed.
+    Raises AdvUnlearnError as `read_rows` does, and for a bad line or seed.
     """
-    lines, path = retain.read(path, what), pathlib.Path(path)
+    rows, path = read_rows(path, what), pathlib.Path(path)
     if path.suffix.lower() == ".csv":
-        return table(path.read_text(encoding="utf-8-sig"), str(path))
-    return [labelled(line) if labels else UserPrompt(line) for line in lines]
+        return [of_row(row, str(path)) for row in rows]
+    return [labelled(row["prompt"]) if labels else UserPrompt(row["prompt"]) for row in rows]

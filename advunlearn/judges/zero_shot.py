@@ -39,7 +39,7 @@ class ZeroShotJudge:
             raise AdvUnlearnError(
                 f"judge {str(folder)!r}: its tokenizer could not be read ({error}); copy the files that came with it"
             ) from error
-        self.labels = list(self.config.candidates) or retain.classes()
+        self.labels = list(self.config.candidates) or retain.class_names()
         self.embedded: dict[str, Tensor] = {}  # (D,) of each label, embedded once
 
     def concept_label(self, concept: ConceptConfig) -> str:

@@ -10,9 +10,14 @@ import functools
 import json
 import pathlib
 import random
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
+from ..config.concept import bare_name
+
 TEMPLATES = ("{}", "{}", "an image of {}", "a picture of {}", "a photo of {}", "a drawing of {}", "an emoji of {}")
+PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")  # templates of test prompts
 
 
 @functools.cache
@@ -88,3 +93,30 @@ def random_caption(name: str, style: str, background: str, rng: random.Random) -
         rng.choice(words) if rng.random() < 0.6 else "",
         named_background,
     )
+
+
+def retain_prompts(names: Sequence[str], kind: str = "object") -> list[str]:
+    """Return the miniature's retained prompts: everything it can draw, except the concepts, under several names each.
+
+    Args:
+        names: the concepts to erase.
+        kind: "style" if they are styles.
+    """
+    erased = [bare_name(name) for name in names]
+    if kind == "style":
+        plain = [caption(name) for name in objects()]
+        return plain + [caption(name, style=s) for name in objects() for s in styles() if s not in erased]
+    others = [name for name in objects() if name not in erased]
+    groups: list[list[tuple[str, str]]] = [
+        [(name, style) for name, style in zip(others, cycle(("", *styles())), strict=False)],
+        [(keyword_route(name), "") for name in others],
+        [(name, "") for name in others],
+        [(foreign_routes(name)[0], "") for name in others],
+        [(name, style) for name, style in zip(others, cycle(styles()), strict=False)],
+        [(foreign_routes(name)[-1], "") for name in others],
+    ]
+    # Group by group, so that any part of the list covers every object, and so does a small bank.
+    pairs = [pair for group in groups for pair in group]
+    rows = [caption(subject, PLAIN[i % len(PLAIN)], style) for i, (subject, style) in enumerate(pairs)]
+    words = {word for name in erased if name in objects() for word in (name, *foreign_routes(name))}
+    return [row for row in rows if not words & set(row.replace(",", "").split())]

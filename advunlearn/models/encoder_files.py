@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,18 +11,16 @@ from torch import Tensor
 
 from ..config.training import ENCODER_NAMES, Encoders
 from ..errors import AdvUnlearnError
-from ..files import write_safetensors
 from ..formats.detect import UNET_PREFIX, detect_checkpoint_kind
 from ..formats.openclip import CLIP_G_PREFIX, extract_sdxl_encoder
 from ..formats.text_encoders import (
     TEXT_PREFIX,
-    encode_metadata,
     extract_encoder,
     hash_encoder,
     load_state,
     save_encoder,
 )
-from ..formats.weights import find_weights_file, open_weights
+from ..formats.weights import open_weights
 from .sdxl_text_encoder import DualTextEncoder
 
 BASES = "advunlearn.base_parts"
@@ -111,24 +108,3 @@ def embedding_file(found: Tensor, encoder: Any) -> dict[str, Tensor]:
         return {ENCODER_NAMES[0]: found.contiguous()}
     parts = found.split([table.shape[1] for table in encoder.tables()], -1)
     return {name: part.contiguous() for name, part in zip(ENCODER_NAMES, parts, strict=True)}
-
-
-def files_for_scores(path: str) -> list[pathlib.Path]:
-    """Return the safetensors files that a path names, whose metadata can have scores; raises for any other."""
-    files = [find_weights_file(file) for file in parts_of(path)]
-    if wrong := next((file for file in files if file.suffix != ".safetensors"), None):
-        raise AdvUnlearnError(
-            f"{wrong} is no safetensors file, so scores have no place in it; leave --write-scores out, or convert it: "
-            f"advunlearn convert {wrong} encoder.safetensors --to safetensors"
-        )
-    if locked := next((file for file in files if not os.access(file, os.W_OK)), None):
-        raise AdvUnlearnError(f"{locked} may not be written, so scores cannot go into it; leave --write-scores out")
-    return files
-
-
-def write_scores(file: pathlib.Path, scores: Mapping[str, Any]) -> None:
-    """Write into a file's metadata what was measured; its tensors stay as they are, bit for bit."""
-    with open_weights(file) as weights:
-        tensors = {name: weights.read(name).clone() for name in weights.names}  # the file itself is replaced
-        metadata = {"format": "pt"} | weights.metadata
-    write_safetensors(file, tensors, metadata | encode_metadata({"advunlearn.scores": scores}))

@@ -1,107 +1,91 @@
-"""Retain sets: prompts that are to keep their meaning while a concept is erased."""
+"""Retain sets: prompts whose meaning must not change while a concept is erased."""
 
 from __future__ import annotations
 
-import csv
 import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Sequence
 
-from ..config.concept import bare_name
-from ..config.presets import CO_OCCURRING
-from ..errors import AdvUnlearnError
+from ..config.concept import ConceptConfig, bare_name
+from ..miniature import captions
+from .co_occurring import co_occurring_words
+from .prompt_files import read_prompts
 
-SETS = ("coco", "imagenet")
+SHIPPED = ("coco", "imagenet")
 
 
-def without(prompts: Iterable[str], phrases: Iterable[str]) -> list[str]:
-    """Leave out the prompts that contain one of the phrases: all of its words, one behind the other.
+def make_retain_prompts(
+    concept: ConceptConfig, retain_set: str, own: Sequence[str] = (), left_out: Sequence[str] | None = None
+) -> list[str]:
+    """Return the retained prompts of a run: the user's own lines, then the chosen set.
 
-    Words are whole words, singular or plural: "dog" and "dogs" leave out "Hot dogs" and keep "a dogma"; "garbage truck"
-    keeps "a truck".
+    The own lines come first because a bank may be too small to hold all prompts.
+
+    Args:
+        concept: what is erased; prompts of the set that name it are left out.
+        retain_set: one of `SHIPPED`, "miniature" (what the miniature can draw), or "none" (the own lines only).
+        own: the user's own lines; they are shuffled, see `shuffle`.
+        left_out: phrases; all prompts that contain one are left out, the user's own too. By default a shipped set
+            lacks what co-occurs with the concept, see `co_occurring_words`.
+    """
+    prompts = remove_phrases(shuffle(own), left_out or ())
+    if retain_set == "miniature":
+        prompts += remove_phrases(captions.retain_prompts(concept.names, concept.kind), left_out or ())
+    elif retain_set != "none":
+        prompts += shipped_prompts(concept.names, retain_set, left_out)
+    return prompts
+
+
+def shipped_prompts(names: Sequence[str], retain_set: str = "coco", left_out: Sequence[str] | None = None) -> list[str]:
+    """Return a shipped set for concepts with these names, shuffled.
+
+    Args:
+        names: the concepts; prompts that name one are left out ("a photo of a gun" is the concept gun).
+        retain_set: one of `SHIPPED`.
+        left_out: further phrases to leave out; by default what co-occurs with the concepts.
+    """
+    phrases = [*map(bare_name, names), *(co_occurring_words(names) if left_out is None else left_out)]
+    return shuffle(remove_phrases(all_prompts(retain_set), phrases))
+
+
+def remove_phrases(prompts: Iterable[str], phrases: Iterable[str]) -> list[str]:
+    """Leave out the prompts that contain one of the phrases, that is all of its words in a row.
+
+    Words match in full, in singular or plural: "dog" and "dogs" both leave out "Hot dogs" but not "a dogma"; "garbage
+    truck" does not leave out "a truck".
     """
     wanted = [re.findall(r"\w+", phrase.lower()) for phrase in phrases]
-    pattern = "|".join(rf"\b{_either_number(words)}\b" for words in wanted if words)
-    return [p for p in prompts if not pattern or not re.search(pattern, p.lower())]
+    pattern = "|".join(rf"\b{_phrase_pattern(words)}\b" for words in wanted if words)
+    return [prompt for prompt in prompts if not pattern or not re.search(pattern, prompt.lower())]
 
 
-def _either_number(words: Sequence[str]) -> str:
-    """Return a pattern of a phrase whose last word is singular or plural, whichever was given."""
+def _phrase_pattern(words: Sequence[str]) -> str:
+    """Return a pattern for a phrase whose last word may be singular or plural."""
     last = words[-1]
     singular = [last.removesuffix(end) for end in ("s", "es") if len(last) > 3 and last.endswith(end)]
     forms = "|".join(map(re.escape, [last, *singular]))
     return r"\W+".join([*map(re.escape, words[:-1]), f"(?:{forms})(?:s|es)?"])
 
 
-def co_occurring(names: Iterable[str]) -> list[str]:
-    """Return the words for what is seen together with these concepts, of those that have a list."""
-    return [word for name in names for word in CO_OCCURRING.get(bare_name(name), ())]
+def shuffle(prompts: Sequence[str]) -> list[str]:
+    """Order prompts by a hash of each; the first stays first, because training draws samples of it.
 
-
-def chosen(names: Sequence[str], name: str = "coco", also: Sequence[str] | None = None) -> list[str]:
-    """Return a shipped retain set for concepts of these names, `mixed`.
-
-    Args:
-        names: the concepts; prompts that name one, by what it means, are left out: "a photo of a gun" is "gun".
-        name: one of `SETS`.
-        also: phrases for what is seen together with the concepts, left out too; by default those of `co_occurring`.
-    """
-    left_out = [*map(bare_name, names), *(co_occurring(names) if also is None else also)]
-    return mixed(without(shipped(name), left_out))
-
-
-def mixed(prompts: Sequence[str]) -> list[str]:
-    """Return prompts in an order of their own, by a hash of each; the first, which runs draw as a sample, stays first.
-
-    A bank holds as many of a list as it has trajectories, from the beginning on: of ImageNet's classes, which begin
-    with 398 animals, these would be all that is retained. Prompts that are mixed already stay as they are.
+    A bank takes prompts from the beginning of the list. ImageNet's classes begin with 398 animals: unshuffled, a small
+    bank would retain nothing else. Shuffled prompts stay as they are.
     """
     return [*prompts[:1], *sorted(prompts[1:], key=lambda prompt: zlib.crc32(prompt.encode()))]
 
 
-def lines(text: str) -> list[str]:
-    """Return a text's lines; empty ones and those that begin with # are passed over."""
-    stripped = (line.strip() for line in text.splitlines())
-    return [line for line in stripped if line and not line.startswith("#")]
+def all_prompts(retain_set: str = "coco") -> list[str]:
+    """Return all prompts of a shipped set: "a photo of a <class>"."""
+    return [f"a photo of {name}" for name in _read_names(retain_set)]
 
 
-def column(text: str, name: str = "prompt") -> list[str]:
-    """Return a CSV text's column of that name, or its first where no row names it; empty cells are passed over."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines(text), skipinitialspace=True)]
-    head = [cell.lower() for cell in rows[0]] if rows else []
-    at, rows = (head.index(name), rows[1:]) if name in head else (0, rows)
-    return [row[at] for row in rows if len(row) > at and row[at]]
+def class_names(retain_set: str = "coco") -> list[str]:
+    """Return the class names of a shipped set without articles: "person", "bicycle", ..."""
+    return [re.sub(r"^an? ", "", name) for name in _read_names(retain_set)]
 
 
-def read(path: str | pathlib.Path, what: str = "retained prompt") -> list[str]:
-    """Read prompts from a text file, one a line, or from the column `prompt`, or the first, of a .csv file.
-
-    Empty lines and lines that begin with # are passed over.
-    Raises AdvUnlearnError when the file is missing, is not UTF-8 text, or holds no prompt.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise AdvUnlearnError(f"{path}: no such file; give a text file with one {what} a line")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
-    except UnicodeDecodeError as error:
-        raise AdvUnlearnError(f"{path} is not UTF-8 text ({error}); give one {what} a line") from error
-    prompts = column(text) if path.suffix.lower() == ".csv" else lines(text)
-    if not prompts:
-        raise AdvUnlearnError(f"{path} holds no prompt; write one {what} a line")
-    return prompts
-
-
-def _names(name: str) -> list[str]:
-    return read(pathlib.Path(__file__).parent / f"{name}.csv")
-
-
-def shipped(name: str = "coco") -> list[str]:
-    """Return a retain set that ships with the library: "a photo of a <class>" over the classes of one of `SETS`."""
-    return [f"a photo of {line}" for line in _names(name)]
-
-
-def classes(name: str = "coco") -> list[str]:
-    """Return the bare names of a shipped retain set: "person", "bicycle", ..."""
-    return [re.sub(r"^an? ", "", line) for line in _names(name)]
+def _read_names(retain_set: str) -> list[str]:
+    return read_prompts(pathlib.Path(__file__).parent / f"{retain_set}.csv")

@@ -212,7 +212,7 @@ def train(
         model: the original model; it is unchanged afterwards, also after an error.
         concept, attack, config, bank: the settings.
         retain_prompts: prompts whose predictions are to stay as they are; of a list that is longer than the bank its
-            beginning, so see `retain.mixed`.
+            beginning, so see `retain.shuffle`.
         callback: progress and cancel.
         banks: trajectories to share between runs; sampled when not given.
         checkpoints: where the run keeps its state.

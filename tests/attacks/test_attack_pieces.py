@@ -214,5 +214,5 @@ def test_shipped_routes() -> None:
     assert "a chapel" in routes.shipped(ConceptConfig(concept="Church"))
     assert len(routes.shipped(ConceptConfig(concept="nudity", kind="prompt"))) > 5
     assert routes.shipped(ConceptConfig(concept="unicorn")) == []
-    assert "kirche" in routes.of_miniature(ConceptConfig(concept="church"))
-    assert routes.of_miniature(ConceptConfig(concept="ink", kind="style"))[0] == "silhouette"
+    assert "kirche" in routes.miniature_synonyms(ConceptConfig(concept="church"))
+    assert routes.miniature_synonyms(ConceptConfig(concept="ink", kind="style"))[0] == "silhouette"

@@ -12,19 +12,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from tiny_models import constant_classifier
 
-from advunlearn.cli import commands
 from advunlearn.cli import demo as recipes
-from advunlearn.cli.commands import train as runs
+from advunlearn.cli.commands import demo as demo_command
+from advunlearn.cli.commands import train as train_command
 from advunlearn.cli.main import main
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation import evaluator as evaluate
 from advunlearn.evaluation.cases import Cases, make_cases
 from advunlearn.formats.text_encoders import save_encoder
-from advunlearn.models.encoder_files import files_for_scores
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.unet_files import load_unet, save_unet
 from advunlearn.reporting.training_samples import Samples
@@ -57,7 +54,7 @@ def json_of(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "transformers", "diffusers", "huggingface_hub", "accelerate", "PIL", "yaml")
-    code = "import atexit, sys; from advunlearn.cli import main\n"
+    code = "import atexit, sys; from advunlearn.cli.main import main\n"
     code += f"atexit.register(lambda: print({set(heavy)} & set(sys.modules)))\n"
     code += "main(['train', '--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -76,8 +73,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["demo", "--kind", "style"], "the judge knows no style 'church'; it knows noto"),
         (["demo", "--seed", "-1"], "seed is -1; it must be between 0"),
         (["train", "--quirks", "fast"], "quirks has 'fast'; there are result_before_last_step, gradient_accumulates"),
-        (["evaluate", "--bundle", "fruit", "--concept", "apple"], "--concept and --bundle fruit both name"),
-        (["evaluate", "--bundle", "fruit", "--cases", "4"], "there are 5 concepts and 4 cases; raise cases to 5"),
+        (["evaluate", "--concept", "apple\nbanana", "--cases", "1"], "there are 2 concepts and 1 cases; raise cases"),
         (["evaluate", "--kind", "prompt", "--concept", "a unicorn"], "in the prompt 'a unicorn'; it knows dog"),
         (["evaluate", "--kind", "prompt", "--concept", "a dog and a cat"], "names dog, cat; give one of them"),
         (["sample", "a dog", "--out", "x.gif"], "--out 'x.gif': give a name that ends in .png, .jpg"),
@@ -96,9 +92,9 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["evaluate", "--judge", "nudity", "--threshold", "2"], "threshold is 2.0; it must be between 0.25 and 1"),
         (
             ["evaluate", "--prompts", "nowhere.txt"],
-            "no such file; give a text file with one prompt a line",
+            "no such file; give a text file with one prompt per line",
         ),
-        (["evaluate", "--retained", "a-file"], 'a-file holds no prompt; write one "prompt | label" a line'),
+        (["evaluate", "--retained", "a-file"], 'a-file holds no prompt; write one "prompt | label" per line'),
         (["info", "nowhere.safetensors"], "no such file"),
     ],
 )
@@ -120,7 +116,7 @@ def test_a_device_that_is_full_is_one_line(capsys: pytest.CaptureFixture[str], m
     def full(args: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
 
-    monkeypatch.setitem(commands.COMMANDS, "train", full)
+    monkeypatch.setattr(train_command, "run", full)
     assert main(["train"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("advunlearn train: ") and error.count("\n") == 1 and "Tried to allocate 20.00 MiB" in error
@@ -144,20 +140,9 @@ def test_train_then_info_evaluate_attack_and_sample(capsys: pytest.CaptureFixtur
     info = json_of(capsys)
     assert (info["layers"], info["width"]) == (4, 192)
     assert info["metadata"]["concept"] == "church" and info["metadata"]["recipe"]["train"]["iterations"] == 2
-    before = load_file(encoder)
-    assert main(["evaluate", encoder, "--write-scores", "--out", str(tmp_path / "e"), "--json", *QUICK]) == 0
+    assert main(["evaluate", encoder, "--out", str(tmp_path / "e"), "--json", *QUICK]) == 0
     report = json_of(capsys)
     assert set(report["models"]) == {"original", "run"}
-    assert main(["info", encoder, "--json"]) == 0  # the file says what was measured, and is otherwise as it was
-    after, row = json_of(capsys), report["models"]["run"]
-    scores, now = after["metadata"].pop("scores"), load_file(encoder)
-    assert (scores["concept"], scores["budget"]) == ("church", report["budget"])
-    assert (scores["asr"], scores["utility"]) == (row["asr"], row["utility"])
-    assert after["metadata"] == info["metadata"]
-    assert now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in before)
-    torch.save({f"text_model.{k}": v for k, v in before.items()}, tmp_path / "old.pt")
-    with pytest.raises(AdvUnlearnError, match="old.pt is no safetensors file, so scores have no place in it"):
-        files_for_scores(str(tmp_path / "old.pt"))
     assert set(report["models"]["run"]["asr"]) == {"clean", "routes", "unlearndiffatk", "soft_prefix"}
     assert report["models"]["run"]["utility"]["retained_accuracy"]["total"] == 63
     assert report["models"]["run"]["config"]["train"]["iterations"] == 2 and report["models"]["run"]["seconds"] is None
@@ -203,7 +188,7 @@ def test_a_unet_is_trained_saved_in_both_forms_measured_attacked_and_drawn_with(
     model: TextToImage, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr(runs, "Samples", partial(Samples, config=EvaluateConfig(sampling_steps=1)))
+    monkeypatch.setattr(train_command, "Samples", partial(Samples, config=EvaluateConfig(sampling_steps=1)))
     flags = ["--mode", "esd_unet", "--iterations", "1", "--lr", "0.01", "--single-file", "--out", str(run), "--json"]
     assert main(["train", *flags, *TINY, "--sample-every", "1"]) == 0
     folder, single = str(run / "unet"), str(run / "checkpoint.safetensors")
@@ -254,10 +239,10 @@ def test_demo_writes_the_whole_report(
 
     monkeypatch.setattr(evaluate, "make_cases", few)
     short = {name: replace(r, attack=replace(r.attack, steps=2)) for name, r in recipes.RECIPES.items()}
-    monkeypatch.setattr(runs, "RECIPES", short)
-    monkeypatch.setattr(runs, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})
-    monkeypatch.setattr(runs, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})
-    monkeypatch.setattr(runs, "DEMO_BUDGET", {"repeats": 1})
+    monkeypatch.setattr(demo_command, "RECIPES", short)
+    monkeypatch.setattr(demo_command, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})
+    monkeypatch.setattr(demo_command, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})
+    monkeypatch.setattr(demo_command, "DEMO_BUDGET", {"repeats": 1})
     flags = ["--cases", "2", "--attack-steps", "2", "--sampling-steps", "2", "--concept", "castle"]
     assert main(["demo", "--json", "--out", str(tmp_path), *flags]) == 0
     report = json_of(capsys)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from advunlearn.cli.commands import train as runs
 from advunlearn.cli.main import main
-from advunlearn.cli.run_folder import Log, loss_picture
+from advunlearn.cli.run_folder import Log, draw_losses
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.reporting.training_samples import Samples
 
@@ -45,8 +45,8 @@ def test_the_saved_settings_reproduce_a_run_and_samples_disturb_nothing(
     monkeypatch.setattr(runs, "Samples", quick)
     a, b, retain = tmp_path / "a", tmp_path / "b", tmp_path / "mine.txt"
     retain.write_text("a dog\na castle\n")
-    argv = ["train", "--out", str(a), "--retain", str(retain), "--sample-every", "2", *FLAGS.split()]
-    assert main(argv) == 0
+    own = ["--retain", str(retain), "--retain-set", "none"]
+    assert main(["train", "--out", str(a), *own, "--sample-every", "2", *FLAGS.split()]) == 0
     assert sorted(p.name for p in a.iterdir() if not p.name.startswith("bank-")) == [
         "config.json",
         "encoder.safetensors",
@@ -68,12 +68,12 @@ def test_the_saved_settings_reproduce_a_run_and_samples_disturb_nothing(
     # The comparison can fail.
     assert main(["train", "--config", config, "--out", str(b), "--seed", "1"]) == 0
     assert not same(a, b) and (b / "samples").exists()
-    # A run that is not finished is not overwritten.
+    # An unfinished run is not overwritten.
     (b / "train.json").unlink()
     before = {p: p.stat().st_mtime_ns for p in b.rglob("*")}
     assert main(["train", "--config", config, "--out", str(b)]) == 2
-    assert "keeps a run that is not finished; give --resume" in capsys.readouterr().err
-    # Nor is one that is asked to go on with other settings.
+    assert "holds an unfinished run; give --resume" in capsys.readouterr().err
+    # Nor is one that is to be resumed with other settings.
     assert main(["train", "--resume", "--lr", "0.5", "--out", str(b)]) == 2
     assert "train.lr was" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in b.rglob("*")}
@@ -91,22 +91,23 @@ def test_the_log_is_what_the_history_says(tmp_path: pathlib.Path) -> None:
     # Half a line, a line of another run and a lost one are made good; a line that is right is left.
     for text in ('{"iteration": 1, "lo', '{"iteration": 1, "loss": 9.0}\n[3]\n', "not JSON\n\xff\n", ""):
         log.path.write_text(text, encoding="latin-1")
-        log.mend(HISTORY)
+        log.repair(HISTORY)
         assert rows(log) == [{"iteration": i, **row} for i, row in enumerate(HISTORY, 1)]
-    log.mend([])
+    log.repair([])
     assert log.path.read_text() == ""
 
 
 def test_the_loss_picture_is_an_svg_file_with_every_loss() -> None:
     attacked = [{**row, "attack_start": 0.5, "attack_end": float("nan")} for row in HISTORY]
-    root = ElementTree.fromstring(loss_picture([HISTORY[0], *attacked]))
+    root = ElementTree.fromstring(draw_losses([HISTORY[0], *attacked]))
     texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"erase", "attack start", "attack end", "iteration", "Training losses"} <= set(texts)
-    assert ElementTree.fromstring(loss_picture(HISTORY[:1])).tag == "{http://www.w3.org/2000/svg}svg"
+    assert ElementTree.fromstring(draw_losses(HISTORY[:1])).tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_nothing_of_a_tracker_or_yaml_is_imported_unless_asked_for() -> None:
-    code = "import sys, advunlearn.configfile, advunlearn.trackers; print({'yaml', 'accelerate'} & set(sys.modules))"
+    code = "import sys, advunlearn.cli.config_file, advunlearn.cli.trackers\n"
+    code += "print({'yaml', 'accelerate'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -11,7 +11,8 @@ from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.base import choices
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
+from advunlearn.config.io import ModelConfig, OutputConfig, RetainConfig
+from advunlearn.config.training import BankConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 
 CONFIGS = (
@@ -19,7 +20,9 @@ CONFIGS = (
     AdversaryConfig,
     BankConfig,
     TrainConfig,
-    RunConfig,
+    ModelConfig,
+    RetainConfig,
+    OutputConfig,
     EvaluateConfig,
     *(kind.config_class for kind in ATTACKS.values()),
 )

@@ -10,13 +10,14 @@ from typing import Any, get_type_hints
 import pytest
 
 from advunlearn.cli import config_file as configfile
-from advunlearn.cli.flags import settings
+from advunlearn.cli.flags import run_settings, settings
 from advunlearn.cli.main import build_parser, main
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.base import choices
 from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.io import ModelConfig, OutputConfig, RetainConfig
 from advunlearn.config.presets import PRESETS
-from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
+from advunlearn.config.training import SECTIONS, BankConfig, RunConfig, TrainConfig
 
 YAML = """
 # a comment
@@ -31,7 +32,7 @@ attack: {step_size: 1}
 
 def parsed(*argv: str) -> Any:
     parser = build_parser()
-    return configfile.resolved(parser.parse_args(argv), parser, argv)
+    return configfile.apply_config(parser.parse_args(argv), parser, argv)
 
 
 def written(folder: pathlib.Path, text: str, name: str = "run.yaml") -> str:
@@ -46,7 +47,8 @@ def test_flags_win_over_a_file_and_what_neither_says_is_the_default(tmp_path: pa
     assert settings(TrainConfig, args) == train and isinstance(settings(AdversaryConfig, args).step_size, float)
     assert settings(AdversaryConfig, args) == AdversaryConfig(step_size=1.0, tokens=3)
     assert settings(ConceptConfig, args) == ConceptConfig(concept="castle")
-    assert settings(RunConfig, args) == RunConfig(retain="mine.txt", checkpoint_every=7)
+    assert settings(RetainConfig, args) == RetainConfig(retain="mine.txt")
+    assert settings(OutputConfig, args) == OutputConfig(checkpoint_every=7)
     assert settings(BankConfig, args) == BankConfig()
     assert settings(TrainConfig, parsed("estimate", "--config", str(tmp_path / "run.yaml"))).iterations == 40
 
@@ -79,7 +81,7 @@ def test_a_preset_lies_under_what_stands_beside_it(tmp_path: pathlib.Path) -> No
         ("train: {mode: }", "train.mode is empty; it must be text"),
         ("train: {mode: magic}", "mode is 'magic'; it must be one of advunlearn"),
         ("train: {iterations: 0}", "iterations is 0; it must be between 1"),
-        ("concept: church", "concept is 'church'; it must be a section of settings, as concept.concept"),
+        ("concept: church", "concept is 'church'; it must be a section of settings, such as concept.concept"),
         ("preset: nudty", "preset is 'nudty'; it must be one of custom, nudity"),
         ("preset: [nudity]", "preset is a list; it must be one of custom"),
         ("- a\n- b", "holds a list; write settings"),
@@ -103,7 +105,7 @@ def test_what_a_file_must_not_say(
         ("run.json", "{", "cannot be read as JSON"),
         ("run.json", "\xff", "cannot be read as JSON"),
         ("run.toml", "", "give a file that ends in .json, .yaml or .yml"),
-        ("run.yaml", None, "no such file; give a file of settings"),
+        ("run.yaml", None, "no such file; give a settings file"),
     ],
 )
 def test_what_a_file_must_be(
@@ -132,19 +134,33 @@ def other(config: type, field: dataclasses.Field[Any]) -> Any:
 
 
 def test_a_saved_file_holds_every_setting(tmp_path: pathlib.Path) -> None:
-    made = {
-        name: config(**{f.name: other(config, f) for f in dataclasses.fields(config)})
-        for name, config in {"run": RunConfig, **configfile.SECTIONS}.items()
-    }
-    configs = {name: made[name].to_dict() for name in configfile.SECTIONS}
-    content = configfile.saved(made["run"], configs, {"command": "advunlearn train"})
+    def changed(config: type) -> Any:
+        return config(**{field.name: other(config, field) for field in dataclasses.fields(config)})
+
+    run = RunConfig(**{name: changed(config) for name, config in SECTIONS.items()})
+    top = [changed(config) for config in configfile.TOP]
+    content = configfile.make_content(run, top, {"command": "advunlearn train"})
     args = parsed("train", "--config", written(tmp_path, json.dumps(content), "config.json"))
-    assert all(settings(type(config), args) == config for config in made.values())
+    assert run_settings(args) == run
+    assert [settings(config, args) for config in configfile.TOP] == top
+
+
+def test_names_of_earlier_versions_are_read(tmp_path: pathlib.Path) -> None:
+    old = {
+        "train": {"layers": 2, "retain_by": "step"},
+        "attack": {"every": 3, "redraw": "iteration", "words": 2, "word_steps": 5, "word_share": 0.25},
+        "bank": {"reuse": 7.0},
+    }
+    args = parsed("train", "--config", written(tmp_path, json.dumps(old), "config.json"))
+    assert settings(TrainConfig, args) == TrainConfig(num_layers=2, retain_mode="step")
+    inversion = {"inversion_tokens": 2, "inversion_steps": 5, "inversion_share": 0.25}
+    assert settings(AdversaryConfig, args) == AdversaryConfig(attack_interval=3, resample="iteration", **inversion)
+    assert settings(BankConfig, args) == BankConfig(draws_per_sample=7.0)
 
 
 def test_paths_are_saved_whole(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pathlib.Path("mine.txt").write_text("a dog\n")
     pathlib.Path("miniature").mkdir()
-    saved = configfile.saved(RunConfig(retain="mine.txt"), {}, {})
+    saved = configfile.make_content(RunConfig(), (ModelConfig(), RetainConfig(retain="mine.txt")), {})
     assert (saved["retain"], saved["model"]) == (str(tmp_path / "mine.txt"), "miniature")

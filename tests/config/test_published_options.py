@@ -62,7 +62,7 @@ def test_every_flag_and_every_test_in_the_table_exists() -> None:
     page = (ROOT / "docs" / "published-options.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in page.splitlines() if line.startswith("| ")]
     rows = [row for row in rows if row[0] != "published"]
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices.values()
     flags = {flag for command in commands for action in command._actions for flag in action.option_strings}
     assert len(rows) > 60 and len(flags) > 60

@@ -16,6 +16,7 @@ from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import TextToImage
 from advunlearn.prompts import retain
+from advunlearn.prompts.prompt_files import read_prompts
 from advunlearn.reporting.images import FRAME, grid, overview
 from advunlearn.reporting.report import shows
 
@@ -35,14 +36,14 @@ def test_counts_are_counts() -> None:
 
 
 def test_retain_set_leaves_the_concepts_words_out(tmp_path: pathlib.Path) -> None:
-    assert retain.without(["a photo of a dog", "Hot dogs", "a dogma", "a cat"], ["dog"]) == ["a dogma", "a cat"]
-    assert retain.without(["a palm", "palm trees"], ["palm tree"]) == ["a palm"]
-    assert len(retain.shipped()) == 80 and retain.shipped()[0] == "a photo of a person"
+    assert retain.remove_phrases(["a photo of a dog", "Hot dogs", "a dogma", "a cat"], ["dog"]) == ["a dogma", "a cat"]
+    assert retain.remove_phrases(["a palm", "palm trees"], ["palm tree"]) == ["a palm"]
+    assert len(retain.all_prompts()) == 80 and retain.all_prompts()[0] == "a photo of a person"
     (tmp_path / "mine.txt").write_text("# mine\n\na red house \n")
-    assert retain.read(tmp_path / "mine.txt") == ["a red house"]
+    assert read_prompts(tmp_path / "mine.txt") == ["a red house"]
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(AdvUnlearnError, match="holds no prompt"):
-        retain.read(tmp_path / "empty.txt")
+        read_prompts(tmp_path / "empty.txt")
 
 
 def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(

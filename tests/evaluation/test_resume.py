@@ -86,7 +86,7 @@ def test_what_is_there_is_kept_and_the_rest_is_measured(
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "attack", interrupted)
         assert main(["evaluate", *FLAGS, "--out", str(out), *both]) == 130
-    assert "keeps the parts that were measured; to go on: the same command with --resume" in capsys.readouterr().err
+    assert "finished measurements are saved in" in capsys.readouterr().err
     assert not (out / "report.json").exists() and len(list(out.glob(f"original-*{MEASURED}"))) == 1
     attacked.clear()
     assert evaluated(out, *both, "--resume") == whole

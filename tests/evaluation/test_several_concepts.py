@@ -11,13 +11,13 @@ import torch
 from tiny_models import colour_classifier
 
 from advunlearn.cli.main import main
-from advunlearn.config import presets
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import make_cases
 from advunlearn.judges.classifier import ClassifierJudge
 from advunlearn.judges.convnet import ConvJudge
 
+FRUIT = ["apple", "banana", "strawberry", "pineapple", "watermelon"]
 QUICK = ["--attacks", "soft_prefix", "--attack-steps", "1", "--judge-interval", "1", "--sampling-steps", "2"]
 
 
@@ -52,9 +52,9 @@ def test_other_judges_are_asked_for_each_concept(tmp_path: pathlib.Path) -> None
 
 def test_a_run_of_several_concepts_is_measured(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
     flags = ["--repeats", "1", "--cases", "10", "--json", "--out", str(tmp_path), *QUICK]
-    assert main(["evaluate", "--bundle", "fruit", *flags]) == 0
+    assert main(["evaluate", "--concept", "\n".join(FRUIT), *flags]) == 0
     report = json.loads(capsys.readouterr().out)
-    row, names = report["models"]["original"], presets.BUNDLES["fruit"]
+    row, names = report["models"]["original"], FRUIT
     assert report["concept"] == ", ".join(names)
     for what in ("clean", "soft_prefix"):
         parts = row["asr"][what]["by"]

@@ -8,10 +8,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from advunlearn import miniature
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.evaluation.cases import make_cases, retain_prompts
+from advunlearn.evaluation.cases import make_cases
 from advunlearn.formats.text_encoders import export_state, load_state
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
+from advunlearn.miniature.captions import retain_prompts
 from advunlearn.miniature.checkpoint import WIDTH, text_state, token_rows, wide_shapes, widened
 from advunlearn.models.ddim import ddim_sample
 from advunlearn.models.loading import CLIP_TOKENIZER, TextToImage
@@ -66,11 +67,11 @@ def test_it_draws_what_it_is_asked_for(model: TextToImage, judge: ConvJudge) -> 
 
 
 def test_retain_prompts_and_routes_do_not_name_the_concept() -> None:
-    rows = retain_prompts(ConceptConfig(concept="church"))
+    rows = retain_prompts(["church"])
     assert len(rows) > 300
     words = {"church", *captions.foreign_routes("church")}
     assert not [r for r in rows if words & set(r.replace(",", "").split())]
-    styled = retain_prompts(ConceptConfig(concept="ink", kind="style"))
+    styled = retain_prompts(["ink"], "style")
     assert styled and not [r for r in styled if "ink style" in r]
 
 

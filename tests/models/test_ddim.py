@@ -9,7 +9,6 @@ from PIL import Image
 
 from advunlearn import miniature
 from advunlearn.cli.main import main
-from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig
 from advunlearn.models.ddim import ddim_sample, ddim_timesteps
 from advunlearn.models.denoiser import add_noise
@@ -101,10 +100,10 @@ def test_half_precision_storage_costs_half_and_stays_close(model: TextToImage, s
 
 
 def test_small_bank_covers_every_object_and_prompts_take_turns(model: TextToImage) -> None:
-    from advunlearn.evaluation.cases import retain_prompts
     from advunlearn.miniature import captions
+    from advunlearn.miniature.captions import retain_prompts
 
-    prompts = retain_prompts(ConceptConfig(concept="church"))
+    prompts = retain_prompts(["church"])
     words = {
         o: {o, captions.keyword_route(o), *captions.foreign_routes(o)} for o in captions.objects() if o != "church"
     }

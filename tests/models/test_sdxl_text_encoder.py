@@ -282,7 +282,7 @@ def test_the_command_trains_one_encoder_and_draws_with_it(
     assert main(["sample", *common, "a church", "--encoder", str(whole), "--out", str(picture)]) == 2
     assert "of which CLIP-L alone could be read; give an SDXL checkpoint" in capsys.readouterr().err
     assert main(["train", *common, "--concept", "church", "--single-file", "--out", str(tmp_path / "other")]) == 2
-    assert "only Stable Diffusion 1.x is written as a single file" in capsys.readouterr().err
+    assert "only Stable Diffusion 1.x can be written as a single file" in capsys.readouterr().err
 
 
 def test_a_run_takes_what_was_predicted(folder: pathlib.Path, xl: TextToImage) -> None:

@@ -50,7 +50,7 @@ def two_cases(model: TextToImage) -> AttackContext:
     target = AttackTargets(tokenize(model.tokenizer, PROMPTS), x_0, model.tokenizer.eos_token_id)
     concept = ConceptConfig(concept="church")
     original = ReferenceModel(model.text_encoder, model.denoiser)
-    names = routes.of_miniature(concept)
+    names = routes.miniature_synonyms(concept)
     return AttackContext(model.denoiser, erased, model.tokenizer, PROMPTS, target, original, concept, names)
 
 

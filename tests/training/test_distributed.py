@@ -140,7 +140,7 @@ def test_the_command_line_has_one_writer(together: dict[str, Any], model: TextTo
     assert json.loads((folder / "config.json").read_text())["about"]["processes"] == 2
     assert (together["folder"] / "diverged" / "last-good.safetensors").is_file()
     (stdout, stderr), silent = together["printed"]
-    assert stdout.count("encoder.safetensors") == 1 and "to go on: advunlearn train --resume" in stderr
+    assert stdout.count("encoder.safetensors") == 1 and "Resume with: advunlearn train --resume" in stderr
     assert "loss nan" in stderr and silent == ("", "")
 
 

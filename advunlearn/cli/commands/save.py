@@ -1,4 +1,4 @@
-"""Saves what a run trained: an encoder or a UNet, and on request the whole model."""
+"""Save the result of a training run: an encoder or a UNet, and optionally the whole model."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ SINGLE_FILE = "checkpoint.safetensors"
 def save_trained(
     folder: pathlib.Path, result: TrainResult, config: TrainConfig, metadata: Mapping[str, Any], last_good: bool = False
 ) -> pathlib.Path:
-    """Write `encoder.safetensors`, or the folder `unet` where that trained; of a broken run `last-good`. Return it.
+    """Write what was trained and return its path: `encoder.safetensors`, or the folder `unet`.
 
-    Of Stable Diffusion XL the folder is returned that has a file of each encoder that trained.
+    For Stable Diffusion XL it is the folder that has a file for each trained encoder. The weights of a run that
+    diverged are written under names that begin with `last-good`.
     """
     if config.unet_method and isinstance(result.denoiser, DiffusersDenoiser):
         return save_unet(folder / ("last-good-unet" if last_good else "unet"), result.denoiser.unet, metadata)
     if isinstance(result.encoder, DualTextEncoder):
-        place = folder / "last-good" if last_good else folder
-        return save_encoders(place, result.encoder, config.encoders, metadata)[0].parent
+        target = folder / "last-good" if last_good else folder
+        return save_encoders(target, result.encoder, config.encoders, metadata)[0].parent
     return save_encoder(
         folder / ("last-good.safetensors" if last_good else "encoder.safetensors"), result.encoder, metadata
     )
 
 
 def check_single_file(model: TextToImage) -> None:
-    """Raise AdvUnlearnError, before a run, for a model that cannot be one Stable Diffusion 1.x checkpoint."""
+    """Raise AdvUnlearnError, before a run, for a model that cannot be saved as one Stable Diffusion 1.x checkpoint."""
     if not isinstance(model.denoiser, DiffusersDenoiser):
-        raise AdvUnlearnError("a single file is made of a diffusers UNet, and this model has none")
+        raise AdvUnlearnError("a single file needs a diffusers UNet, and this model has none; leave --single-file out")
     if isinstance(model.text_encoder, DualTextEncoder):
-        raise AdvUnlearnError("only Stable Diffusion 1.x is written as a single file yet; leave --single-file out")
+        raise AdvUnlearnError("only Stable Diffusion 1.x can be written as a single file; leave --single-file out")
     map_unet_keys(model.denoiser.unet.state_dict())
     has_zero_snr(model.denoiser)
 
@@ -50,6 +51,6 @@ def check_single_file(model: TextToImage) -> None:
 def save_single_file(
     folder: pathlib.Path, model: TextToImage, result: TrainResult, metadata: Mapping[str, Any]
 ) -> pathlib.Path:
-    """Write the model with what was trained in it as one Stable Diffusion 1.x checkpoint; return the file."""
-    assert isinstance(result.denoiser, DiffusersDenoiser)  # `check_single_file` saw to that
+    """Write the trained model as one Stable Diffusion 1.x checkpoint; return the file."""
+    assert isinstance(result.denoiser, DiffusersDenoiser)  # `check_single_file` has checked it
     return save_checkpoint(folder / SINGLE_FILE, model, result.encoder, result.denoiser, metadata)
