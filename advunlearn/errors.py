@@ -1,4 +1,4 @@
-"""What the library raises when a run cannot go on: messages for the person who started it."""
+"""The exceptions of the library. Their messages are for the person who started the run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class AdvUnlearnError(ValueError):
-    """Bad input: the message says what was wrong, what was found and what to do."""
+    """Bad input. The message says what was wrong, what was found and what to do."""
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss or gradient is no longer finite; `result` holds the last good state."""
+    """A loss or gradient is no longer finite. `result`, a TrainResult, holds the last good state."""
 
     def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes, file hashes, and the names of the files that a run and other libraries write."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTIAL = ".partial"
-STATE, DONE = "state.pt", "train.json"  # of a run: what it goes on from, and what says that it is at its end
-MEASURED = ".measured.pt"  # of an evaluation, what it has measured so far
-SHA256 = 64  # its hex digits
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes into a folder, of a text encoder
-UNET_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # and of a UNet
+PARTIAL = ".partial"  # suffix of a file that is being written
+STATE = "state.pt"  # a run's checkpoint, from which it resumes
+DONE = "train.json"  # a run's result, written when it is complete
+MEASURED = ".measured.pt"  # suffix of the measurements of an evaluation that is not complete
+SHA256_DIGITS = 64
+# The files that save_pretrained writes into a folder.
+TEXT_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+UNET_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 @contextlib.contextmanager
 def replace_atomically(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a file beside a name, and move it there once it is written; on an error it is left as it is."""
+    """Yield the name of a temporary file in the same folder, and rename it to `path` once it is written.
+
+    Makes the folder. On an error the temporary file stays and `path` is unchanged.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -33,11 +38,14 @@ def replace_atomically(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], object]) -> pathlib.Path:
-    """Write a file beside its name and move it there: a reader, or a kill, never meets half of it. Makes the folder."""
+    """Write a file so that a reader, or a kill, never meets half of it. Makes the folder.
+
+    `write` is the content, or a function that writes it into an open file.
+    """
     with replace_atomically(path) as partial, partial.open("wb") as file:
         try:
             file.write(write) if isinstance(write, bytes) else write(file)
-        except RuntimeError as error:  # torch.save, interrupted, complains of the file that it could not end
+        except RuntimeError as error:  # torch.save, when interrupted, raises this about the file it could not finish
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
@@ -47,7 +55,7 @@ def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], o
 def write_safetensors(
     path: str | pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> pathlib.Path:
-    """Write contiguous tensors to a safetensors file as `write_atomic` does, without a copy of all in memory."""
+    """Write contiguous tensors to a safetensors file, atomically and without a copy of all of them in memory."""
     from safetensors.torch import save_file
 
     with replace_atomically(path) as partial:
@@ -58,13 +66,13 @@ def write_safetensors(
     return pathlib.Path(path)
 
 
-def compute_digest(path: pathlib.Path, digits: int = SHA256) -> str:
-    """Return a file's hash of the hub's kind that has so many hex digits: sha256, or git's (SHA-1 of a blob)."""
-    if digits == SHA256:
-        made = hashlib.sha256()
+def compute_digest(path: pathlib.Path, digits: int = SHA256_DIGITS) -> str:
+    """Return a file's hash in hex: SHA-256 for 64 digits, otherwise git's (SHA-1 of the blob)."""
+    if digits == SHA256_DIGITS:
+        digest = hashlib.sha256()
     else:
-        made = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            made.update(block)
-    return made.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()

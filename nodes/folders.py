@@ -9,7 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.files import WEIGHTS, write_atomic
+from ..advunlearn.files import TEXT_ENCODER_WEIGHTS, write_atomic
 
 ENCODERS = "text_encoders"  # models/text_encoders, models/clip, output/clip and, for what is fetched, models/advunlearn
 FETCHED = pathlib.Path(folder_paths.models_dir) / "advunlearn"
@@ -31,7 +31,7 @@ def folder_of(file: str) -> str:
     """Return the name ("a/b/") of the CLIPTextModel folder that a listed file is the weights of, or nothing."""
     path = pathlib.PurePath(file)
     whole = (
-        path.name in WEIGHTS
+        path.name in TEXT_ENCODER_WEIGHTS
         and path.parent.name
         and folder_paths.get_full_path(ENCODERS, str(path.with_name("config.json")))
     )
@@ -40,7 +40,7 @@ def folder_of(file: str) -> str:
 
 def encoder_path(name: str) -> pathlib.Path:
     """Return the file of a text encoder, or of the weights in a folder ("name/"). Raises AdvUnlearnError if gone."""
-    files = [name + file for file in WEIGHTS] if name.endswith("/") else [name]
+    files = [name + file for file in TEXT_ENCODER_WEIGHTS] if name.endswith("/") else [name]
     found = next((path for file in files if (path := folder_paths.get_full_path(ENCODERS, file))), None)
     if found is None:
         raise AdvUnlearnError(

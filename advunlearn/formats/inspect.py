@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..files import UNET_WEIGHTS, WEIGHTS, compute_digest
+from ..files import TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS, compute_digest
 from .detect import (
     DIFFUSERS_UNET,
     OPENCLIP_MARK,
@@ -233,7 +233,7 @@ def inspect_file(source: str, base: str | None = None) -> dict[str, Any]:
     Raises AdvUnlearnError for a file that cannot be read or that nobody can tell, or a base that does not compare.
     """
     advice = "a file of weights, the folder of a text encoder or of a UNet, or that of a model which has one"
-    path = find_weights_file(source, (*WEIGHTS, *UNET_WEIGHTS), ("text_encoder", "unet"), advice)
+    path = find_weights_file(source, (*TEXT_ENCODER_WEIGHTS, *UNET_WEIGHTS), ("text_encoder", "unet"), advice)
     with open_weights(path) as weights:
         kind = describe_weights(weights)
         facts: dict[str, Any] = {

@@ -1,168 +1,227 @@
-"""The six encoders that the method's authors released, fetched from the Hugging Face hub when somebody asks for one.
+"""Download the text encoders that the method's authors released, from the Hugging Face hub.
 
-Each is a CLIPTextModel folder in the repository OPTML-Group/AdvUnlearn. No hash of theirs is written here: the hub says
-with every file what it hashes to (sha256 for a large file, git's own hash for a small one), what came is checked
-against that before it gets its name, and `<file>.sha256` is written beside the weights. That finds a broken transfer,
-not a hub that lies; the weights are read as weights alone in any case.
+Each is a CLIPTextModel folder in the repository OPTML-Group/AdvUnlearn. The hub states a hash for every file (SHA-256
+for a large file, git's SHA-1 for a small one). A file is checked against it before it gets its name, and a .sha256 file
+is written next to the weights. This detects a broken transfer, not a malicious hub; the weights are in any case read
+without running code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import pathlib
+import tempfile
 import textwrap
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AdvUnlearnError
-from ..files import PARTIAL, SHA256, WEIGHTS, compute_digest, write_atomic
+from ..files import PARTIAL, SHA256_DIGITS, TEXT_ENCODER_WEIGHTS, compute_digest, replace_atomically, write_atomic
 
 RELEASED_REPO = "OPTML-Group/AdvUnlearn"
 RELEASED_ENCODERS = ("nudity", "vangogh", "church", "garbage_truck", "parachute", "tench")
-CHUNK = 1 << 18  # bytes between two looks at progress and cancel
-TIMEOUT = 20.0  # seconds without a byte
-GIT = 40  # hex digits of the hub's other kind of hash
+METADATA_TIMEOUT = 20.0  # seconds
+GIT_SHA1_DIGITS = 40
 
-OnProgress = Callable[[int, int], object]
+ByteProgress = Callable[[int, int], object]  # bytes received, bytes in total
 
 
-class Unreachable(Exception):
-    """The hub could not be asked, or stopped answering."""
+class HubError(Exception):
+    """The hub cannot be reached, lacks a file, or does not send all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remote:
-    """A file of the hub as it says it is: where, how many bytes, its hash and the commit it is from."""
+class RemoteFile:
+    """A file on the hub at a fixed commit, with its size in bytes and its hash as the hub states them."""
 
+    folder: str
+    name: str
     url: str
     size: int
     digest: str
     commit: str
 
 
-def subfolder(name: str) -> str:
-    """Return an encoder's folder, in the repository as on the disk. Raises AdvUnlearnError for an unknown name."""
+def get_subfolder(name: str) -> str:
+    """Return an encoder's folder in the repository and on disk. Raises AdvUnlearnError for an unknown name."""
     if name not in RELEASED_ENCODERS:
         raise AdvUnlearnError(f"no released encoder is called {name!r}; there are {', '.join(RELEASED_ENCODERS)}")
     return f"{name}_unlearned"
 
 
 def find_fetched(name: str, to: str | pathlib.Path) -> pathlib.Path | None:
-    """Return the weights of a released encoder that is already in the folder `to`, or None."""
-    places = [pathlib.Path(to) / subfolder(name) / file for file in WEIGHTS]
-    return next((place for place in places if place.is_file()), None)
+    """Return the weights of a released encoder that was downloaded into the folder `to` before, or None."""
+    candidates = [pathlib.Path(to) / get_subfolder(name) / file for file in TEXT_ENCODER_WEIGHTS]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def fetch_encoder(
-    name: str, to: str | pathlib.Path, on_progress: OnProgress | None = None, endpoint: str | None = None
+    name: str, to: str | pathlib.Path, on_progress: ByteProgress | None = None, endpoint: str | None = None
 ) -> pathlib.Path:
-    """Return the weights file of a released encoder, fetched into a folder of `to` unless it is there already.
+    """Return the weights file of a released encoder; download it into a folder of `to` unless it is there.
 
-    `on_progress(done, total)` gets bytes; what it raises ends the transfer and comes out. What had come by then is
-    kept, and the next call goes on from there. `endpoint` is the hub's address ($HF_ENDPOINT by default).
-    Raises AdvUnlearnError for an unknown name, without a network, and for a file that is not what the hub says it is.
+    Args:
+        name: one of `RELEASED_ENCODERS`.
+        to: the folder that gets a subfolder with config.json and the weights.
+        on_progress: called with the bytes received and their total. An exception that it raises ends the download and
+            propagates. (huggingface_hub before 1.1 does not report bytes: it is then called once, at the end.)
+        endpoint: the hub's address ($HF_ENDPOINT by default).
+
+    Raises AdvUnlearnError for an unknown name, without a network, and for a file whose hash is not the hub's.
     """
-    if there := find_fetched(name, to):
-        return there
-    folder = pathlib.Path(to) / subfolder(name)
+    if existing := find_fetched(name, to):
+        return existing
+    folder = pathlib.Path(to) / get_subfolder(name)
     try:
-        config, weights = look_up(folder.name, ("config.json",), endpoint), look_up(folder.name, WEIGHTS, endpoint)
-        # The weights come last: where they are, the folder is whole.
-        download(config, folder / "config.json", lambda done, total: None)
-        return download(weights, folder / pathlib.PurePosixPath(weights.url).name, on_progress or (lambda *_: None))
-    except Unreachable as error:
+        config = look_up(folder.name, ("config.json",), endpoint)
+        weights = look_up(folder.name, TEXT_ENCODER_WEIGHTS, endpoint, config.commit)
+        # The weights come last: a folder that has them is complete.
+        download(config, folder, None, endpoint)
+        return download(weights, folder, on_progress, endpoint)
+    except HubError as error:
         raise AdvUnlearnError(
-            f"the released encoder {name!r} could not be fetched ({error}); try again, which goes on from where it "
-            f"stopped, or put config.json and {' or '.join(WEIGHTS)} from "
-            f"https://huggingface.co/{RELEASED_REPO}/tree/main/{folder.name} into {folder} yourself"
+            f"the released encoder {name!r} could not be fetched ({error}); try again, or put config.json and "
+            f"{' or '.join(TEXT_ENCODER_WEIGHTS)} from https://huggingface.co/{RELEASED_REPO}/tree/main/{folder.name} "
+            f"into {folder} yourself"
         ) from error
 
 
-def look_up(folder: str, files: tuple[str, ...], endpoint: str | None = None) -> Remote:
-    """Ask the hub about the first of some files that a folder has. Raises Unreachable, also when it has none."""
+def look_up(
+    folder: str, names: tuple[str, ...], endpoint: str | None = None, revision: str | None = None
+) -> RemoteFile:
+    """Ask the hub about the first of several files that exists in a folder, at a revision (main by default).
+
+    Raises HubError when the hub cannot be asked, has none of them, or states no size, hash or commit.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import EntryNotFoundError
 
-    for file in files:
-        url = hf_hub_url(RELEASED_REPO, file, subfolder=folder, endpoint=endpoint)
+    for name in names:
+        url = hf_hub_url(RELEASED_REPO, name, subfolder=folder, endpoint=endpoint, revision=revision)
         try:
-            found = get_hf_file_metadata(url, token=False, timeout=TIMEOUT)
+            found = get_hf_file_metadata(url, token=False, timeout=METADATA_TIMEOUT)
         except EntryNotFoundError:
             continue
-        except Exception as error:  # the hub's library has had three HTTP libraries under it, each with its own errors
-            raise Unreachable(reason(error)) from error
-        if found.size is None or len(found.etag or "") not in (SHA256, GIT):
-            raise Unreachable(f"{url} comes without a size or a hash to check it by")
-        return Remote(url=url, size=found.size, digest=str(found.etag), commit=found.commit_hash or "unknown")
-    raise Unreachable(f"{RELEASED_REPO} has no {' or '.join(files)} in {folder}")
+        except Exception as error:  # huggingface_hub has changed its HTTP library twice, and each raises its own errors
+            raise HubError(shorten_error(error)) from error
+        digest = found.etag or ""
+        if found.size is None or found.commit_hash is None or len(digest) not in (SHA256_DIGITS, GIT_SHA1_DIGITS):
+            raise HubError(f"{url} comes without a size, a commit or a hash to check it by")
+        return RemoteFile(folder=folder, name=name, url=url, size=found.size, digest=digest, commit=found.commit_hash)
+    raise HubError(f"{RELEASED_REPO} has no {' or '.join(names)} in {folder}")
 
 
-def reason(error: Exception) -> str:
-    """Return an error's first line, kept short."""
+def shorten_error(error: Exception) -> str:
+    """Return the first line of an error message, at most 200 characters long."""
     lines = str(error).strip().splitlines()
     return textwrap.shorten(lines[0] if lines else type(error).__name__, 200)
 
 
-def download(remote: Remote, path: pathlib.Path, on_progress: OnProgress) -> pathlib.Path:
-    """Bring a file to `path`, whole and with the right hash or not at all; a transfer that broke off goes on.
+def download(
+    remote: RemoteFile, folder: pathlib.Path, on_progress: ByteProgress | None = None, endpoint: str | None = None
+) -> pathlib.Path:
+    """Download a file into a folder, atomically: complete and with the right hash, or not at all.
 
-    Raises Unreachable once no byte comes any more, and AdvUnlearnError for a wrong hash.
+    Raises HubError for a transfer that fails, and AdvUnlearnError for a wrong hash.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Named by its hash, so that a transfer never goes on with another version of the file.
-    partial = path.with_name(f"{path.name}.{remote.digest[:12]}{PARTIAL}")
-    with partial.open("ab") as file:
-        while (start := file.tell()) < remote.size:
-            broke = Unreachable(f"{remote.url} sends nothing after {start} of {remote.size} bytes")
-            try:
-                with contextlib.closing(stream(remote.url, start)) as chunks:
-                    for chunk in chunks:
-                        file.write(chunk)
-                        on_progress(file.tell(), remote.size)
-            except Unreachable as error:
-                broke = error
-            if file.tell() == start:
-                raise broke
-        file.flush()
-        os.fsync(file.fileno())
-    if compute_digest(partial, len(remote.digest)) != remote.digest:
-        partial.unlink()
-        raise AdvUnlearnError(f"what came from {remote.url} is damaged: its hash is not the hub's; it was removed")
-    if len(remote.digest) == SHA256:  # as `sha256sum -c` reads it
-        text = f"# {remote.url} at commit {remote.commit}\n{remote.digest}  {path.name}\n"
-        write_atomic(path.with_name(path.name + ".sha256"), text.encode())
-    os.replace(partial, path)
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, suffix=PARTIAL, ignore_cleanup_errors=True) as staging:
+        received = _download_unchecked(remote, staging, on_progress or (lambda done, total: None), endpoint)
+        if compute_digest(received, len(remote.digest)) != remote.digest:
+            raise AdvUnlearnError(
+                f"the file that came from {remote.url} is damaged: its hash is not the hub's; it was removed"
+            )
+        if len(remote.digest) == SHA256_DIGITS:  # in the format of `sha256sum -c`
+            text = f"# {remote.url} at commit {remote.commit}\n{remote.digest}  {remote.name}\n"
+            write_atomic(folder / f"{remote.name}.sha256", text.encode())
+        with replace_atomically(folder / remote.name) as partial:
+            os.replace(received, partial)
+    return folder / remote.name
 
 
-def stream(url: str, start: int) -> Generator[bytes, None, None]:
-    """Yield a file's bytes from `start` on. Raises Unreachable for whatever the HTTP library raises."""
+def _download_unchecked(
+    remote: RemoteFile, staging: str, on_progress: ByteProgress, endpoint: str | None
+) -> pathlib.Path:
+    """Download a file into a folder that has nothing in it, without a look at its hash."""
+    from huggingface_hub import hf_hub_download
+
+    progress = _Progress(remote, on_progress)
+    options: dict[str, Any] = {"tqdm_class": progress.make_bar}
+    if "tqdm_class" not in inspect.signature(hf_hub_download).parameters:
+        options = {}
     try:
-        with answer(url, {"Range": f"bytes={start}-"} if start else {}) as (status, chunks):
-            skip = start if status == 200 else 0  # a server that knows no ranges sends all of it
-            for chunk in chunks:
-                if piece := chunk[skip:]:
-                    yield piece
-                skip = max(0, skip - len(chunk))
+        with _without_xet():
+            path = hf_hub_download(
+                RELEASED_REPO,
+                remote.name,
+                subfolder=remote.folder,
+                revision=remote.commit,
+                local_dir=staging,
+                endpoint=endpoint,
+                etag_timeout=METADATA_TIMEOUT,
+                token=False,  # the repository is public: nothing of the user's is sent
+                **options,
+            )
+        progress.report(os.path.getsize(path))
     except Exception as error:
-        raise Unreachable(reason(error)) from error
+        if isinstance(error, HubError) or error is progress.callers_error:
+            raise
+        raise HubError(shorten_error(error)) from error
+    return pathlib.Path(path)
+
+
+class _Progress:
+    """Reports the bytes of one file, and ends a transfer that exceeds the promised size."""
+
+    def __init__(self, remote: RemoteFile, on_progress: ByteProgress) -> None:
+        self.remote = remote
+        self.on_progress = on_progress
+        self.callers_error: Exception | None = None
+
+    def report(self, received: int) -> None:
+        """Report the number of bytes received so far."""
+        if received > self.remote.size:
+            raise HubError(f"{self.remote.url} sends more than the {self.remote.size} bytes that it promised")
+        try:
+            self.on_progress(received, self.remote.size)
+        except Exception as error:
+            self.callers_error = error
+            raise
+
+    def make_bar(self, *, initial: int = 0, **_: object) -> _Bar:
+        """Make what `hf_hub_download` takes for a tqdm bar."""
+        return _Bar(self.report, initial)
+
+
+class _Bar:
+    """The part of tqdm that `hf_hub_download` uses."""
+
+    def __init__(self, report: Callable[[int], None], received: int) -> None:
+        self.report = report
+        self.received = received
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, count: int) -> None:
+        """Add to the number of bytes received; `count` is negative where a transfer begins again from the start."""
+        self.received += count
+        self.report(self.received)
 
 
 @contextlib.contextmanager
-def answer(url: str, headers: dict[str, str]) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Send a GET through the hub's session, which knows the user's proxies; give the status and the chunks."""
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+def _without_xet() -> Iterator[None]:
+    """Let `hf_hub_download` use plain HTTP: Xet reports progress on its own thread, where raising does not cancel."""
+    from huggingface_hub import constants
 
-    session: Any = get_session()
-    # Nothing of the user's is sent: the repository is public.
-    headers = {**build_hf_headers(token=False), "Accept-Encoding": "identity", **headers}
-    if callable(getattr(session, "stream", None)):  # httpx, from huggingface_hub 1 on
-        with session.stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as response:
-            hf_raise_for_status(response)
-            yield response.status_code, response.iter_bytes(CHUNK)
-    else:  # requests
-        with session.get(url, headers=headers, timeout=TIMEOUT, stream=True) as response:
-            hf_raise_for_status(response)
-            yield response.status_code, response.iter_content(CHUNK)
+    before = getattr(constants, "HF_HUB_DISABLE_XET", False)
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..files import WEIGHTS, write_atomic, write_safetensors
+from ..files import TEXT_ENCODER_WEIGHTS, write_atomic, write_safetensors
 from .detect import count_layers, detect_weights_kind, name_clip_encoder, require_width
 from .weights import Weights, describe_mismatch, find_weights_file, open_weights
 
@@ -146,7 +146,7 @@ def write_encoder_folder(
     made.projection_dim = len(tensors[PROJECTION]) if whole else made.projection_dim
     write_atomic(path / "config.json", made.to_json_string().encode())
     state = {k: v for k, v in make_portable(tensors).items() if whole or k != PROJECTION}
-    write_safetensors(path / WEIGHTS[0], state, {**encode_metadata(metadata), "format": "pt"})
+    write_safetensors(path / TEXT_ENCODER_WEIGHTS[0], state, {**encode_metadata(metadata), "format": "pt"})
     return path
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..files import WEIGHTS
+from ..files import TEXT_ENCODER_WEIGHTS
 
 Shapes = Mapping[str, tuple[int, ...]]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -43,7 +43,7 @@ class Weights:
 
 def find_weights_file(
     path: str | pathlib.Path,
-    names: Sequence[str] = WEIGHTS,
+    names: Sequence[str] = TEXT_ENCODER_WEIGHTS,
     inside: Sequence[str] = ("text_encoder",),
     advice: str = "a text encoder's folder, or the encoder.safetensors that a training run wrote",
 ) -> pathlib.Path:

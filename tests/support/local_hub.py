@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine, as far as fetching goes: metadata, redirects, ranges, and what goes wrong."""
+"""A Hugging Face hub on this machine: metadata, redirects, ranges, and faults to inject."""
 
 from __future__ import annotations
 
@@ -19,74 +19,78 @@ def git_hash(data: bytes) -> str:
 
 
 class Hub:
-    """Files by their path in the repository, and what to do wrong with them."""
+    """The files by their path in the repository, and the faults to inject."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.address = files, ""
-        self.damage = b""  # sent in place of a file's first bytes
+        self.files = files
+        self.address = ""
+        self.damage = b""  # replaces the first bytes of a file
+        self.surplus = b""  # sent after the end of a file, without stating a length
         self.cut_after = 0  # bytes after which a transfer breaks off, each time
-        self.cuts = 10**9  # how many times it does
+        self.cuts = 10**9  # number of times that it does
         self.ranges = True
-        self.seconds = 0.0  # how long a file takes
-        self.heard: list[tuple[str, str, str | None]] = []
+        self.seconds = 0.0  # duration of a transfer
+        self.requests: list[tuple[str, str, str | None]] = []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does: HEAD tells of a file, a large one is redirected to where the bytes are."""
+    """Answer as the hub does: HEAD describes a file, a large one is redirected to a storage host."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
-        """Tell a file's size and hash."""
-        self.reply(b"")
+        """State a file's size and hash."""
+        self.answer(with_body=False)
 
     def do_GET(self) -> None:
         """Send a file."""
-        self.hub.heard.append((self.command, self.path, self.headers.get("Range")))
+        self.hub.requests.append((self.command, self.path, self.headers.get("Range")))
         if self.path.startswith("/bytes/"):
-            self.send(self.hub.files[self.path.removeprefix("/bytes/")])
+            self.send_file(self.hub.files[self.path.removeprefix("/bytes/")])
         else:
-            self.reply(None)
+            self.answer(with_body=True)
 
-    def reply(self, body: bytes | None) -> None:
-        """Answer for a path of the repository; `body` is None where the file itself is asked for."""
-        file = self.path.partition("/resolve/main/")[2]
-        data = self.hub.files.get(file)
+    def answer(self, with_body: bool) -> None:
+        """Answer for a path of the repository, at the main branch or at the commit."""
+        revision, _, file = self.path.partition("/resolve/")[2].partition("/")
+        data = self.hub.files.get(file) if revision in ("main", COMMIT) else None
         headers = {"X-Repo-Commit": COMMIT}
         if data is None:
-            self.head(404, {**headers, "X-Error-Code": "EntryNotFound", "Content-Length": "0"})
+            self.send_head(404, {**headers, "X-Error-Code": "EntryNotFound", "Content-Length": "0"})
         elif file.endswith(".json"):
-            self.head(200, {**headers, "ETag": f'"{git_hash(data)}"', "Content-Length": str(len(data))})
-            self.wfile.write(data if body is None else b"")
+            self.send_head(200, {**headers, "ETag": f'"{git_hash(data)}"', "Content-Length": str(len(data))})
+            self.wfile.write(data if with_body else b"")
         else:
             linked = {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
-            # The bytes are on another host than the hub, as in the world: the metadata must come from this answer.
-            elsewhere = self.hub.address.replace("127.0.0.1", "localhost")
-            place = {"Location": f"{elsewhere}/bytes/{file}", "Content-Length": "0", "ETag": '"of-the-redirect"'}
-            self.head(302, {**headers, **linked, **place})
+            # The bytes are on another host than the hub, as in reality: the metadata must come from this answer.
+            storage = self.hub.address.replace("127.0.0.1", "localhost")
+            redirect = {"Location": f"{storage}/bytes/{file}", "Content-Length": "0", "ETag": '"of-the-redirect"'}
+            self.send_head(302, {**headers, **linked, **redirect})
 
-    def send(self, data: bytes) -> None:
-        """Send bytes, from where they are asked for."""
+    def send_file(self, data: bytes) -> None:
+        """Send bytes from the start that was requested."""
         hub = self.hub
-        asked = self.headers.get("Range") if hub.ranges else None
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        sent = (hub.damage + data[len(hub.damage) :])[start:]
-        self.head(206 if asked else 200, {"Content-Length": str(len(sent))})
-        if hub.cut_after and hub.cut_after < len(sent) and hub.cuts:
+        requested = self.headers.get("Range") if hub.ranges else None
+        start = int(requested.removeprefix("bytes=").removesuffix("-")) if requested else 0
+        body = (hub.damage + data[len(hub.damage) :])[start:] + hub.surplus
+        self.send_head(206 if requested else 200, {} if hub.surplus else {"Content-Length": str(len(body))})
+        if hub.surplus:
+            self.close_connection = True
+        if hub.cut_after and hub.cut_after < len(body) and hub.cuts:
             hub.cuts -= 1
-            self.wfile.write(sent[: hub.cut_after])
+            self.wfile.write(body[: hub.cut_after])
             self.close_connection = True
             return
-        with contextlib.suppress(ConnectionError):  # who asked has gone
-            for k in range(0, len(sent), block := 1 + len(sent) // 100):
-                self.wfile.write(sent[k : k + block])
+        with contextlib.suppress(ConnectionError):  # the client has closed the connection
+            for k in range(0, len(body), block := 1 + len(body) // 100):
+                self.wfile.write(body[k : k + block])
                 time.sleep(hub.seconds / 100)
 
-    def head(self, status: int, headers: dict[str, str]) -> None:
+    def send_head(self, status: int, headers: dict[str, str]) -> None:
         """Send a status and headers."""
         self.send_response(status)
         for name, value in headers.items():
@@ -98,7 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def running(files: dict[str, bytes]) -> Iterator[Hub]:
     """Run a hub with these files."""
     hub = Hub(files)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Mine", (Handler,), {"hub": hub}))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
