@@ -14,7 +14,8 @@ from torch import Tensor
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.formats.detect import count_layers, require_width
 from ..advunlearn.formats.lora import LORA_TE, LORA_TE1
-from ..advunlearn.formats.text_encoders import PROJECTION, TEXT_PREFIX, load_state
+from ..advunlearn.formats.text_encoders import PROJECTION, TEXT_PREFIX, get_shapes, load_state
+from ..advunlearn.formats.weights import describe_mismatch
 
 CLIP_L = "clip_l.transformer."
 
@@ -94,19 +95,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def check(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise AdvUnlearnError that says which other encoder it is, or names the first key that does not fit CLIP-L."""
     require_width(tensors, 768, source)
-    own = shapes()
-    for name in own.keys() & tensors.keys():
-        if tuple(tensors[name].shape) != own[name]:
-            raise AdvUnlearnError(
-                f"{source} is no CLIP-L: {name!r} has shape {tuple(tensors[name].shape)} and not {own[name]}; "
-                "give a text encoder of Stable Diffusion 1.x"
-            )
-    for word, keys in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
-        if keys:
-            raise AdvUnlearnError(
-                f"{source} {word} {len(keys)} of CLIP-L's {len(own)} tensors, first {min(keys)!r}; "
-                "give a text encoder of Stable Diffusion 1.x"
-            )
+    if wrong := describe_mismatch(shapes(), get_shapes(tensors), "CLIP-L's "):
+        raise AdvUnlearnError(f"{source} {wrong}; give a text encoder of Stable Diffusion 1.x")
 
 
 def with_encoder(clip: Any, tensors: Mapping[str, Tensor], strength: float, source: str) -> Any:

@@ -9,16 +9,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn import __version__
+from ..advunlearn.config.io import CONVERSIONS
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.formats import released as hub
 from . import folders
 from .widgets import file_name, output, schema
 
-FORMATS = {
-    "safetensors": "one file for any loader of CLIP-L",
-    "diffusers": "a CLIPTextModel folder",
-    "lora": "the difference to base, for LoRA loaders",
-}
+FORMATS = {kind: text for kind, text in CONVERSIONS.items() if kind != "checkpoint"}  # ComfyUI saves checkpoints
 NONE = "none"
 
 

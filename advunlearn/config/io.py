@@ -12,8 +12,8 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 CONVERSIONS = {
     "safetensors": "one file for any CLIP-L loader",
     "diffusers": "a CLIPTextModel folder",
-    "lora": "the difference from --base as a LoRA, with kohya's key names",
-    "checkpoint": "a copy of the checkpoint --base with this text encoder in it",
+    "lora": "the difference from the base as a LoRA, with kohya's key names",
+    "checkpoint": "a copy of the base, a whole checkpoint, with this text encoder in it",
 }
 
 

@@ -19,8 +19,6 @@ INTERFACES = {"cli.commands": {"NAME", "HELP", "add", "run", "main"}}
 KNOWN_FOLDERS = {"bench"}
 KNOWN_IMPORTS = {
     "attacks.pgd -> training.quirks",
-    "formats.convert -> miniature",
-    "formats.convert -> models.sdxl_text_encoder",
     "miniature.checkpoint -> models.loading",
 }
 KNOWN_NAMES = {
@@ -31,7 +29,6 @@ KNOWN_NAMES = {
     "FIRST",
     "KINDS",
     "NAMES",
-    "OnProgress",
     "OnStep",
     "PARTS",
     "RETAINED",
@@ -41,18 +38,12 @@ KNOWN_NAMES = {
     "SHAPES",
     "SHIPPED",
     "SHOWN",
-    "SINGLE",
-    "SUFFIXES",
-    "UNET",
     "WIDTH",
     "article",
-    "as_text",
     "co_occurring",
     "described",
     "encoded",
-    "fetch",
     "flat",
-    "kind_of",
     "labelled",
     "load",
     "load_model",
@@ -68,7 +59,6 @@ KNOWN_NAMES = {
     "train_command",
     "without",
     "write",
-    "write_folder",
 }
 
 

@@ -75,7 +75,7 @@ def test_a_lora_of_clip_l_has_kohyas_names(found: dict[str, Any], family: str) -
         ),
         ("sd2", "sd2.safetensors is Stable Diffusion 2's text encoder (OpenCLIP ViT-H), 1024 wide, 24 layers; this"),
         ("missing", "lacks 2 of CLIP-L's 196 tensors, first 'text_model.encoder.layers.11.mlp.fc2.bias'"),
-        ("shape", "'text_model.embeddings.position_embedding.weight' has shape (248, 768) and not (77, 768)"),
+        ("shape", "'text_model.embeddings.position_embedding.weight' in shape (248, 768) and not (77, 768)"),
     ],
 )
 def test_other_encoders_are_refused_by_name(found: dict[str, Any], other: str, says: str) -> None:
