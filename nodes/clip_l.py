@@ -1,4 +1,4 @@
-"""CLIP-L inside the host's CLIP: read it, put another one in its place, make one."""
+"""CLIP-L inside the host's CLIP: read it, replace it, make a CLIP of it."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ CLIP_L = "clip_l.transformer."
 
 
 @torch.no_grad()
-def state_of(clip: Any) -> dict[str, Tensor]:
-    """Return CLIP-L's weights in fp32 on the CPU, patches applied, under `text_model.` keys.
+def read_state(clip: Any) -> dict[str, Tensor]:
+    """Return CLIP-L's weights in float32 on the CPU, patches applied, under `text_model.` keys.
 
-    They are computed from the base weights and the patches: what a loaded model holds may be partly offloaded, and a
-    state dict of it without its patches. Raises AdvUnlearnError when the CLIP has no CLIP-L.
+    They are computed from the base weights and the patches, because the weights of a loaded model may be partly
+    offloaded and its state dict then lacks the patches. Raises AdvUnlearnError if the CLIP has no CLIP-L.
     """
-    require(clip)
+    require_clip_l(clip)
     state = {}
     for key, (base, *patches) in clip.patcher.get_key_patches(CLIP_L + TEXT_PREFIX).items():
         if key.endswith("position_ids"):
             continue
         weight, convert = base
-        # A copy, since patches are applied in place.
+        # Copy, since patches are applied in place.
         value = convert(weight.detach().to("cpu", torch.float32, copy=True), inplace=True)
         state[key.removeprefix(CLIP_L)] = comfy.lora.calculate_weight(patches, value, key).detach().clone()
     return state
 
 
-def require(clip: Any) -> None:
-    """Raise AdvUnlearnError unless a CLIP has a CLIP-L text encoder in it."""
+def require_clip_l(clip: Any) -> None:
+    """Raise AdvUnlearnError if a CLIP contains no CLIP-L text encoder."""
     if getattr(clip.cond_stage_model, "clip_l", None) is None:
-        inside = [name for name, _ in clip.cond_stage_model.named_children()]
+        encoders = [name for name, _ in clip.cond_stage_model.named_children()]
         raise AdvUnlearnError(
-            f"this CLIP has no CLIP-L text encoder (it has {', '.join(inside) or 'none'}); give the CLIP of a Stable "
-            "Diffusion 1.x, SDXL, SD3, Flux or HunyuanVideo model"
+            f"this CLIP has no CLIP-L text encoder (it has {', '.join(encoders) or 'none'}); connect the CLIP of a "
+            "Stable Diffusion 1.x, SDXL, SD3, Flux or HunyuanVideo model"
         )
 
 
-def lora_start(clip: Any) -> str:
-    """Return what kohya's names of CLIP-L begin with: in Stable Diffusion 1.x it is alone, elsewhere the first."""
+def find_lora_prefix(clip: Any) -> str:
+    """Return the start of CLIP-L's keys in kohya's LoRA files; it differs if there is more than one encoder."""
     return LORA_TE if len(list(clip.cond_stage_model.named_children())) == 1 else LORA_TE1
 
 
-def text_encoder(clip: Any, device: torch.device) -> Any:
-    """Return a CLIPTextModel in fp32, on a device, that computes what the CLIP-L of a CLIP does."""
+def make_text_encoder(clip: Any, device: torch.device) -> Any:
+    """Return the CLIP-L of a CLIP as a transformers CLIPTextModel in float32 on a device."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    state = state_of(clip)
+    state = read_state(clip)
     vocabulary, width = state[TEXT_PREFIX + "embeddings.token_embedding.weight"].shape
     config = CLIPTextConfig(
         vocab_size=vocabulary,
@@ -72,7 +72,7 @@ def text_encoder(clip: Any, device: torch.device) -> Any:
         pad_token_id=49407,
         projection_dim=width,
     )
-    with torch.device("meta"):  # random weights would take longer than all the rest
+    with torch.device("meta"):  # initialising random weights would take longer than everything else here
         encoder = CLIPTextModel(config).float().train(False).requires_grad_(False)
     encoder.to_empty(device="cpu")
     for position_ids in encoder.buffers():
@@ -82,8 +82,8 @@ def text_encoder(clip: Any, device: torch.device) -> Any:
 
 
 @functools.cache
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Return the shapes of CLIP-L's text encoder under `text_model.` keys."""
+def read_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the shapes of CLIP-L's weights under `text_model.` keys."""
     from comfy import sd1_clip
 
     with torch.device("meta"):
@@ -95,28 +95,34 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def check(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise AdvUnlearnError that says which other encoder it is, or names the first key that does not fit CLIP-L."""
     require_width(tensors, 768, source)
-    if wrong := describe_mismatch(shapes(), get_shapes(tensors), "CLIP-L's "):
-        raise AdvUnlearnError(f"{source} {wrong}; give a text encoder of Stable Diffusion 1.x")
+    if mismatch := describe_mismatch(read_shapes(), get_shapes(tensors), "CLIP-L's "):
+        raise AdvUnlearnError(f"{source} {mismatch}; give a text encoder of Stable Diffusion 1.x")
 
 
-def with_encoder(clip: Any, tensors: Mapping[str, Tensor], strength: float, source: str) -> Any:
-    """Return a clone of a CLIP whose CLIP-L is base + strength * (tensors - base), exact at 0 and at 1.
+def replace_encoder(clip: Any, tensors: Mapping[str, Tensor], strength: float, source: str) -> Any:
+    """Return a clone of a CLIP whose CLIP-L is base + strength * (tensors - base), bit-exact at 0 and at 1.
 
-    `tensors` has `text_model.` keys. Raises AdvUnlearnError that names a missing or mis-shaped key.
+    Args:
+        clip: the CLIP; it is not changed.
+        tensors: the encoder's weights under `text_model.` keys.
+        strength: the weight of `tensors`.
+        source: name of the encoder in error messages.
+
+    Raises AdvUnlearnError, naming the first key, for weights that are missing or do not fit CLIP-L.
     """
-    require(clip)
+    require_clip_l(clip)
     check(tensors, source)
     clone = clip.clone()
     clone.add_patches({CLIP_L + k: (v,) for k, v in tensors.items()}, strength, 1 - strength)
     return clone
 
 
-def clip_from(tensors: Mapping[str, Tensor]) -> Any:
-    """Return a CLIP for Stable Diffusion 1.x made of an encoder's tensors (`text_model.` keys)."""
+def make_clip(tensors: Mapping[str, Tensor]) -> Any:
+    """Make a CLIP for Stable Diffusion 1.x of an encoder's weights under `text_model.` keys."""
     import comfy.sd
 
     width = tensors[TEXT_PREFIX + "final_layer_norm.weight"].shape[0]
-    # The host leaves a projection that is missing uninitialised.
+    # The host leaves a missing projection as uninitialised memory, which CLIPSave would write.
     state = {**tensors, PROJECTION: torch.eye(width)}
     return comfy.sd.load_text_encoder_state_dicts(
         [state],
@@ -125,7 +131,7 @@ def clip_from(tensors: Mapping[str, Tensor]) -> Any:
     )
 
 
-def reads_as(clip: Any, text: str, ids: Sequence[int]) -> bool:
-    """Return whether CLIP Text Encode reads a text as the very tokens `ids` (77, padded), all with weight 1."""
+def tokenizes_to(clip: Any, text: str, ids: Sequence[int]) -> bool:
+    """Return whether CLIP Text Encode makes exactly these tokens (77, padded) of a text, all with weight 1."""
     chunks = clip.tokenize(text).get("l", [])
     return len(chunks) == 1 and [(token, 1.0) for token in ids] == [(c[0], c[1]) for c in chunks[0]]

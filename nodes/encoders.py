@@ -20,23 +20,23 @@ NONE = "none"
 
 
 class LoadRobustCLIP(io.ComfyNode):
-    """Replace CLIP-L by an encoder from a file."""
+    """Replace the CLIP-L of a CLIP by an encoder from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnLoadRobustCLIP",
             display_name="Load Robust CLIP",
-            description="Put a robust text encoder in place of a model's CLIP-L. Everything else of the CLIP stays.",
+            description="Replace the CLIP-L text encoder of a CLIP by a robust one. Its other text encoders stay "
+            "as they are.",
             search_aliases=["unlearn", "erase concept", "safe clip"],
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=[*folders.encoder_files(), NONE],
+                    options=[*folders.list_encoders(), NONE],
                     tooltip="an encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file "
-                    "of this pack, a CLIPTextModel's weights or folder (its name ends in /), the published trainer's "
-                    ".pt, or a full Stable Diffusion checkpoint",
+                    "from this pack, CLIPTextModel weights, a CLIPTextModel folder (its name ends in /), a .pt file of "
+                    "the published code, or a full Stable Diffusion checkpoint",
                 ),
                 io.Float.Input(
                     "strength",
@@ -44,44 +44,46 @@ class LoadRobustCLIP(io.ComfyNode):
                     min=-2.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="0 is the CLIP as it came, 1 the robust encoder, both exactly; between and beyond: a line",
+                    tooltip="interpolates the weights: 0 is the input CLIP, 1 the robust encoder, both bit-exact; "
+                    "values below 0 and above 1 extrapolate",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="the CLIP of SD 1.x, SDXL, SD3, Flux or HunyuanVideo; without one: a CLIP for SD 1.x",
+                    tooltip="the CLIP of an SD 1.x, SDXL, SD3, Flux or HunyuanVideo model; without one, the node makes "
+                    "a CLIP for SD 1.x",
                 ),
                 io.Combo.Input(
                     "released",
                     options=[NONE, *hub.RELEASED_ENCODERS],
                     default=NONE,
                     optional=True,
-                    tooltip="in place of encoder: one that the method's authors released, fetched from "
+                    tooltip="instead of encoder: one released by the authors of the method, downloaded from "
                     f"huggingface.co/{hub.RELEASED_REPO} into models/advunlearn (up to 500 MB) the first time the "
                     "node runs",
                 ),
             ],
-            outputs=[io.Clip.Output("CLIP", tooltip="the CLIP with its CLIP-L replaced; the input is unchanged")],
+            outputs=[io.Clip.Output("CLIP", tooltip="a copy of the CLIP with the new CLIP-L")],
         )
 
     @classmethod
     def validate_inputs(cls, encoder: str | None = None, released: str | None = NONE) -> bool | str:
-        """Refuse a file that is not there before the graph runs; None is a name that a link brings."""
+        """Reject a missing file before the graph runs; the host passes None for a linked input."""
         if released not in (None, NONE, *hub.RELEASED_ENCODERS):
-            return f"no released encoder is called {released!r}; there are {', '.join(hub.RELEASED_ENCODERS)}"
+            return f"there is no released encoder {released!r}; choose one of {', '.join(hub.RELEASED_ENCODERS)}"
         if released != NONE or encoder is None:
             return True
         try:
-            return "choose an encoder, or a released one" if encoder == NONE else bool(folders.encoder_path(encoder))
+            return "choose an encoder or a released one" if encoder == NONE else bool(folders.find_encoder(encoder))
         except AdvUnlearnError as error:
             return str(error)
 
     @classmethod
     def fingerprint_inputs(cls, encoder: str, released: str = NONE, **_: Any) -> Any:
-        """Load again when the file has changed under its name."""
+        """Return a value that changes with the file, so that the host loads a changed file again."""
         try:
             path = (
-                folders.encoder_path(encoder or "") if released == NONE else hub.find_fetched(released, folders.FETCHED)
+                folders.find_encoder(encoder or "") if released == NONE else hub.find_fetched(released, folders.FETCHED)
             )
         except AdvUnlearnError:
             path = None
@@ -90,94 +92,105 @@ class LoadRobustCLIP(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder: str, strength: float, clip: Any = None, released: str = NONE) -> io.NodeOutput:
-        """Return the patched CLIP."""
+        """Return the CLIP with the encoder. Raises AdvUnlearnError if the encoder does not fit."""
         from ..advunlearn.formats.text_encoders import read_encoder
         from . import clip_l
 
         if clip is None and strength != 1:
             raise AdvUnlearnError(
-                f"strength is {strength} but there is no CLIP to mix with; connect one, or set it to 1"
+                f"strength is {strength}, but there is no CLIP to interpolate with; connect one, or set strength to 1"
             )
-        path = folders.encoder_path(encoder) if released == NONE else fetched(released)
+        path = folders.find_encoder(encoder) if released == NONE else download(released)
         tensors, _ = read_encoder(path)
         source = encoder if released == NONE else f"the released encoder {released!r}"
         if clip is None:
             clip_l.check(tensors, source)
-            return io.NodeOutput(clip_l.clip_from(tensors))
-        return io.NodeOutput(clip_l.with_encoder(clip, tensors, strength, source))
+            return io.NodeOutput(clip_l.make_clip(tensors))
+        return io.NodeOutput(clip_l.replace_encoder(clip, tensors, strength, source))
 
 
-def fetched(name: str) -> pathlib.Path:
-    """Return a released encoder's weights, fetched with progress on the node unless they are there; cancel works."""
+def download(name: str) -> pathlib.Path:
+    """Return the path of a released encoder; download it first if necessary, with progress and cancel on the node."""
     from . import host
 
     bar = host.Bar(1)
 
-    def show(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         bar.total = total
         bar.update(done)
 
-    return hub.fetch_encoder(name, folders.FETCHED, show)
+    return hub.fetch_encoder(name, folders.FETCHED, report)
 
 
 class SaveRobustCLIP(io.ComfyNode):
-    """Write the CLIP-L of a CLIP in one of three forms."""
+    """Save the CLIP-L of a CLIP in one of three formats."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnSaveRobustCLIP",
             display_name="Save Robust CLIP",
-            description="Save the CLIP-L text encoder of a CLIP, patches included.",
+            description="Save the CLIP-L text encoder of a CLIP, including LoRAs and other patches.",
             is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved"),
                 io.String.Input(
-                    "name", default="robust_clip", tooltip="file name in output/clip, of a LoRA in output/loras"
+                    "name", default="robust_clip", tooltip="file name, in output/clip (a LoRA: in output/loras)"
                 ),
                 io.Combo.Input(
                     "format", options=list(FORMATS), tooltip="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
                 ),
-                io.Int.Input("rank", default=32, min=1, max=768, tooltip="rank of the LoRA; the residual is reported"),
-                io.Clip.Input("base", optional=True, tooltip="the CLIP before training, for a LoRA"),
+                io.Int.Input(
+                    "rank",
+                    default=32,
+                    min=1,
+                    max=768,
+                    tooltip="rank of the LoRA; the report has the error of the approximation",
+                ),
+                io.Clip.Input("base", optional=True, tooltip="the CLIP before training; only for format lora"),
             ],
             outputs=[
-                output(io.String, "encoder_name", tooltip="its name in Load Robust CLIP; of a LoRA its file name"),
-                output(io.String, "report", tooltip="what was written, and what a LoRA left out"),
+                output(
+                    io.String,
+                    "encoder_name",
+                    tooltip="the name of the saved encoder in Load Robust CLIP; the file name of a LoRA",
+                ),
+                output(io.String, "report", tooltip="path and format of the file, and the error of a LoRA"),
             ],
         )
 
     @classmethod
     def execute(cls, clip: Any, name: str, format: str, rank: int, base: Any = None) -> io.NodeOutput:
-        """Save; return the name and a report."""
+        """Save the encoder; return its name and a report. Raises AdvUnlearnError for a LoRA without `base`."""
         import torch
 
         from ..advunlearn.formats.lora import extract_lora, save_lora
         from ..advunlearn.formats.text_encoders import save_encoder, save_encoder_folder
         from . import clip_l, host
 
-        if wrong := file_name(name):
-            raise AdvUnlearnError(wrong)
+        if invalid := file_name(name):
+            raise AdvUnlearnError(invalid)
         path, listed = folders.new_path(name, "loras" if format == "lora" else "clip")
         if format == "lora":
             if base is None:
-                raise AdvUnlearnError("a LoRA is a difference: connect the CLIP before training to base")
-            made = extract_lora(clip_l.state_of(base), clip_l.state_of(clip), rank, clip_l.lora_start(base))
-            save_lora(path, made, about(cls.hidden))
-            return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {made.residual:.1%} of the difference")
-        with host.gradients():
-            encoder = clip_l.text_encoder(clip, torch.device("cpu"))
+                raise AdvUnlearnError(
+                    "a LoRA is the difference between two encoders; connect the CLIP before training to base"
+                )
+            lora = extract_lora(clip_l.read_state(base), clip_l.read_state(clip), rank, clip_l.find_lora_prefix(base))
+            save_lora(path, lora, file_metadata(cls.hidden))
+            return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {lora.residual:.1%} of the difference")
+        with host.enable_gradients():
+            encoder = clip_l.make_text_encoder(clip, torch.device("cpu"))
             if format == "diffusers":
-                path = save_encoder_folder(path.with_suffix(""), encoder, about(cls.hidden))
+                path = save_encoder_folder(path.with_suffix(""), encoder, file_metadata(cls.hidden))
                 listed = pathlib.PurePath(listed).with_suffix("").as_posix() + "/"
                 return io.NodeOutput(listed, f"{path}: CLIPTextModel folder")
-            save_encoder(path, encoder, about(cls.hidden))
+            save_encoder(path, encoder, file_metadata(cls.hidden))
         return io.NodeOutput(listed, f"{path}: CLIP-L text encoder")
 
 
-def about(hidden: Any) -> dict[str, str]:
-    """Return what a saved file says of itself: the version, and the graph that made it, as the host's own savers do."""
+def file_metadata(hidden: Any) -> dict[str, str]:
+    """Return the metadata of a saved file: version and graph, which the host's own save nodes store too."""
     from comfy.cli_args import args
 
     graph = {} if args.disable_metadata else {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}

@@ -1,4 +1,4 @@
-"""Measure an encoder inside the graph: what comes back, and what is left of everything else."""
+"""Evaluate an encoder inside the graph: attack success rate on the concept, utility on everything else."""
 
 from __future__ import annotations
 
@@ -13,48 +13,43 @@ from ..advunlearn.config.evaluation import EvaluateConfig
 from .judges import Judge
 from .widgets import advanced, output, resolution, schema, settings, widget
 
-# Of the menu; every other entry is an attack's own name.
-SETS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
+# Entries of the menu that stand for several attacks or for none.
+GROUPS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
 MENU = ("both", *DEFAULT_ATTACKS, *(name for name in ATTACK_NAMES if name not in DEFAULT_ATTACKS), "all", "none")
-PARTS = 100  # of an attack, on the progress bar
-DEFAULTS = {
-    "cases": 8,
-    "attack_steps": 30,
-    "judge_interval": 15,
-    "repeats": 1,
-}  # a graph is looked at, not left overnight
+UNITS = 100  # of the progress bar, per attack
+# Smaller than the library's defaults: people wait for a graph.
+DEFAULTS = {"cases": 8, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
 
 
 class EvaluateRobustness(io.ComfyNode):
-    """Before and after at one budget."""
+    """Compare two encoders at the same attack budget."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnEvaluate",
             display_name="Evaluate Robustness",
-            description="Ask two CLIPs for the same concept: by name, by its other names, and under attack; and for "
-            "everything else.",
+            description="Compare two CLIPs: how often each generates the concept (by name, by synonyms, under attack), "
+            "and how well it still generates everything else.",
             search_aliases=["attack success rate", "ASR"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
                 io.Clip.Input("clip_before", tooltip="the CLIP before erasing"),
                 io.Clip.Input("clip_after", tooltip="the robust CLIP"),
-                io.Vae.Input("vae", tooltip="draws the pictures that the judge looks at"),
-                Judge.Input("judge", tooltip="says what a picture shows"),
+                io.Vae.Input("vae", tooltip="decodes the images for the judge"),
+                Judge.Input("judge", tooltip="decides what an image shows"),
                 widget(ConceptConfig, "concept"),
                 widget(ConceptConfig, "kind"),
                 io.Combo.Input(
                     "attack",
                     options=list(MENU),
-                    tooltip="the test attacks; both: unlearndiffatk and soft_prefix; all of them take a while",
+                    tooltip="test attacks; both: unlearndiffatk and soft_prefix; all: every attack, slow",
                 ),
                 widget(EvaluateConfig, "cases", default=DEFAULTS["cases"]),
                 widget(EvaluateConfig, "attack_steps", default=DEFAULTS["attack_steps"]),
                 widget(EvaluateConfig, "seed"),
-                resolution("size of the pictures"),
+                resolution("size of the images"),
                 widget(EvaluateConfig, "judge_interval", default=DEFAULTS["judge_interval"], fold=True),
                 widget(EvaluateConfig, "attack_tokens", fold=True),
                 widget(EvaluateConfig, "sampling_steps", fold=True),
@@ -66,7 +61,7 @@ class EvaluateRobustness(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="your own prompts that ask for the concept, one a line; empty: made from its name",
+                    tooltip="your own prompts for the concept, one per line (empty: made from its name)",
                 ),
                 advanced(
                     io.String,
@@ -74,8 +69,8 @@ class EvaluateRobustness(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="what is to be kept, one a line: prompt | label, with a label of the judge, or a "
-                    "prompt alone; empty: the miniature's own, or nothing with other judges",
+                    tooltip="your own retained prompts, one per line: prompt | label, with a label of the judge, or "
+                    "only a prompt (empty: the miniature's objects with its judge, none with other judges)",
                 ),
                 advanced(
                     io.String,
@@ -87,9 +82,9 @@ class EvaluateRobustness(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("IMAGE", tooltip="a row each: before clean and attacked, after clean and attacked"),
-                output(io.String, "report", tooltip="the table"),
-                output(io.String, "scores", tooltip="the same as JSON"),
+                io.Image.Output("IMAGE", tooltip="one row each: before and after, clean and attacked"),
+                output(io.String, "report", tooltip="table of the counts"),
+                output(io.String, "scores", tooltip="the report as JSON"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -109,7 +104,10 @@ class EvaluateRobustness(io.ComfyNode):
         routes: str = "",
         **values: Any,
     ) -> io.NodeOutput:
-        """Measure both CLIPs; return pictures, table and scores."""
+        """Evaluate both CLIPs; return images, table and scores.
+
+        Raises AdvUnlearnError for a concept or a label that the judge does not know.
+        """
         from ..advunlearn.evaluation.evaluator import Evaluator, Subject
         from ..advunlearn.prompts.prompt_files import parse_lines
         from ..advunlearn.reporting import report as tables
@@ -119,8 +117,8 @@ class EvaluateRobustness(io.ComfyNode):
         concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, values)
         report: dict[str, Any] = {"concept": concept.concept, "models": {}}
         rows = {}
-        with host.gradients():
-            before = host.text_to_image(model, clip_before, vae, resolution)
+        with host.enable_gradients():
+            before = host.make_model(model, clip_before, vae, resolution)
             evaluator = Evaluator(
                 before,
                 judge,
@@ -130,21 +128,21 @@ class EvaluateRobustness(io.ComfyNode):
                 retained=parse_lines(retained_prompts),
                 routes=parse_lines(routes),
             )
-            names = chosen_attacks(SETS.get(attack, (attack,)), evaluator.lacking)
-            bar = host.Bar(2 * PARTS * max(1, len(names)), cls.hidden.unique_id)
+            names = chosen_attacks(GROUPS.get(attack, (attack,)), evaluator.lacking)
+            bar = host.Bar(2 * UNITS * max(1, len(names)), cls.hidden.unique_id)
             report |= evaluator.described()
-            after = clip_l.text_encoder(clip_after, before.denoiser.device)
+            after = clip_l.make_text_encoder(clip_after, before.denoiser.device)
             subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
             for i, (name, subject) in enumerate(subjects.items()):
 
                 def follow(what: str, step: int, total: int, i: int = i) -> None:
-                    place = names.index(what)
-                    bar.update((i * len(names) + place) * PARTS + PARTS * step // total)
+                    position = names.index(what)
+                    bar.update((i * len(names) + position) * UNITS + UNITS * step // total)
 
                 evaluator.on_progress = follow
                 measured = evaluator.measure(subject, names)
                 report["models"][name] = measured.to_dict()
                 rows |= {f"{name}\n{what}": measured.pictures[what] for what in ("clean", *names)}
             bar.update(bar.total)
-            image = host.image_of(overview(rows))
+            image = host.to_image(overview(rows))
         return io.NodeOutput(image, tables.table(report), json.dumps(report))

@@ -1,4 +1,4 @@
-"""The host's folders: where encoders, embeddings and runs are, and under which names the host lists them."""
+"""The host's folders of encoders, embeddings, judges and runs, and the names under which it lists files."""
 
 from __future__ import annotations
 
@@ -11,46 +11,49 @@ from torch import Tensor
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import TEXT_ENCODER_WEIGHTS, write_atomic
 
-ENCODERS = "text_encoders"  # models/text_encoders, models/clip, output/clip and, for what is fetched, models/advunlearn
+ENCODERS = "text_encoders"  # models/text_encoders, models/clip, output/clip and models/advunlearn (downloads)
 FETCHED = pathlib.Path(folder_paths.models_dir) / "advunlearn"
-# Last in the list: it changes no default, and the host's own CLIP loaders see what was fetched too.
+# At the end of the list, so that no default folder changes; the host's CLIP loaders list the downloads too.
 folder_paths.add_model_folder_path(ENCODERS, str(FETCHED))
 JUDGES = "classifiers"
 folder_paths.add_model_folder_path(JUDGES, os.path.join(folder_paths.models_dir, JUDGES))
 
 
-def encoder_files() -> list[str]:
-    """Return the text encoders to choose from: the files that the host lists, and CLIPTextModel folders as "name/".
+def list_encoders() -> list[str]:
+    """Return the available text encoders: the files that the host lists, and CLIPTextModel folders as "name/".
 
-    A folder is one when it holds config.json beside its weights, which then are not listed a second time.
+    A folder with config.json and weights counts as a CLIPTextModel; its weights are not listed separately.
     """
-    return sorted({folder_of(file) or file for file in folder_paths.get_filename_list(ENCODERS)})
+    return sorted({find_encoder_folder(file) or file for file in folder_paths.get_filename_list(ENCODERS)})
 
 
-def folder_of(file: str) -> str:
-    """Return the name ("a/b/") of the CLIPTextModel folder that a listed file is the weights of, or nothing."""
+def find_encoder_folder(file: str) -> str:
+    """Return the name ("a/b/") of the CLIPTextModel folder whose weights a listed file is; "" if there is none."""
     path = pathlib.PurePath(file)
-    whole = (
+    is_folder = (
         path.name in TEXT_ENCODER_WEIGHTS
         and path.parent.name
         and folder_paths.get_full_path(ENCODERS, str(path.with_name("config.json")))
     )
-    return f"{path.parent.as_posix()}/" if whole else ""
+    return f"{path.parent.as_posix()}/" if is_folder else ""
 
 
-def encoder_path(name: str) -> pathlib.Path:
-    """Return the file of a text encoder, or of the weights in a folder ("name/"). Raises AdvUnlearnError if gone."""
+def find_encoder(name: str) -> pathlib.Path:
+    """Return the path of an encoder file, or of the weights in a folder ("name/").
+
+    Raises AdvUnlearnError if there is none.
+    """
     files = [name + file for file in TEXT_ENCODER_WEIGHTS] if name.endswith("/") else [name]
-    found = next((path for file in files if (path := folder_paths.get_full_path(ENCODERS, file))), None)
-    if found is None:
+    path = next((path for file in files if (path := folder_paths.get_full_path(ENCODERS, file))), None)
+    if path is None:
         raise AdvUnlearnError(
             f"encoder {name!r} is not among the text encoders; put it into models/text_encoders and refresh"
         )
-    return pathlib.Path(found)
+    return pathlib.Path(path)
 
 
 def new_path(name: str, folder: str = "clip", suffix: str = ".safetensors") -> tuple[pathlib.Path, str]:
-    """Return a fresh path in a folder of the output, and the name under which the host lists it there at once."""
+    """Return a new numbered path in a folder of the output, and the name under which the host will list it."""
     output = folder_paths.get_output_directory()
     where, file, counter, _, _ = folder_paths.get_save_image_path(f"{folder}/{name}", output)
     path = pathlib.Path(where) / f"{file}_{counter:05}_{suffix}"
@@ -58,12 +61,12 @@ def new_path(name: str, folder: str = "clip", suffix: str = ".safetensors") -> t
 
 
 def run_folder(name: str) -> pathlib.Path:
-    """Return the folder in which a training run of this name keeps its state."""
+    """Return the folder for the checkpoint of a training run."""
     return pathlib.Path(folder_paths.get_output_directory()) / "advunlearn" / name
 
 
 def save_embedding(name: str, embeddings: Tensor) -> str:
-    """Save (k, 768) token embeddings where the host looks for them; return the text that stands for them."""
+    """Save (k, 768) token embeddings in the host's folder for them; return the text that refers to them in a prompt."""
     from safetensors.torch import save
 
     folder = pathlib.Path(folder_paths.get_folder_paths("embeddings")[0])
@@ -72,27 +75,27 @@ def save_embedding(name: str, embeddings: Tensor) -> str:
     return f"embedding:{name}"
 
 
-def judge_folders(kind: str) -> list[str]:
-    """Return the folders in models/classifiers that hold a judge of this kind, by their path in there."""
+def list_judges(kind: str) -> list[str]:
+    """Return the folders in models/classifiers that hold a judge of this kind, as relative paths."""
     from ..advunlearn.judges.folders import kind_of
 
     names = set()
     for root in folder_paths.get_folder_paths(JUDGES):
-        for place, _, files in os.walk(root, followlinks=True):
+        for folder, _, files in os.walk(root, followlinks=True):
             if "config.json" not in files:
                 continue
             try:
-                if kind_of(place) == kind:
-                    names.add(pathlib.Path(place).relative_to(root).as_posix())
-            except (AdvUnlearnError, OSError):  # another kind of model: it is for another node
+                if kind_of(folder) == kind:
+                    names.add(pathlib.Path(folder).relative_to(root).as_posix())
+            except (AdvUnlearnError, OSError):  # another kind of model, for another node
                 continue
     return sorted(names)
 
 
-def judge_folder(name: str) -> pathlib.Path:
-    """Return the folder of a listed judge. Raises AdvUnlearnError when it is gone."""
-    places = [pathlib.Path(root) / name for root in folder_paths.get_folder_paths(JUDGES)]
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
+def find_judge(name: str) -> pathlib.Path:
+    """Return the folder of a listed judge. Raises AdvUnlearnError if it is missing."""
+    candidates = [pathlib.Path(root) / name for root in folder_paths.get_folder_paths(JUDGES)]
+    folder = next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
+    if folder is None:
         raise AdvUnlearnError(f"judge {name!r} is not in models/{JUDGES}; put its folder there and refresh")
-    return found
+    return folder

@@ -1,6 +1,6 @@
 """The adapter between ComfyUI's MODEL and the library: gradients, predictions, progress and cancel.
 
-It never changes the user's MODEL or CLIP: what trains is a copy, and the frozen parts are only read.
+The user's MODEL and CLIP are never changed: a copy of the encoder is trained, and the frozen parts are only read.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from torch import Tensor, nn
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.models.denoiser import fingerprint, scaled_gradients
 from ..advunlearn.models.loading import CLIP_TOKENIZER, TextToImage
-from .clip_l import text_encoder
+from .clip_l import make_text_encoder
 
 
 @contextlib.contextmanager
-def gradients() -> Iterator[None]:
-    """Leave the inference mode that the host runs every node in."""
+def enable_gradients() -> Iterator[None]:
+    """Context with gradients: the host runs every node in `torch.inference_mode()`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
-def usable_for_gradients(module: nn.Module) -> None:
-    """Replace weights that were made in inference mode by equal ones that autograd may save for its backward pass."""
+def allow_autograd(module: nn.Module) -> None:
+    """Replace inference tensors among a module's weights by clones.
+
+    The host loads weights in inference mode, and autograd refuses to save such tensors for the backward pass.
+    """
     for child in module.modules():
         for name, weight in child._parameters.items():
             if weight is not None and weight.is_inference():
@@ -46,10 +49,16 @@ def usable_for_gradients(module: nn.Module) -> None:
 
 
 class HostDenoiser:
-    """A MODEL as the library's `Denoiser`: any dtype, eps or v prediction, with the LoRAs and patches that are on it.
+    """A MODEL as the library's `Denoiser`: any dtype, noise or v prediction, including its LoRAs and patches.
 
-    Every prediction looks whether the user pressed cancel, and raises the host's exception.
-    Raises AdvUnlearnError for a model that is not of Stable Diffusion 1.x's kind.
+    Every prediction raises the host's exception if the user pressed cancel.
+
+    Args:
+        model: the host's MODEL.
+        latent_size: height and width of the latents.
+        dtype: dtype of the computation; None: the host's choice.
+
+    Raises AdvUnlearnError if the model is no Stable Diffusion 1.x text-to-image model.
     """
 
     def __init__(self, model: Any, latent_size: int, dtype: torch.dtype | None = None) -> None:
@@ -58,11 +67,13 @@ class HostDenoiser:
             self.patcher = model.clone(disable_dynamic=True) if getattr(model, "is_dynamic", bool)() else model.clone()
         except RuntimeError as error:
             raise AdvUnlearnError(
-                f"this MODEL cannot be taken out of dynamic memory ({error}); load it with Load Checkpoint, or start "
-                "ComfyUI with --disable-dynamic-vram"
+                f"dynamic memory management cannot be turned off for this MODEL ({error}); load it with Load "
+                "Checkpoint, or start ComfyUI with --disable-dynamic-vram"
             ) from error
         if dtype is not None:
-            self.patcher.set_model_compute_dtype(dtype)  # of the clone alone, as the host's own node does it
+            self.patcher.set_model_compute_dtype(
+                dtype
+            )  # only of the clone; the host's ModelComputeDtype node does the same
         self.sampling = model.get_model_object("model_sampling")
         self.latent_shape = (model.model.latent_format.latent_channels, latent_size, latent_size)
         with torch.inference_mode(False):
@@ -71,22 +82,22 @@ class HostDenoiser:
 
     @torch.no_grad()
     def load(self, room: int = 0) -> None:
-        """Bring the weights to the device, free of work where they are there, and ask for `room` bytes beside them."""
+        """Load the weights onto the device, if they are not there already, with `room` bytes of free memory."""
         comfy.model_management.load_models_gpu([self.patcher], memory_required=room, force_full_load=True)
-        usable_for_gradients(self.patcher.model)
+        allow_autograd(self.patcher.model)
 
     @property
     def device(self) -> torch.device:
-        """Where the host computes."""
+        """The device on which the host computes."""
         return self.patcher.load_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the MODEL computes in, once it is loaded."""
+        """The dtype of the computation; valid after `load`."""
         return self.patcher.model.manual_cast_dtype or self.patcher.model.get_dtype()
 
     def modules(self) -> tuple[nn.Module, ...]:
-        """Return (): the host takes care of its own weights."""
+        """Return (): the host manages the memory of its weights itself."""
         return ()
 
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -94,20 +105,20 @@ class HostDenoiser:
         return tuple(m for m in self.patcher.model.modules() if isinstance(m, ResBlock | SpatialTransformer))
 
     def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> HostDenoiser:
-        """Return a denoiser that predicts with make(MODEL's module), which the host neither loads nor moves."""
+        """Return a denoiser that predicts with make(the MODEL's module), which the host neither loads nor moves."""
         other = copy.copy(self)
         module = make(self.patcher.model)
         other.patcher = SimpleNamespace(model=module, load_device=next(module.parameters()).device)
         return other
 
     def fingerprint(self) -> str:
-        """Return what tells this MODEL's weights, LoRAs included, and its arithmetic from another's."""
+        """Return a string that identifies the MODEL's weights, LoRAs included, and its dtype."""
         return f"{fingerprint(self.patcher.model)} {self.dtype}"
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
-        """See `Denoiser.noise_pred`. The host works with x = x_t / sqrt(a) and sigma = sqrt((1 - a) / a).
+        """See `Denoiser.noise_pred`. The host uses x = x_t / sqrt(a) and sigma = sqrt((1 - a) / a).
 
-        It returns the denoised x_0, for noise and for v prediction alike, so eps = (x - x_0) / sigma.
+        `apply_model` returns the denoised x_0 for noise and v prediction alike, hence eps = (x - x_0) / sigma.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         model = self.patcher.model
@@ -123,16 +134,16 @@ class HostDenoiser:
 
 
 def check_model(model: Any) -> None:
-    """Raise AdvUnlearnError unless a MODEL is a text-to-image model of Stable Diffusion 1.x's kind."""
+    """Raise AdvUnlearnError unless a MODEL is a Stable Diffusion 1.x text-to-image model."""
     base, sampling = model.model, model.get_model_object("model_sampling")
     width = base.model_config.unet_config.get("context_dim")
     if width != 768 or getattr(base, "adm_channels", 0):
         raise AdvUnlearnError(
-            f"this MODEL is a {type(base).__name__} with {width} wide conditioning; only Stable Diffusion 1.x models "
-            "(768 wide) can be trained and attacked yet"
+            f"this MODEL is a {type(base).__name__} with conditioning of width {width}; only Stable Diffusion 1.x "
+            "models (width 768) can be trained and attacked"
         )
     if getattr(base, "concat_keys", ()):
-        raise AdvUnlearnError("this MODEL is an inpainting model; use the text-to-image model it was made from")
+        raise AdvUnlearnError("this MODEL is an inpainting model; use the text-to-image model that it was made from")
     with torch.inference_mode(False):
         sigmas = getattr(sampling, "sigmas", torch.zeros(0)).detach().clone()
         steps = torch.arange(len(sigmas), device=sigmas.device)
@@ -140,27 +151,27 @@ def check_model(model: Any) -> None:
         if not discrete or not torch.allclose(sampling.sigma(steps).to(sigmas), sigmas, rtol=1e-3):
             raise AdvUnlearnError(
                 f"this MODEL samples as {type(sampling).__mro__[1].__name__}; only the discrete schedule of 1000 steps "
-                "with noise or v prediction is known. Connect the MODEL before the node that changed its sampling"
+                "with noise or v prediction is supported. Connect the MODEL before the node that changed its sampling"
             )
     if model.model_options.get("model_function_wrapper") is not None:
-        raise AdvUnlearnError("another node wraps this MODEL's predictions; connect the MODEL before that node")
+        raise AdvUnlearnError("another node wraps the predictions of this MODEL; connect the MODEL before that node")
 
 
 @dataclass(frozen=True)
 class HostModel(TextToImage):
-    """A MODEL, a CLIP and perhaps a VAE as the library's text-to-image model; `vae` is the host's VAE or None."""
+    """MODEL, CLIP and VAE as the library's text-to-image model; `vae` is the host's VAE or None."""
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents (B, C, h, w) into pictures (B, 3, H, W) in [0, 1] with the host's VAE."""
+        """Decode latents (B, C, h, w) into images (B, 3, H, W) in [0, 1] with the host's VAE."""
         unscaled = self.denoiser.patcher.model.process_latent_out(latents)  # type: ignore[attr-defined]
-        pictures = self.vae.decode(unscaled).movedim(-1, 1)
-        self.denoiser.load()  # type: ignore[attr-defined]
-        return pictures.clone()
+        images = self.vae.decode(unscaled).movedim(-1, 1)
+        self.denoiser.load()  # type: ignore[attr-defined]  # the VAE may have taken its place on the device
+        return images.clone()  # no inference tensor
 
     @torch.no_grad()
     def look(self, latents: Tensor) -> Tensor:
-        """Return pictures (B, 3, H, W) of latents; without a VAE rough ones, by the host's table of latent colours."""
+        """Return previews (B, 3, H, W) of latents; without a VAE by the host's latent-to-RGB factors."""
         if self.vae is not None:
             return self.decode(latents)
         latent_format = self.denoiser.patcher.model.latent_format  # type: ignore[attr-defined]
@@ -170,35 +181,41 @@ class HostModel(TextToImage):
         return (colours / 2 + 0.5).clamp(0, 1)
 
 
-def text_to_image(
+def make_model(
     model: Any, clip: Any, vae: Any = None, resolution: int = 512, dtype: torch.dtype | None = None
 ) -> HostModel:
-    """Return the user's MODEL, CLIP and VAE in the library's terms.
+    """Make the library's text-to-image model of the user's MODEL, CLIP and VAE.
 
-    `resolution` is in pixels, 8 to a latent; `dtype` is what the UNet computes in, None for what the host chose.
+    Args:
+        model, clip, vae: the host's objects; they are not changed.
+        resolution: image size in pixels, 8 per latent.
+        dtype: dtype in which the UNet computes; None: the host's choice.
+
+    Raises AdvUnlearnError for a model of another kind and for a CLIP that stops before its last layer.
     """
     from transformers import CLIPTokenizer
 
     if clip.layer_idx not in (None, -1):
         raise AdvUnlearnError(
             f"this CLIP stops at layer {clip.layer_idx} (CLIP Set Last Layer); connect the CLIP before that node, and "
-            "set the last layer on what comes out"
+            "set the last layer of the output instead"
         )
     denoiser = HostDenoiser(model, resolution // 8, dtype)
-    encoder = text_encoder(clip, denoiser.device)
-    denoiser.load()  # last, so that nothing loaded after it takes its place
+    encoder = make_text_encoder(clip, denoiser.device)
+    denoiser.load()  # last, so that loading the encoder cannot unload it again
     return HostModel("host", CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), encoder, denoiser, vae)
 
 
 @torch.no_grad()
-def target_latents(
+def encode_target(
     attacked: HostModel, original: Any, prompt: str, config: Any, latent: Any, image: Any, vae: Any
 ) -> Tensor:
-    """Return (1, C, h, w) latents in the UNet's scale: of a LATENT, of an IMAGE, or drawn with an encoder.
+    """Return target latents (1, C, h, w) in the UNet's scale.
 
-    That is `original`, or the attacked one where it is None.
+    They come from the LATENT, from the IMAGE and the VAE, or else from sampling the prompt with the original encoder
+    (with the attacked one if there is no original).
 
-    Raises AdvUnlearnError for a picture without a VAE.
+    Raises AdvUnlearnError for an image without a VAE.
     """
     from ..advunlearn.models.ddim import ddim_sample
 
@@ -219,19 +236,19 @@ def target_latents(
 
 
 class Bar:
-    """The node's progress bar. Every update looks whether the user pressed cancel, and raises the host's exception."""
+    """The progress bar of a node. Every update raises the host's exception if the user pressed cancel."""
 
     def __init__(self, total: int, node_id: str | None = None) -> None:
         self.bar, self.done, self.total = comfy.utils.ProgressBar(total, node_id=node_id), 0, total
 
     def update(self, done: int, preview: Any = None) -> None:
-        """Show `done` of the total and, when given, a PIL picture on the node."""
+        """Show `done` of the total and, if given, a PIL image on the node."""
         self.done = done
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.bar.update_absolute(done, self.total, None if preview is None else ("JPEG", preview, 512))
 
 
-def image_of(picture: Any) -> Tensor:
-    """Return a PIL picture as a host's IMAGE (1, H, W, 3) in [0, 1]."""
-    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-    return pixels.view(1, picture.height, picture.width, 3).float() / 255
+def to_image(image: Any) -> Tensor:
+    """Convert a PIL image to the host's IMAGE (1, H, W, 3) in [0, 1]."""
+    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return pixels.view(1, image.height, image.width, 3).float() / 255

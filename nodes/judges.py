@@ -1,4 +1,4 @@
-"""Load what says whether a picture shows a concept."""
+"""Load the judges, which decide whether an image shows a concept."""
 
 from __future__ import annotations
 
@@ -13,164 +13,157 @@ from .widgets import advanced, output, schema, settings, widget
 
 Judge = io.Custom("ADVUNLEARN_JUDGE")
 TYPED = "(the path below)"
-NOWHERE = "no folder is chosen; put one into models/classifiers and refresh, or type its path"
+NO_FOLDER = "no folder is chosen; put one into models/classifiers and refresh, or type its path"
 
 
-def _judge(tooltip: str = "for Evaluate Robustness") -> Any:
+def _judge_output(tooltip: str = "for Evaluate Robustness") -> Any:
     return output(Judge, "JUDGE", tooltip)
 
 
 def _folder_inputs(kind: str, what: str) -> list[Any]:
-    """Return the two ways to name a folder: the host's list, and a path."""
+    """Return the two inputs that name a folder: the list of models/classifiers, and a path."""
     return [
         io.Combo.Input(
             "folder",
-            options=[*folders.judge_folders(kind), TYPED],
-            tooltip=f"{what}, a folder with config.json in models/classifiers",
+            options=[*folders.list_judges(kind), TYPED],
+            tooltip=f"{what}: a folder with config.json in models/classifiers",
         ),
         io.String.Input(
             "path",
             default="",
             optional=True,
-            tooltip="a folder elsewhere on this machine; wins over the one chosen above",
+            tooltip="a folder elsewhere on this machine; it overrides the one chosen above",
         ),
     ]
 
 
 def _check(folder: str | None, path: str | None, kind: str) -> bool | str:
-    """Say why a folder cannot be read before the graph runs; None is what a link brings."""
+    """Return why a folder cannot be used, before the graph runs; the host passes None for a linked input."""
     from ..advunlearn.judges.folders import kind_of
 
     if folder is None or path is None:
         return True
     try:
-        found = kind_of(_place(folder, path))
+        actual = kind_of(_resolve_folder(folder, path))
     except AdvUnlearnError as error:
         return str(error)
-    return True if found == kind else f"{path.strip() or folder} holds a {found}, not a {kind}: take that one's loader"
+    return True if actual == kind else f"{path.strip() or folder} holds a {actual}, not a {kind}; use the loader for it"
 
 
-def _place(folder: str, path: str) -> str:
-    """Return the folder that was meant. Raises AdvUnlearnError when none was."""
+def _resolve_folder(folder: str, path: str) -> str:
+    """Return the chosen folder. Raises AdvUnlearnError if there is none."""
     if not path.strip() and folder == TYPED:
-        raise AdvUnlearnError(NOWHERE)
-    return path.strip() or str(folders.judge_folder(folder))
+        raise AdvUnlearnError(NO_FOLDER)
+    return path.strip() or str(folders.find_judge(folder))
 
 
 class LoadJudge(io.ComfyNode):
-    """The classifier that is shipped."""
+    """The classifier of the miniature."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnLoadJudge",
             display_name="Load Judge",
-            description="Load the classifier that decides whether a picture shows the concept. The one that is shipped "
+            description="Load the classifier of the miniature, which decides whether an image shows the concept. It "
             "knows the miniature's objects and styles.",
             inputs=[io.Combo.Input("judge", options=["miniature"], tooltip="miniature: 64 objects and 4 styles")],
-            outputs=[_judge()],
+            outputs=[_judge_output()],
         )
 
     @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
-        """Return the judge."""
         from ..advunlearn.judges.load import load
         from . import host
 
-        with host.gradients():
+        with host.enable_gradients():
             return io.NodeOutput(load(judge))
 
 
 class LoadNudityJudge(io.ComfyNode):
-    """NudeNet."""
+    """NudeNet's detector."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnLoadNudityJudge",
             display_name="Load Nudity Judge",
-            description="Judge pictures with NudeNet: do they show exposed parts of a body? Needs the package nudenet.",
+            description="Judge with NudeNet whether an image shows exposed body parts. Needs the package nudenet.",
             search_aliases=["NudeNet", "NSFW", "nudity detector"],
             inputs=[widget(NudityConfig, "threshold"), widget(NudityConfig, "classes")],
-            outputs=[_judge("for Evaluate Robustness; its concept is nudity")],
+            outputs=[_judge_output("for Evaluate Robustness; the concept is nudity")],
         )
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
-        """Return the judge."""
         from ..advunlearn.judges.nudity import NudityJudge
 
         return io.NodeOutput(NudityJudge(settings(NudityConfig, values)))
 
 
 class LoadClassifierJudge(io.ComfyNode):
-    """An image classifier of transformers."""
+    """An image classifier in transformers' format."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnLoadClassifierJudge",
             display_name="Load Classifier Judge",
-            description="Judge pictures with any image classifier in a transformers folder. The concept is one of its "
-            "labels.",
+            description="Judge images with any image classifier in transformers' format. The concept must be one of "
+            "its labels.",
             search_aliases=["ImageNet", "ViT", "ResNet", "image classification"],
             inputs=[*_folder_inputs("classifier", "an image classifier"), widget(ClassifierConfig, "top_k")],
-            outputs=[_judge("for Evaluate Robustness; its concepts are its labels")],
+            outputs=[_judge_output("for Evaluate Robustness; its concepts are its labels")],
         )
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None, path: str | None = "") -> bool | str:
-        """Refuse what is no classifier's folder."""
+        """Reject a folder without a classifier before the graph runs."""
         return _check(folder, path, "classifier")
 
     @classmethod
     def execute(cls, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
-        """Return the judge."""
         from ..advunlearn.judges.classifier import ClassifierJudge
         from . import host
 
-        with host.gradients():
-            return io.NodeOutput(ClassifierJudge(_place(folder, path), settings(ClassifierConfig, values)))
+        with host.enable_gradients():
+            return io.NodeOutput(ClassifierJudge(_resolve_folder(folder, path), settings(ClassifierConfig, values)))
 
 
 class LoadCLIPJudge(io.ComfyNode):
-    """A whole CLIP of transformers."""
+    """A CLIP with both encoders, in transformers' format."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
         return schema(
             node_id="AdvUnlearnLoadCLIPJudge",
             display_name="Load CLIP Judge",
-            description="Judge pictures with CLIP, untrained: a picture shows the concept when its name lies nearer to "
-            "it than every other label's.",
+            description="Judge images with CLIP, zero-shot: an image shows the concept if it is more similar to the "
+            "concept's name than to every other label.",
             search_aliases=["zero-shot", "CLIP score"],
             inputs=[
-                *_folder_inputs("clip", "a CLIP with both its towers"),
+                *_folder_inputs("clip", "a CLIP with its text and its image encoder"),
                 _multiline(ZeroShotConfig, "labels"),
                 widget(ZeroShotConfig, "template", fold=True),
             ],
-            outputs=[_judge("for Evaluate Robustness; its concepts are any words")],
+            outputs=[_judge_output("for Evaluate Robustness; the concept may be any words")],
         )
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None, path: str | None = "") -> bool | str:
-        """Refuse what is no CLIP's folder."""
+        """Reject a folder without a CLIP before the graph runs."""
         return _check(folder, path, "clip")
 
     @classmethod
     def execute(cls, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
-        """Return the judge."""
         from ..advunlearn.judges.zero_shot import ZeroShotJudge
         from . import host
 
-        with host.gradients():
-            return io.NodeOutput(ZeroShotJudge(_place(folder, path), settings(ZeroShotConfig, values)))
+        with host.enable_gradients():
+            return io.NodeOutput(ZeroShotJudge(_resolve_folder(folder, path), settings(ZeroShotConfig, values)))
 
 
 def _multiline(config: type, name: str) -> Any:
-    made = widget(config, name)
-    return advanced(io.String, name, default=made.default, multiline=True, optional=True, tooltip=made.tooltip)
+    one_line = widget(config, name)
+    options = {"default": one_line.default, "tooltip": one_line.tooltip}
+    return advanced(io.String, name, **options, multiline=True, optional=True)

@@ -111,8 +111,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         # A run that was cancelled while its bank was filled has no checkpoint and starts from the beginning.
         resume = values["resume"] and checkpoints.exists()
         dtype = None if values["dtype"] == COMFYUI_DTYPE else getattr(torch, values["dtype"])
-        with host.gradients():
-            original = host.text_to_image(model, clip, vae, values["resolution"], dtype)
+        with host.enable_gradients():
+            original = host.make_model(model, clip, vae, values["resolution"], dtype)
             memory_report = memory.check(original, run, prompts)
             if values["sample_every"]:
                 progress.samples = preview.Samples(original, run.concept.prompts[0], prompts, values["sample_every"])
@@ -135,7 +135,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             path, listed = folders.new_path(name)
             save_encoder(path, result.encoder, recipe_metadata(original, run.concept, run.to_dict()))
             state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
-            robust = clip_l.with_encoder(clip, state, 1.0, "the trained encoder")
+            robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
         checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
         losses = [row["loss"] for row in result.losses]
         return io.NodeOutput(robust, listed, {"loss": losses}, summary(run, result, len(prompts), memory_report, path))

@@ -1,4 +1,4 @@
-"""Node inputs made from the library's settings: one default, one range and one help text for flags and widgets."""
+"""Node inputs made from the library's settings: flags and widgets share the default, the range and the help text."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from comfy_api.latest import io
 from ..advunlearn.config.base import choices
 
 CATEGORY = "AdvUnlearn"
-UNBOUNDED = 2**53 - 1  # the largest whole number that a page's widget keeps exact
+UNBOUNDED = 2**53 - 1  # the largest integer that JavaScript, and so a widget, keeps exactly
 
 
 def schema(**fields: Any) -> io.Schema:
-    """Make a Schema in the pack's category; fields that this version of the host does not know are left out."""
+    """Make a Schema in the pack's category, without the fields that this version of the host does not know."""
     known = {f.name for f in dataclasses.fields(io.Schema)}
     return io.Schema(**{"category": CATEGORY, **{k: v for k, v in fields.items() if k in known}})
 
 
 def advanced(kind: Any, *args: Any, **options: Any) -> Any:
-    """Make an input that the page folds away, by whichever way this version of the host has."""
+    """Make an input that the page folds away, in the way that this version of the host supports."""
     known = inspect.signature(kind.Input.__init__).parameters
     if "advanced" in known:
         return kind.Input(*args, **options, advanced=True)
@@ -43,7 +43,7 @@ def widget(
     least: float | None = None,
     **more: Any,
 ) -> Any:
-    """Make the input of one setting; `only` offers some of its choices, `least` a higher lower end."""
+    """Make the input of one setting; `only` limits its choices, `least` raises its minimum."""
     field = next(f for f in dataclasses.fields(config) if f.name == name)
     hint, low, high = get_type_hints(config)[name], field.metadata["low"], field.metadata["high"]
     options: dict[str, Any] = {"default": field.default if default is None else default}
@@ -62,19 +62,19 @@ def widget(
 
 
 def output(kind: Any, name: str, tooltip: str) -> Any:
-    """Make an output that is shown by its own name; v0.3.64 would show its type."""
+    """Make an output with a label. Without `display_name`, v0.3.64 shows its type instead."""
     return kind.Output(name, display_name=name, tooltip=tooltip)
 
 
 def resolution(tooltip: str) -> Any:
-    """Make the input for a picture's size."""
+    """Make the input for an image size in pixels."""
     return io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip=f"{tooltip}, in pixels")
 
 
 def file_name(name: str) -> str:
-    """Return why a name cannot be that of a file in the output folder, or nothing: letters, digits, . _ - and /."""
-    good = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name or "")
-    return "" if good else f"the name {name!r} cannot be used; take letters, digits, '.', '_', '-', and '/' for folders"
+    """Return the error message for an invalid file name in the output folder; "" for a valid one."""
+    valid = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name or "")
+    return "" if valid else f"the name {name!r} is invalid; use letters, digits, '.', '_', '-', and '/' for folders"
 
 
 def prefixed(prefix: str, name: str) -> str:

@@ -128,9 +128,9 @@ def measure(family: str, swap: Any, base: State, robust: State) -> dict[str, Any
     clip = make(family, base)
     before, before_text = digests(clip), encode(clip)
     out: dict[str, Any] = {"parts": [n for n, _ in clip.cond_stage_model.named_children()]}
-    clones = {s: swap.with_encoder(clip, robust, s, "test") for s in (0.0, 0.5, 1.0)}
+    clones = {s: swap.replace_encoder(clip, robust, s, "test") for s in (0.0, 0.5, 1.0)}
     found = {s: clip_l(clone) for s, clone in clones.items()}
-    name = swap.lora_start(clip) + "text_model_encoder_layers_0_mlp_fc1"
+    name = swap.find_lora_prefix(clip) + "text_model_encoder_layers_0_mlp_fc1"
     out["lora_name"] = name, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).get(name)
     out["zero_is_base"], out["one_is_robust"] = equal(found[0.0], base), equal(found[1.0], robust)
     out["half_is_neither"] = not equal(found[0.5], base) and not equal(found[0.5], robust)
@@ -157,7 +157,7 @@ def refusals(swap: Any) -> dict[str, str]:
         "sd2": comfy.text_encoders.sd2_clip.SD2ClipHModel(device="meta", dtype=torch.float16),
     }
     states = {name: model.transformer.state_dict() for name, model in others.items()}
-    whole = {k: torch.empty(shape, device="meta") for k, shape in swap.shapes().items()}
+    whole = {k: torch.empty(shape, device="meta") for k, shape in swap.read_shapes().items()}
     states["missing"] = {k: v for k, v in whole.items() if "layers.11.mlp.fc2" not in k}
     states["shape"] = whole | {"text_model.embeddings.position_embedding.weight": torch.empty(248, 768, device="meta")}
     said = {}
@@ -176,7 +176,7 @@ def main() -> dict[str, Any]:
     swap = importlib.import_module("pack.nodes.clip_l")
     generator = torch.Generator().manual_seed(2)
     with torch.inference_mode():  # as every node runs
-        shapes = swap.shapes().items()
+        shapes = swap.read_shapes().items()
         base, robust = (
             {
                 k: (

@@ -56,11 +56,11 @@ def gradient(denoiser: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Ten
 def other_arithmetic(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     """Compare gradients under checkpointing and in bf16 with the plain ones, and see what stays of both."""
     base = importlib.import_module("pack.advunlearn.models.denoiser")
-    plain = host.text_to_image(model, clip, resolution=64).denoiser
+    plain = host.make_model(model, clip, resolution=64).denoiser
     kept, (_, expected) = plain.dtype, gradient(plain, *where)
     with base.checkpointed(plain.blocks()):
         _, again = gradient(plain, *where)
-    half = host.text_to_image(model, clip, resolution=64, dtype=torch.bfloat16).denoiser
+    half = host.make_model(model, clip, resolution=64, dtype=torch.bfloat16).denoiser
     asked, (_, rough) = half.dtype, gradient(half, *where)
     plain.load()
     return {
@@ -76,7 +76,7 @@ def other_arithmetic(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor
 
 def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     """Predict with a MODEL that has a LoRA's kind of patch on it, and press cancel; the same weights by hand."""
-    plain = host.text_to_image(model, clip, resolution=64).denoiser
+    plain = host.make_model(model, clip, resolution=64).denoiser
     key = next(k for k, _ in plain.patcher.model.named_parameters() if k.endswith("attn2.to_k.weight"))
     weight = plain.patcher.model.get_parameter(key)
     change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * weight.detach().float().std()
@@ -88,7 +88,7 @@ def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor
         weight.copy_(kept)
     other = model.clone()
     other.add_patches({key: (change,)})
-    patched = host.text_to_image(other, clip, resolution=64).denoiser
+    patched = host.make_model(other, clip, resolution=64).denoiser
     found = gradient(patched, *where)
     management.interrupt_current_processing(True)
     try:
@@ -136,13 +136,13 @@ def main() -> dict[str, Any]:
         before = digest(model.model), digest(clip.cond_stage_model)
         small = library.load("miniature")
         out["drawn"] = draw_both(model, clip, vae, small)
-        with host.gradients():
+        with host.enable_gradients():
             small = library.load("miniature")
             generator = torch.Generator().manual_seed(0)
             x, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([300, 700])
             prompts = ["a church", "a dog, ink style"]
             context = small.encode(prompts)
-            adapted = host.text_to_image(model, clip, resolution=64)
+            adapted = host.make_model(model, clip, resolution=64)
             hidden = adapted.encode(prompts)
             out["encoder"] = (hidden - context.repeat_interleave(4, -1)).abs().max().item()
             stock = torch.cat([clip.encode(p) for p in prompts])
@@ -156,7 +156,7 @@ def main() -> dict[str, Any]:
                         pass
 
                     patched.add_object_patch("model_sampling", Sampling(model.model.model_config))
-                    adapted = host.text_to_image(patched, clip, resolution=64)
+                    adapted = host.make_model(patched, clip, resolution=64)
                 p, g = gradient(small.denoiser, x, t, context)
                 q, h = gradient(adapted.denoiser, x, t, context.repeat_interleave(4, -1))
                 # Four channels stand for one: their gradients add up to its gradient.
@@ -168,12 +168,12 @@ def main() -> dict[str, Any]:
                 }
             out |= other_arithmetic(host, model, clip, (x, t, hidden))
             out |= patch_and_cancel(host, model, clip, (x, t, hidden))
-            base = clip_l.state_of(clip)
+            base = clip_l.read_state(clip)
             robust = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
-            patched, half = (clip_l.with_encoder(clip, robust, s, "test") for s in (1.0, 0.5))
+            patched, half = (clip_l.replace_encoder(clip, robust, s, "test") for s in (1.0, 0.5))
             distance = {}
             for when in ("before", "after"):  # before and after the host has loaded the patched weights
-                state, middle = clip_l.state_of(patched), clip_l.state_of(half)
+                state, middle = clip_l.read_state(patched), clip_l.read_state(half)
                 distance[when] = max(
                     max((state[k] - robust[k]).abs().max().item() for k in base),
                     max((middle[k] - (base[k] + robust[k]) / 2).abs().max().item() for k in base),

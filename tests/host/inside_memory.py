@@ -30,8 +30,8 @@ def main() -> dict[str, Any]:
     out: dict[str, Any] = {}
     with torch.inference_mode():  # as every node runs
         model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=True)
-        with host.gradients():
-            adapted = host.text_to_image(model, clip, resolution=128)
+        with host.enable_gradients():
+            adapted = host.make_model(model, clip, resolution=128)
             out["line"] = memory.check(adapted, ["a dog"], **settings)
             looked = memory._Check(adapted, ["a dog"])
             out["predicted"] = looked.measure(memory.Plan(resolution=128, **settings)).peak

@@ -323,7 +323,7 @@ def test_a_target_picture_is_what_the_attack_looks_for(server: Server) -> None:
         server.run(graph("a church") | {"attack": attack("a church", image=("decode", 0))})
     blind = attack("a church", target=("sample", 0))
     blind["inputs"]["attack"] = "ring_a_bell"
-    with pytest.raises(HostError, match="ring_a_bell asks the CLIP before erasing what is meant; connect it as orig"):
+    with pytest.raises(HostError, match="ring_a_bell needs the CLIP before erasing; connect it to original_clip"):
         server.run(graph("a church") | {"attack": blind})
 
 
