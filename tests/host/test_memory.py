@@ -19,7 +19,9 @@ pytestmark = pytest.mark.host
 def test_a_run_that_is_too_large_is_refused_before_it_begins(server: Server, base: pathlib.Path) -> None:
     graph = train_graph("huge", batch=1024, retain_batch=1024, resolution=2048, mode="advunlearn", iterations=50)
     start = time.monotonic()
-    with pytest.raises(HostError, match=r"training would need \d+\.\d GB in addition .*are free on cpu.*would fit: reso"):
+    with pytest.raises(
+        HostError, match=r"training would need \d+\.\d GB in addition .*are free on cpu.*would fit: reso"
+    ):
         server.run(graph)
     assert time.monotonic() - start < 180
     assert not any(m["type"] == "progress" and m["data"].get("node") == "train" for m in server.heard)
