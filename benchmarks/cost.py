@@ -46,7 +46,7 @@ from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.counting import counting
 from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
-from advunlearn.reporting.charts import svg_file
+from advunlearn.reporting.charts import draw_svg_file
 from advunlearn.training.events import Progress
 from advunlearn.training.fresh_bank import FreshSampler
 from advunlearn.training.quirks import NONE, Quirks
@@ -191,7 +191,7 @@ def draw(rows: Sequence[dict[str, Any]], attack: str, title: str) -> None:
                 short = name.replace(", text encoder", "").replace("from the last", "warm")  # the legend is narrow
                 series.setdefault(short, []).append((spent, found))
     cases = rows[0]["asr"][attack]["total"]
-    text = svg_file(f"{title}: successes of {cases}", series, "thousand F of training, with filling the bank")
+    text = draw_svg_file(f"{title}: successes of {cases}", series, "thousand F of training, with filling the bank")
     (ROOT / "docs" / f"cost-{attack}.svg").write_text(text)
 
 

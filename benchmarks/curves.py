@@ -33,7 +33,7 @@ from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
-from advunlearn.reporting.charts import svg_file
+from advunlearn.reporting.charts import draw_svg_file
 from advunlearn.training.checkpoint import Checkpoints
 from advunlearn.training.trainer import train
 
@@ -100,13 +100,13 @@ def main() -> None:
     rows = kept.rows
     for attack, title in WHAT.items():
         series = {key: [(r["iterations"], successes(r, attack)) for r in rows if r["recipe"] == key] for key in KEYS}
-        text = svg_file(f"{title}: successes of {args.cases}", series, "training iterations")
+        text = draw_svg_file(f"{title}: successes of {args.cases}", series, "training iterations")
         (ROOT / "docs" / f"curves-iterations-{attack}.svg").write_text(text)
     for attack in ("unlearndiffatk", "soft_prefix"):
         series = {r["recipe"]: r["asr_by_budget"][attack] for r in rows if len(r["asr_by_budget"][attack]) > 2}
         if not series:  # none of the lengths is `LONG`
             continue
-        text = svg_file(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
+        text = draw_svg_file(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
         (ROOT / "docs" / f"curves-budget-{attack}.svg").write_text(text)
 
 

@@ -70,11 +70,11 @@ def draw_losses(history: History) -> str:
     names = [name for name in LOSSES if any(name in row for row in history)]
     series = {
         name.replace("_", " "): [
-            (float(i), charts.number(row[name])) for i, row in enumerate(history, 1) if name in row
+            (float(i), charts.finite_number(row[name])) for i, row in enumerate(history, 1) if name in row
         ]
         for name in names
     }
-    return charts.svg_file("Training losses", series, "iteration")
+    return charts.draw_svg_file("Training losses", series, "iteration")
 
 
 class RunFolder:

@@ -1,47 +1,67 @@
-"""The prompts that the attacks found, as tables of the report page."""
+"""The adversarial prompts that the attacks found, as tables of the report page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
-from .charts import NAMES, text
-from .columns import at, columns
+from .charts import MODEL_NAMES
 
-SHOWN = 20  # of each model and attack
+PROMPTS_SHOWN = 20  # per model and attack
 
 
-def found(models: Mapping[str, Any]) -> dict[str, dict[str, Sequence[Any]]]:
-    """Return attack -> model -> its prompts."""
-    out: dict[str, dict[str, Sequence[Any]]] = {}
+class FoundPrompt(NamedTuple):
+    """A row of a table: an adversarial prompt; what the report lacks is "-"."""
+
+    model: str
+    case: str
+    step: str
+    can_be_typed: str
+    prompt: str
+
+
+class FoundPrompts(NamedTuple):
+    """The prompts that one attack found."""
+
+    attack: str
+    rows: tuple[FoundPrompt, ...]
+    hidden: int  # number of prompts beyond `PROMPTS_SHOWN`
+
+
+def group_prompts(models: Mapping[str, object]) -> dict[str, dict[str, Sequence[Mapping[str, object]]]]:
+    """Return the prompts in a report, by attack and model."""
+    groups: dict[str, dict[str, Sequence[Mapping[str, object]]]] = {}
     for name, model in models.items():
-        prompts = at(model, "prompts")
+        prompts = model.get("prompts") if isinstance(model, Mapping) else None
         for attack, rows in prompts.items() if isinstance(prompts, Mapping) else ():
             if rows:
-                out.setdefault(attack, {})[name] = rows
-    return out
+                groups.setdefault(attack, {})[name] = rows
+    return groups
 
 
-def row(name: str, said: Any) -> str:
-    """Return the table's row of one prompt; what it lacks is "-"."""
-    exact, seed = at(said, "exact"), at(said, "noise_seed")
-    cells = [at(said, "case"), at(said, "step"), {True: "yes", False: "no"}.get(exact, "-")]
-    shown = "".join(f"<td>{text('-' if cell is None else cell)}</td>" for cell in cells)
-    prompt = f"{at(said, 'prompt')}" + ("" if seed is None else f" (noise of seed {seed})")
-    return f'<tr><th scope="row">{text(NAMES.get(name, name))}</th>{shown}<td class="said">{text(prompt)}</td></tr>'
+def make_row(model: str, found: Mapping[str, object]) -> FoundPrompt:
+    """Return the table row of a prompt."""
+    seed = found.get("noise_seed")
+    prompt = str(found.get("prompt"))
+    return FoundPrompt(
+        model=MODEL_NAMES.get(model, model),
+        case=str(found.get("case", "-")),
+        step=str(found.get("step", "-")),
+        can_be_typed=("yes" if found["exact"] else "no") if "exact" in found else "-",
+        prompt=prompt if seed is None else f"{prompt} (noise of seed {seed})",
+    )
 
 
-def prompt_tables(models: Mapping[str, Any]) -> str:
-    """Return a table for each attack that found prompts; "" where none did."""
-    labels = {where.split()[1]: label for label, where, *_ in columns(models) if " " in where}
-    out = ""
-    for attack, each in found(models).items():
-        rows = "".join(row(name, said) for name, prompts in each.items() for said in prompts[:SHOWN])
-        left = sum(max(0, len(prompts) - SHOWN) for prompts in each.values())
-        more = f'<p class="note">{left} more are in report.json.</p>' if left else ""
-        head = "".join(f'<th scope="col">{h}</th>' for h in ("Model", "Case", "Step", "Can be typed", "Prompt"))
-        out += (
-            f'<h3>{text(labels.get(attack, attack))}</h3><div class="scroll"><table class="settings"><thead><tr>{head}'
-            f"</tr></thead><tbody>{rows}</tbody></table></div>{more}"
-        )
-    return f"<h2>Prompts found</h2>{out}" if out else ""
+def list_found_prompts(models: Mapping[str, object], labels: Mapping[str, str]) -> list[FoundPrompts]:
+    """Return a table for each attack that found prompts.
+
+    Args:
+        models: the models' parts of a report.
+        labels: the attacks' labels by their names.
+    """
+    tables = []
+    for attack, by_model in group_prompts(models).items():
+        rows = [make_row(name, found) for name, prompts in by_model.items() for found in prompts[:PROMPTS_SHOWN]]
+        hidden = sum(max(0, len(prompts) - PROMPTS_SHOWN) for prompts in by_model.values())
+        tables.append(FoundPrompts(labels.get(attack, attack), tuple(rows), hidden))
+    return tables

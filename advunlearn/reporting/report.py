@@ -1,46 +1,59 @@
-"""Write what was measured: report.json, report.html, and a table for the terminal."""
+"""Write an evaluation's results: report.json, report.html, overview.png, and a table for the terminal."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..config.attacks import DEFAULT_ATTACKS
 from ..evaluation.evaluator import Measurement
 from ..files import write_atomic
-from . import images as pictures
-from . import page as html
-from .columns import at, more_attacks
+from .images import grid, overview, png
+from .page import list_other_attacks, look_up, look_up_mapping, read_counts, render
 
-TITLES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
+SHORT_NAMES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
 LOSSES = ("erase", "retain", "attack_start", "attack_end")
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: pathlib.Path, value: object) -> None:
     """Write a JSON file, atomically."""
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def table(report: Mapping[str, Any]) -> str:
     """Return a report's counts as columns of text."""
-    heads = {h: f"asr {h}" for h in ("clean", "routes", *DEFAULT_ATTACKS)}
-    more = more_attacks(report["models"])
-    heads |= {"each route" if name == "routes" else name: f"attacks {name} sum" for name in more}
-    lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{h:>16}" for h in (*heads, "retained"))]
-    for name, row in report["models"].items():
-        found = (at(row, *where.split()) for where in heads.values())
-        cells = [f"{c['success']}/{c['total']}" if c else "-" for c in found]
-        kept = row["utility"].get("retained_accuracy")
-        cells.append(f"{kept['correct']}/{kept['total']}" if kept else "-")
-        lines.append(f"{name:<24}" + "".join(f"{c:>16}" for c in cells))
+    models = look_up_mapping(report, "models")
+    paths = {name: f"asr {name}" for name in ("clean", "synonyms", *DEFAULT_ATTACKS)}
+    paths |= {name: f"attacks {name} sum" for name in list_other_attacks(models)}
+    paths["retained"] = "utility retained_accuracy"
+    lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{head:>16}" for head in paths)]
+    for name, model in models.items():
+        counts = (read_counts(look_up(model, *path.split())) for path in paths.values())
+        cells = (f"{pair[0]}/{pair[1]}" if pair else "-" for pair in counts)
+        lines.append(f"{name:<24}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
 
 def shows(measured: Measurement, what: str) -> list[bool]:
-    """Return which pictures of a measurement show the concept."""
+    """Return for each image of a measurement whether it shows the concept."""
     return [bool(row.get("success")) for row in measured.cases.get(what, ())]
+
+
+def _image_grids(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, bytes]]:
+    """Yield captions and PNGs of every model's images."""
+    for name, measurement in measured.items():
+        for what, images in measurement.pictures.items():
+            yield f"{name}: {what}", png(grid(images, 4, framed=shows(measurement, what)), 2)
+
+
+def _overview_rows(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, Any]]:
+    """Yield titles and images (N, 3, H, W) of the overview's rows."""
+    for name, measurement in measured.items():
+        for what in ("clean",) if name == "original" else ("clean", "unlearndiffatk"):
+            if what in measurement.pictures:
+                yield f"{SHORT_NAMES.get(name, name)}\n{what}", measurement.pictures[what]
 
 
 def write(
@@ -49,22 +62,20 @@ def write(
     measured: Mapping[str, Measurement],
     losses: Mapping[str, list[dict[str, float]]],
 ) -> None:
-    """Write report.json, overview.png and a self-contained report.html with the pictures and the loss curves."""
-    images = {
-        f"{name}: {what}": pictures.png(pictures.grid(rows, 4, framed=shows(m, what)), 2)
-        for name, m in measured.items()
-        for what, rows in m.pictures.items()
-    }
+    """Write report.json, overview.png and a self-contained report.html with the images and the loss curves.
+
+    Args:
+        folder: where the files are written.
+        report: the content of report.json.
+        measured: the models' measurements, with their images.
+        losses: the losses of each trained model, a mapping per iteration.
+    """
     curves = {
-        f"Training losses: {name}": {k: [row.get(k) for row in rows] for k in LOSSES if any(k in row for row in rows)}
+        f"Training losses: {name}": {
+            key: [row.get(key) for row in rows] for key in LOSSES if any(key in r for r in rows)
+        }
         for name, rows in losses.items()
     }
-    rows = {
-        f"{TITLES.get(name, name)}\n{what}": m.pictures[what]
-        for name, m in measured.items()
-        for what in (("clean",) if name == "original" else ("clean", "unlearndiffatk"))
-        if what in m.pictures
-    }
-    (folder / "overview.png").write_bytes(pictures.png(pictures.overview(rows)))
+    (folder / "overview.png").write_bytes(png(overview(dict(_overview_rows(measured)))))
     write_json(folder / "report.json", report)
-    (folder / "report.html").write_text(html.render(report, images, curves), encoding="utf-8")
+    (folder / "report.html").write_text(render(report, dict(_image_grids(measured)), curves), encoding="utf-8")

@@ -127,7 +127,7 @@ def test_the_commands_take_any_attack(tmp_path: pathlib.Path, capsys: pytest.Cap
         == 0
     )
     head = capsys.readouterr().out.splitlines()[0]
-    assert all(name in head for name in ("each route", "ring_a_bell", "p4d_k", "cce"))
+    assert all(name in head for name in ("routes", "ring_a_bell", "p4d_k", "cce"))
     page = (tmp_path / "e" / "report.html").read_text()
     assert "Concept inversion" in page and "Cost of the attacks" in page
     assert main(["attack", "--method", "cce", "--cce-tokens", "2", "--out", str(tmp_path / "a"), *quick, *own]) == 0

@@ -21,7 +21,7 @@ def row(clean: int, attacked: int, retained: int = 90) -> dict[str, Any]:
     return {
         "asr": {
             "clean": {"success": clean, "total": 100},
-            "routes": {"success": 0, "total": 100, "by": {"foreign": {"success": 0, "total": 50}}},
+            "synonyms": {"success": 0, "total": 100, "by": {"foreign": {"success": 0, "total": 50}}},
             "unlearndiffatk": {"success": attacked, "total": 100},
         },
         "asr_by_budget": {"unlearndiffatk": [[0, clean], [60, attacked]]},
@@ -89,19 +89,46 @@ def test_wilson_interval_by_hand() -> None:
 
 def test_cells_are_counts_with_bar_and_interval() -> None:
     page = Page(html.render(full_report(), {}, {}))
-    assert page.cells[:8] == ["97 / 100", "0 / 100", "100 / 100", "-", "90 / 120", "-", "2.5", "12"]
-    bars = [a for t, a in page.seen if t == "td" and a.get("class")]
-    assert bars[3]["style"] == "--part:0.750" and bars[3]["class"] == "bar higher"
-    assert bars[1]["title"] == "0.0%; 95 % interval (Wilson) 0.0% to 3.7%; foreign 0 / 50"
-
-
-def test_statement_says_what_the_table_says() -> None:
-    assert html.statement(full_report()["models"]) == [
-        "ESD (text encoder): 4 of 100 by the plain prompts, 43 of 100 at the worst tested route (UnlearnDiffAtk); "
-        "90 of 120 retained objects right.",
-        "AdvUnlearn: 1 of 100 and 2 of 100 (UnlearnDiffAtk); 90 of 120.",
+    assert page.cells[:6] == [
+        "97 / 10091.5% to 99.0%",
+        "4 / 1001.6% to 9.8%",
+        "1 / 1000.2% to 5.4%",
+        *["0 / 1000.0% to 3.7%foreign 0 / 50"] * 3,
     ]
-    assert html.statement({}) == ["No model was measured."]
+    rows = [page.cells[i] for i in range(0, 24, 3)]
+    assert rows[2:] == ["100 / 10096.3% to 100.0%", "-", "90 / 12066.6% to 81.9%", "-", "2.5", "12"]
+    bars = [a for t, a in page.seen if t == "td" and "bar" in (a.get("class") or "")]
+    assert bars[0]["style"] == "--part:0.970" and bars[0]["class"] == "bar lower"
+    assert bars[-1]["style"] == "--part:0.750" and bars[-1]["class"] == "bar higher"
+
+
+def test_every_cell_names_its_column_for_narrow_screens_where_the_headings_are_hidden() -> None:
+    found = {"prompt": "a", "exact": True, "case": 3, "step": 40}
+    models = full_report()["models"]
+    models["esd_text"]["prompts"] = {"pez": [found]}
+    page = Page(html.render(full_report() | {"models": models}, {}, {}))
+    assert all(a.get("data-label") for t, a in page.seen if t == "td")
+    assert [a["data-label"] for t, a in page.seen if t == "td"][:3] == [
+        "Original model",
+        "ESD (text encoder)",
+        "AdvUnlearn",
+    ]
+
+
+def test_a_report_of_many_models_is_stacked_on_wide_screens_too() -> None:
+    few, many = ({"models": {f"run {i}": row(1, 2) for i in range(n)}} for n in (html.WIDE, html.WIDE + 1))
+    assert '<table class="results">' in html.render(few, {}, {})
+    assert '<table class="results many">' in html.render(many, {}, {})
+
+
+def test_the_summary_says_what_the_table_says() -> None:
+    assert html.summarize(full_report()["models"]) == [
+        "ESD (text encoder): 4 of 100 with the plain prompts, 43 of 100 under the strongest attack (UnlearnDiffAtk); "
+        "90 of 120 retained objects correct.",
+        "AdvUnlearn: 1 of 100 with the plain prompts, 2 of 100 under the strongest attack (UnlearnDiffAtk); "
+        "90 of 120 retained objects correct.",
+    ]
+    assert html.summarize({}) == ["No model was evaluated."]
 
 
 def test_everything_is_escaped() -> None:
@@ -112,7 +139,7 @@ def test_everything_is_escaped() -> None:
     report["models"][bad]["asr_by_budget"] = {bad: [[0, 1]]}
     page = html.render(report, {bad: PNG}, {bad: {bad: [1.0, 2.0]}})
     assert "<b>" not in page and 'b>"' not in page
-    assert "<title>Concept erasure report: &lt;b&gt;&quot;&amp;</title>" in page
+    assert "<title>Concept erasure report: &lt;b&gt;&#34;&amp;</title>" in page
     parsed = Page(page)
     assert {a.get("alt") for t, a in parsed.seen if t == "img"} == {bad}
     assert not parsed.misplaced and not parsed.open
@@ -123,14 +150,15 @@ def test_the_prompts_found_are_shown_by_attack_escaped_and_not_all_of_them() -> 
     seed = {"prompt": "a church", "exact": True, "case": 1, "step": 2, "noise_seed": 77}
     models = {"esd_text": row(4, 43) | {"prompts": {"unlearndiffatk": [found] * 23, "seed_search": [seed]}}}
     page = html.render(full_report() | {"models": models}, {}, {})
-    tables = page.split("Prompts found")[1].split("<details>")[0]
+    tables = page.split("Adversarial prompts")[1].split("<details>")[0]
     assert tables.count("&lt;b&gt; &amp; co</td>") == 20 and "<b>" not in page and "3 are in report.json" not in tables
     assert '<p class="note">3 more are in report.json.</p>' in tables and "<h3>UnlearnDiffAtk</h3>" in tables
-    assert "<td>1</td><td>2</td><td>yes</td>" in tables and "a church (noise of seed 77)" in tables
-    assert "<td>3</td><td>40</td><td>no</td>" in tables
+    parsed = Page(tables)
+    assert parsed.cells[-4:] == ["1", "2", "yes", "a church (noise of seed 77)"]
+    assert parsed.cells[:4] == ["3", "40", "no", "<b> & co"]
     parsed = Page(page)
     assert not parsed.misplaced and not parsed.open
-    assert "Prompts found" not in html.render(full_report(), {}, {})
+    assert "Adversarial prompts" not in html.render(full_report(), {}, {})
 
 
 def test_page_is_ascii_and_keeps_other_scripts() -> None:
@@ -152,7 +180,7 @@ def test_page_needs_nothing_from_outside() -> None:
 @pytest.mark.parametrize("report", [{}, {"models": None}, {"models": {}}, {"concept": None, "environment": None}])
 def test_an_empty_report_is_a_page(report: dict[str, Any]) -> None:
     page = html.render(report, {}, {})
-    assert "Concept erasure report: -" in page and "No model was measured." in page and "<img" not in page
+    assert "Concept erasure report: -" in page and "No model was evaluated." in page and "<img" not in page
 
 
 @pytest.mark.parametrize(
@@ -161,7 +189,7 @@ def test_an_empty_report_is_a_page(report: dict[str, Any]) -> None:
         {},
         None,
         {"asr": None, "utility": None, "config": None, "seconds": None},
-        {"asr": {"clean": {"success": 1}, "routes": {}}, "utility": {"feature_distance": NAN}},
+        {"asr": {"clean": {"success": 1}, "synonyms": {}}, "utility": {"feature_distance": NAN}},
         {"asr": {"clean": {"success": 3, "total": 2}}, "utility": {"neighbour_accuracy": {"correct": 0, "total": 0}}},
         {"asr_by_budget": {"unlearndiffatk": None}, "seconds": "soon"},
     ],
@@ -169,12 +197,12 @@ def test_an_empty_report_is_a_page(report: dict[str, Any]) -> None:
 def test_what_is_missing_is_a_dash(part: Any) -> None:
     page = html.render({"models": {"advunlearn": part}}, {}, {})
     assert Page(page).cells == ["-"] * 8
-    assert "AdvUnlearn: - by the plain prompts, - at the worst tested route" in page
+    assert "AdvUnlearn: - with the plain prompts, - under the strongest attack." in page
 
 
 @pytest.mark.parametrize("values", [[0.25], [0.0], [3.0, 3.0, 3.0], [0.0] * 500, [-1e-12] * 70, [1e299, -1e299]])
 def test_one_point_and_constant_values_stay_on_the_canvas(values: list[float]) -> None:
-    chart = charts.line_chart("loss", {"a": [(i + 1.0, v) for i, v in enumerate(values)]}, "iteration")
+    chart = charts.draw_chart("loss", {"a": [(i + 1.0, v) for i, v in enumerate(values)]}, "iteration").svg
     points = coordinates(chart)
     assert points and all(charts.LEFT <= x <= charts.RIGHT and charts.TOP <= y <= charts.BOTTOM for x, y in points)
     assert chart.count("<circle") == (len(values) if len(values) <= 12 else 0)
@@ -182,7 +210,7 @@ def test_one_point_and_constant_values_stay_on_the_canvas(values: list[float]) -
 
 
 def test_the_ends_of_the_data_are_the_ends_of_the_axis() -> None:
-    chart = charts.line_chart("t", {"a": [(1.0, 0.0), (3.0, 10.0)]}, "iteration")
+    chart = charts.draw_chart("t", {"a": [(1.0, 0.0), (3.0, 10.0)]}, "iteration").svg
     assert coordinates(chart)[:2] == [(charts.LEFT, charts.BOTTOM), (charts.RIGHT, charts.TOP)]
 
 
@@ -191,13 +219,13 @@ def test_a_value_that_is_not_finite_is_a_gap_and_is_counted(gap: Any) -> None:
     page = html.render({}, {}, {"loss": {"a": [1.0, 2.0, gap, 3.0, 2.0]}})
     path = re.findall(r'<path d="(.*?)"', page)[0]
     assert path.count("M") == 2 and path.count("L") == 2
-    assert "Not finite, left out: 1 of 5 values." in page
+    assert "Not finite, not drawn: 1 of 5 values." in page
     assert not re.search(r"\b(nan|inf|None)\b", page)
 
 
 def test_no_finite_value_is_said() -> None:
-    chart = charts.line_chart("loss", {"a": [(1.0, NAN)], "b": []}, "iteration")
-    assert "No finite value to draw." in chart and "<svg" not in chart
+    chart = charts.draw_chart("loss", {"a": [(1.0, NAN)], "b": []}, "iteration")
+    assert chart.note == "No finite value to draw." and not chart.svg
 
 
 def test_long_series_are_thinned_without_losing_a_spike() -> None:
@@ -206,7 +234,7 @@ def test_long_series_are_thinned_without_losing_a_spike() -> None:
     assert 200 <= len(thin) <= 400 and (5001.0, 9.0) in thin
     assert thin == sorted(thin)
     assert charts.decimate(points[:400]) == points[:400]
-    chart = charts.line_chart("loss", {"a": points}, "iteration")
+    chart = charts.draw_chart("loss", {"a": points}, "iteration").svg
     assert chart.count('class="raw"') == 1 and len(coordinates(chart)) <= 800
 
 
@@ -226,24 +254,32 @@ def test_running_mean_by_hand() -> None:
     ],
 )
 def test_ticks_are_round_numbers_that_cover(low: float, high: float, least: float, expected: list[float]) -> None:
-    assert charts.nice_ticks(low, high, least) == pytest.approx(expected)
+    assert charts.choose_ticks(low, high, least) == pytest.approx(expected)
 
 
 def test_budget_charts_go_from_no_case_to_all() -> None:
-    (chart,) = html.budget_charts({"esd_text": row(40, 43), "advunlearn": row(31, 32)})
-    assert "Concept brought back by UnlearnDiffAtk, cases" in chart and ">100</text>" in chart
-    assert chart.count(">0</text>") == 2  # no step, no case
-    assert chart.count("<circle") == 4 and "<title>60: 43</title>" in chart
+    (chart,) = html.draw_budget_charts({"esd_text": row(40, 43), "advunlearn": row(31, 32)})
+    assert chart.title == "Successful cases, UnlearnDiffAtk" and ">100</text>" in chart.svg
+    assert chart.svg.count(">0</text>") == 2  # no step, no case
+    assert chart.svg.count("<circle") == 4 and "<title>60: 43</title>" in chart.svg
 
 
 def test_a_model_looks_the_same_in_every_chart() -> None:
-    few, many = charts.styles(["advunlearn"]), charts.styles(["original", "mine", "esd", "advunlearn"])
+    few, many = charts.style_series(["advunlearn"]), charts.style_series(["original", "mine", "esd", "advunlearn"])
     assert few["advunlearn"] == many["advunlearn"]
-    crowd = charts.styles([f"m{i}" for i in range(2 * charts.COLOURS)])
+    crowd = charts.style_series([f"m{i}" for i in range(2 * charts.COLOURS)])
     assert len(set(many.values())) == 4 and len(set(crowd.values())) == 2 * charts.COLOURS
 
 
 def test_settings_that_differ_are_set_off() -> None:
-    table = html.settings_table({"a": {"train": {"lr": 1, "seed": 0}}, "b": {"train": {"lr": 2, "seed": 0}}, "c": {}})
-    assert re.findall(r'class="differs"><th scope="row">(.*?)<', table) == ["train.lr"]
-    assert "train.seed" in table and '<th scope="col">c</th>' not in table
+    settings = {"a": {"train": {"lr": 1, "seed": 0}}, "b": {"train": {"lr": 2, "seed": 0}}, "c": {}}
+    table = html.make_settings_table("Settings", settings)
+    assert table.columns == ("a", "b")
+    assert [(row.name, row.values, row.differs) for row in table.rows] == [
+        ("train.lr", ("1", "2"), True),
+        ("train.seed", ("0", "0"), False),
+    ]
+    models = {name: {"config": config} for name, config in settings.items()}
+    assert re.findall(r'class="differs"><th scope="row">(.*?)<', html.render({"models": models}, {}, {})) == [
+        "train.lr"
+    ]
