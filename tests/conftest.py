@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from typing import Any
 
 import pytest
 import torch
 from attack_table import two_cases
+from tiny_models import tiny_sd
 
 from advunlearn import miniature
 from advunlearn.attacks.base import AttackContext
@@ -39,6 +41,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def model() -> TextToImage:
     return load("miniature")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A model of the miniature's kind that is quicker and has random weights: for what does not look at pictures."""
+    return tiny_sd(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: pathlib.Path) -> TextToImage:
+    return load(str(tiny_folder))
 
 
 @pytest.fixture(scope="session")

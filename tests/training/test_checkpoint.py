@@ -37,6 +37,12 @@ CONFIG = TrainConfig(iterations=5, warmup=1, batch=4, retain_weight=1.0, retain_
 BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=3, draws_per_sample=0.75)
 
 
+@pytest.fixture(scope="module")
+def model(tiny_model: TextToImage) -> TextToImage:
+    """What is tested here is the run around the mathematics."""
+    return tiny_model
+
+
 class Cancelled(Exception):
     """What a host raises when the user presses cancel."""
 
@@ -188,17 +194,19 @@ def test_a_run_that_diverges_before_its_second_state_leaves_none(
 
         with monkeypatch.context() as patch, pytest.raises(TrainingDiverged):
             patch.setattr(TrajectoryBank, "draw", poisoned)
-            config = dataclasses.replace(CONFIG, iterations=50)
+            config = dataclasses.replace(CONFIG, iterations=12)
             train(model, ConceptConfig(), AdversaryConfig(steps=1), config, BANK, RETAIN, checkpoints=keep)
         assert keep.exists() == left
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_a_run_that_was_interrupted_and_killed_goes_on_and_ends_with_the_same_files(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_was_interrupted_and_killed_goes_on_and_ends_with_the_same_files(
+    tiny_folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Real processes: ctrl-C in the first, kill -9 in the second, and the third, this one, comes to the end."""
     flags = "--iterations 6 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 "
     flags += "--bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 3 --bank-draws-per-sample 0.5 "
-    flags += "--checkpoint-every 1 --sample-every 3 --device cpu"
+    flags += f"--checkpoint-every 1 --sample-every 3 --device cpu --model {tiny_folder}"
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 

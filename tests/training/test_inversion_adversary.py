@@ -127,7 +127,7 @@ def test_a_word_stands_for_the_name_alone(
 
 
 def test_words_that_nothing_is_trained_on_are_refused() -> None:
-    with pytest.raises(AdvUnlearnError, match="inversion_share is 0, so that no sample would have one of the words"):
+    with pytest.raises(AdvUnlearnError, match="inversion_share is 0, so no sample would use an inverted token"):
         replace(ATTACK, inversion_share=0.0)
 
 
@@ -148,7 +148,7 @@ def test_the_words_settings_are_those_of_inversion() -> None:
     assert given.in_mode("fast").all_steps == 1 + 7
 
 
-def test_a_run_with_words_is_another_and_goes_on_bit_for_bit(model: TextToImage, tmp_path: pathlib.Path) -> None:
+def test_a_run_with_words_is_another_and_goes_on_bit_for_bit(tiny_model: TextToImage, tmp_path: pathlib.Path) -> None:
     def run(
         attack: AdversaryConfig = ATTACK, stop: bool = False, config: TrainConfig = CONFIG, **more: Any
     ) -> TrainResult:
@@ -156,7 +156,7 @@ def test_a_run_with_words_is_another_and_goes_on_bit_for_bit(model: TextToImage,
             if stop and (progress.iteration, progress.attack_step) == (3, 3):  # amid the words
                 raise InterruptedError
 
-        return train(model, ConceptConfig(), attack, config, BANK, RETAINED, cancel, **more)
+        return train(tiny_model, ConceptConfig(), attack, config, BANK, RETAINED, cancel, **more)
 
     whole, plain = run(), run(replace(ATTACK, inversion_tokens=0), config=replace(CONFIG, iterations=2))
     assert whole.losses[0] == plain.losses[0] and whole.losses[1] != plain.losses[1]  # from the end of the warm-up

@@ -53,7 +53,7 @@ def test_words_are_counted_for_tokens(model: TextToImage) -> None:
     assert torch.equal(cut[1], ids[1])
 
 
-def test_latents_are_cleaner_than_the_unet_is_told(model: TextToImage, concept: ConceptConfig) -> None:
+def test_latents_are_cleaner_than_the_unet_is_told(tiny_model: TextToImage, concept: ConceptConfig) -> None:
     config = BankConfig(sampling_steps=50, trajectories=4, retain_trajectories=4)
 
     def draw(kind: type[FreshSampler], count: int) -> Any:
@@ -65,7 +65,7 @@ def test_latents_are_cleaner_than_the_unet_is_told(model: TextToImage, concept: 
                 seen.append(drawn.t)
                 return drawn
 
-        banks = make_banks(model, concept, [], config, torch.Generator().manual_seed(3), bank=Spy)
+        banks = make_banks(tiny_model, concept, [], config, torch.Generator().manual_seed(3), bank=Spy)
         return banks.concept.draw(count).t - seen[0]
 
     assert draw(FreshSampler, 2).eq(0).all()
@@ -82,13 +82,13 @@ def test_what_a_draw_costs_in_steps_of_a_trajectory() -> None:
     assert costs == pytest.approx([1.0, fresh, fresh + 4])
 
 
-def test_mode_official_is_all_of_them_and_samples_anew(model: TextToImage, concept: ConceptConfig) -> None:
+def test_mode_official_is_all_of_them_and_samples_anew(tiny_model: TextToImage, concept: ConceptConfig) -> None:
     assert all(dataclasses.asdict(OFFICIAL).values()) and not any(dataclasses.asdict(NONE).values())
     config = TrainConfig(mode="official", iterations=2, warmup=1, batch=2, retain_batch=2, retain_weight=0.5, lr=1e-4)
     attack, bank = AdversaryConfig(steps=2, restarts=1, tokens=1), BankConfig(sampling_steps=4)
 
     def run(**more: Any) -> dict[str, Tensor]:
-        return train(model, concept, attack, config, bank, ["a dog"], **more).encoder.state_dict()
+        return train(tiny_model, concept, attack, config, bank, ["a dog"], **more).encoder.state_dict()
 
     official, again, tidy = run(), run(), run(quirks=NONE)
     assert all(torch.equal(official[k], again[k]) for k in official)
@@ -113,14 +113,14 @@ def test_quirks_are_a_setting(mode: str, names: str, quirks: Quirks) -> None:
 
 
 @pytest.mark.parametrize("quirk", [field.name for field in dataclasses.fields(Quirks)])
-def test_each_quirk_changes_what_a_run_gives_by_its_name(model: TextToImage, quirk: str) -> None:
+def test_each_quirk_changes_what_a_run_gives_by_its_name(tiny_model: TextToImage, quirk: str) -> None:
     # Of two tokens, so that a prompt's words are fewer; three steps, so that gradients can add up to another direction.
     concept, config = ConceptConfig(concept="sailboat"), TrainConfig(iterations=2, warmup=0, batch=2, retain_weight=0.0)
     attack, bank = AdversaryConfig(steps=3, restarts=1, tokens=1), BankConfig(sampling_steps=3, trajectories=2)
 
     def run(names: str = "", **more: Any) -> dict[str, Tensor]:
         settings = dataclasses.replace(config, quirks=names)
-        return train(model, concept, attack, settings, bank, **more).encoder.state_dict()
+        return train(tiny_model, concept, attack, settings, bank, **more).encoder.state_dict()
 
     plain, named, given = run(), run(quirk), run(quirks=Quirks(**{quirk: True}))
     assert all(torch.equal(named[k], given[k]) for k in named)

@@ -32,6 +32,12 @@ ATTACK = AdversaryConfig(steps=2, restarts=1)
 PAIR = ConceptConfig(concept="church\nsailboat", schedule="round_robin")
 
 
+@pytest.fixture(scope="module")
+def model(tiny_model: TextToImage) -> TextToImage:
+    """What is tested here is the run around the mathematics."""
+    return tiny_model
+
+
 def banks_of(model: TextToImage, concept: ConceptConfig, generator: torch.Generator) -> Banks:
     return make_banks(model, concept, RETAIN, BANK, generator)
 

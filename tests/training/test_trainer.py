@@ -39,16 +39,22 @@ def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
     [(mode, "text_encoder") for mode in ("advunlearn", "fast", "esd", "esd_unet")] + [("advunlearn", "notime")],
 )
 def test_same_seed_same_weights_and_the_callers_model_is_untouched(
-    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig, mode: str, method: str
+    tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig, mode: str, method: str
 ) -> None:
-    encoder, unet = weights(model.text_encoder), weights(model.denoiser.unet)
-    flags = [p.requires_grad for m in (model.text_encoder, model.denoiser.unet) for p in m.parameters()]
-    a, b, other = (run(model, concept, small_bank, mode=mode, train_method=method, seed=seed) for seed in (0, 0, 1))
-    trained = [r.encoder if r.denoiser is model.denoiser else r.denoiser.unet for r in (a, b, other)]
+    encoder, unet = weights(tiny_model.text_encoder), weights(tiny_model.denoiser.unet)
+    flags = [p.requires_grad for m in (tiny_model.text_encoder, tiny_model.denoiser.unet) for p in m.parameters()]
+    a, b, other = (
+        run(tiny_model, concept, small_bank, mode=mode, train_method=method, seed=seed) for seed in (0, 0, 1)
+    )
+    trained = [r.encoder if r.denoiser is tiny_model.denoiser else r.denoiser.unet for r in (a, b, other)]
     assert not changed(weights(trained[0]), weights(trained[1]))
     assert changed(weights(trained[0]), weights(trained[2]))  # another seed must differ, or the test cannot fail
-    assert not changed(encoder, weights(model.text_encoder)) and not changed(unet, weights(model.denoiser.unet))
-    assert flags == [p.requires_grad for m in (model.text_encoder, model.denoiser.unet) for p in m.parameters()]
+    assert not changed(encoder, weights(tiny_model.text_encoder)) and not changed(
+        unet, weights(tiny_model.denoiser.unet)
+    )
+    assert flags == [
+        p.requires_grad for m in (tiny_model.text_encoder, tiny_model.denoiser.unet) for p in m.parameters()
+    ]
     assert a.iterations == 3 and a.losses == b.losses
 
 
@@ -68,14 +74,14 @@ def test_several_concepts_are_erased_together(model: TextToImage, small_bank: Ba
     assert dog > 1.5 * moved("church")[1] and church > 1.5 * moved("dog")[0]
 
 
-def test_losses_by_mode_and_warmup(model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
-    rows = run(model, concept, small_bank).losses
+def test_losses_by_mode_and_warmup(tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
+    rows = run(tiny_model, concept, small_bank).losses
     assert "attack_start" not in rows[0] and "attack_start" in rows[1]
     assert all(r["loss"] == pytest.approx(r["erase"] + r["retain"], rel=1e-5) for r in rows)
-    weighted = run(model, concept, small_bank, iterations=2, retain_weight=0.5).losses[1]
+    weighted = run(tiny_model, concept, small_bank, iterations=2, retain_weight=0.5).losses[1]
     assert weighted["loss"] == pytest.approx(weighted["erase"] + 0.5 * weighted["retain"], rel=1e-5)
     official, esd, alone = (
-        run(model, concept, small_bank, iterations=2, **changes).losses
+        run(tiny_model, concept, small_bank, iterations=2, **changes).losses
         for changes in ({"mode": "official"}, {"mode": "esd"}, {"retain_weight": 0.0})
     )
     assert "retain" in official[1]  # its banks are empty, and draw
@@ -106,60 +112,65 @@ def test_attack_lowers_its_loss_inside_training(
     assert sum(r["attack_end"] for r in rows) < sum(r["attack_start"] for r in rows)
 
 
-def test_fast_takes_one_attack_step(model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
+def test_fast_takes_one_attack_step(tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
     seen: list[Progress] = []
     config = dataclasses.replace(QUICK, mode="fast")
-    train(model, concept, ATTACK, config, small_bank, RETAIN, lambda p: seen.append(p))
+    train(tiny_model, concept, ATTACK, config, small_bank, RETAIN, lambda p: seen.append(p))
     assert [p.attack_step for p in seen if p.phase == "attack"] == [1, 1]
     assert [p.iteration for p in seen if p.phase == "train"] == [1, 2, 3]
 
 
 def test_a_callback_stops_the_run_or_breaks_it_and_nothing_leaks(
-    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+    tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
 ) -> None:
     stopped = train(
-        model, concept, ATTACK, QUICK, small_bank, RETAIN, lambda p: p.phase == "train" and p.iteration == 2
+        tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, lambda p: p.phase == "train" and p.iteration == 2
     )
     assert stopped.iterations == 2
-    before = weights(model.text_encoder)
+    before = weights(tiny_model.text_encoder)
 
     def cancel(progress: Progress) -> None:
         if progress.phase == "attack" and progress.attack_step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(model, concept, ATTACK, QUICK, small_bank, RETAIN, cancel)
-    assert not changed(before, weights(model.text_encoder))
-    assert not any(p.requires_grad for p in model.text_encoder.parameters())
+        train(tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, cancel)
+    assert not changed(before, weights(tiny_model.text_encoder))
+    assert not any(p.requires_grad for p in tiny_model.text_encoder.parameters())
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
-    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+    tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
 ) -> None:
-    banks, same = (make_banks(model, concept, RETAIN, small_bank, torch.Generator().manual_seed(0)) for _ in range(2))
+    banks, same = (
+        make_banks(tiny_model, concept, RETAIN, small_bank, torch.Generator().manual_seed(0)) for _ in range(2)
+    )
 
     def poison(progress: Progress) -> None:
         if progress.phase == "train" and progress.iteration == 2:
             banks.concept.eps_cond.fill_(float("nan"))
 
     first = train(
-        model, concept, ATTACK, QUICK, small_bank, RETAIN, lambda p: p.phase == "train" and p.iteration == 1, same
+        tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, lambda p: p.phase == "train" and p.iteration == 1, same
     )
     good = weights(first.encoder)
     with pytest.raises(TrainingDiverged, match="Lower lr") as caught:
-        train(model, concept, ATTACK, QUICK, small_bank, RETAIN, poison, banks)
+        train(tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, poison, banks)
     result = caught.value.result
     assert isinstance(result, TrainResult) and result.iterations == 1
-    assert changed(weights(model.text_encoder), weights(result.encoder))
+    assert changed(weights(tiny_model.text_encoder), weights(result.encoder))
     assert not changed(good, weights(result.encoder))  # the weights that gave the last finite loss
 
 
 def test_retain_term_without_prompts_is_refused(
-    model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
+    tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
 ) -> None:
     with pytest.raises(AdvUnlearnError, match="no retained prompts"):
-        train(model, concept, ATTACK, QUICK, small_bank, [])
-    assert train(model, concept, ATTACK, dataclasses.replace(QUICK, retain_weight=0.0), small_bank, []).iterations == 3
+        train(tiny_model, concept, ATTACK, QUICK, small_bank, [])
+    assert (
+        train(tiny_model, concept, ATTACK, dataclasses.replace(QUICK, retain_weight=0.0), small_bank, []).iterations
+        == 3
+    )
 
 
 def test_a_styles_anchor_is_the_original_prediction_for_the_subject_alone(
@@ -176,9 +187,9 @@ def test_a_styles_anchor_is_the_original_prediction_for_the_subject_alone(
     assert not torch.allclose(draw.anchor, empty, atol=1e-2)
 
 
-def test_a_bank_is_renewed_between_iterations_only(model: TextToImage, concept: ConceptConfig) -> None:
+def test_a_bank_is_renewed_between_iterations_only(tiny_model: TextToImage, concept: ConceptConfig) -> None:
     config = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2, draws_per_sample=1.0)
-    bank = make_banks(model, concept, [], config, torch.Generator().manual_seed(0)).concept
+    bank = make_banks(tiny_model, concept, [], config, torch.Generator().manual_seed(0)).concept
     before = bank.x_t.clone()
     bank.draw(3)
     bank.refresh()  # 3 draws of 2 x 2 triples: not yet
