@@ -24,8 +24,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from advunlearn.bench.memory import Case, by_allocator
 from advunlearn.memory.fake_tensors import LiveMemory
+from benchmarks.suites.memory import Case, by_allocator
 
 # Model, resolution, dtype, attack restarts, batch, retain batch; all with and without gradient checkpointing.
 CASES = {

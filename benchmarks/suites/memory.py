@@ -1,4 +1,4 @@
-"""A run's memory: the estimate against what the allocator gives out, on this machine."""
+"""The memory of a run: the estimate compared with the allocations of the CPU allocator."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..config.adversary import AdversaryConfig
-from ..config.training import BankConfig, TrainConfig
-from ..memory.estimate import estimate
-from ..memory.plan import GIB, PUBLISHED_RESOLUTION, Plan
-from ..models.loading import TextToImage
-from ..models.meta_model import skeleton
-from ..training.trainer import train
+from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.memory.estimate import estimate
+from advunlearn.memory.plan import GIB, PUBLISHED_RESOLUTION, Plan
+from advunlearn.models.loading import TextToImage
+from advunlearn.models.meta_model import skeleton
+from advunlearn.training.trainer import train
 
 BANK = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2)
 RETAINED = ("a photo of a dog", "a photo of a cat")
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """A run of two iterations with random weights."""
+    """A training run of two iterations with random weights."""
 
     model: str
     resolution: int
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def plan(self) -> Plan:
-        """The case's settings."""
+        """The settings of the case."""
         config = TrainConfig(
             iterations=2, warmup=0, batch=self.batch, retain_batch=self.retain_batch, checkpointing=self.checkpointing
         )
@@ -43,18 +43,18 @@ class Case:
         return Plan(attack=attack, train=config, bank=BANK, resolution=self.resolution, dtype=self.dtype)
 
     def predicted(self) -> int:
-        """Return the bytes that the estimate says."""
+        """Return the estimate in bytes."""
         return estimate(skeleton(self.model, CPU, getattr(torch, self.dtype)), self.plan, RETAINED, CPU).peak
 
     def run(self) -> None:
-        """Train as a user would."""
+        """Train, as a user would."""
         plan = self.plan
         model = random_model(self.model, self.resolution, getattr(torch, self.dtype))
         train(model, plan.concept, plan.attack, plan.train, plan.bank, RETAINED)
 
 
 def random_model(name: str, resolution: int, dtype: torch.dtype, device: torch.device = CPU) -> TextToImage:
-    """Return a model of a shape that `skeleton` knows, for pictures of so many pixels, with random weights."""
+    """Return a model with random weights, for images of `resolution` pixels; `name` as in `skeleton`."""
     model = skeleton(name, device, dtype)
     generator = torch.Generator(device).manual_seed(0)
     for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ def random_model(name: str, resolution: int, dtype: torch.dtype, device: torch.d
     return model
 
 
-# By the card that they are for, with a tenth of it to spare: SD 1.5 at 512 pixels, frozen parts in 16 bits.
+# Settings for a card with this much memory, a tenth of it to spare: SD 1.5 at 512 pixels, frozen parts in 16 bits.
 CARDS = {
     "8 GiB": TrainConfig(checkpointing=True, batch=4, retain_batch=8),
     "6 GiB": TrainConfig(checkpointing=True, batch=2, retain_batch=4),
@@ -83,14 +83,14 @@ SHOWN = "sd15-128"
 
 
 def predicted_on(card: TrainConfig) -> float:
-    """Return the GiB on a GPU that the estimate says of SD 1.5 at 512 pixels with an attack of 30 steps."""
+    """Return the estimate in GiB, on a GPU, of Stable Diffusion 1.5 at 512 pixels with an attack of 30 steps."""
     device = torch.device("cuda")
     plan = Plan(attack=AdversaryConfig(steps=30), train=card, resolution=PUBLISHED_RESOLUTION, dtype="float16")
     return estimate(skeleton("sd15", device, torch.float16), plan, RETAINED, device).peak / GIB
 
 
 def by_allocator(run: Callable[[], None]) -> int:
-    """Return the most bytes that the CPU's allocator had given out while something ran."""
+    """Return the peak of the bytes allocated by the CPU allocator during a run."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -104,11 +104,11 @@ def by_allocator(run: Callable[[], None]) -> int:
 
 
 def measure(repeats: int = 1, device: str = "") -> dict[str, Any]:
-    """Predict and measure each case, once and on the CPU: neither changes from run to run.
+    """Predict and measure each case once, on the CPU; the result does not change from run to run.
 
     Returns:
-        `predicted_gib` and `measured_gib` of Stable Diffusion 1.5's shape; for each of `cases` both and their ratio;
-        `sd15_512px_gib`, predicted alone, by the card that the settings are for.
+        `predicted_gib` and `measured_gib` of Stable Diffusion 1.5's shape; both and their ratio for each of `cases`;
+        `sd15_512px_gib`, a prediction only, for the settings of each card.
     """
     rows = {}
     for name, case in CASES.items():

@@ -1,10 +1,10 @@
-"""One training iteration: its UNet passes, and its time over that of the published way to sample and of bare passes.
+"""One training iteration: its UNet passes, and its time compared with the published sampler and with bare passes.
 
-Settings are the published ones: an attack of 30 steps on one prompt with fresh latents in each, one concept sample and
-five retained, trajectories of 50 steps. All three ways run on the shipped miniature in one process, in turn.
+The settings are the published ones: an attack of 30 steps on one prompt with new latents in each step, one concept
+sample, five retained samples, and trajectories of 50 steps. All three run on the miniature, in one process, in turn.
 
-The published way samples each trajectory as far as a step drawn at random, so one iteration of it may be half as long
-as the next: its time is that of its passes, times as many as there are on average.
+The published sampler runs each trajectory up to a random step, so that iterations differ in length: its time is the
+time per pass times the expected number of passes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 
-from ..config.adversary import AdversaryConfig
-from ..config.concept import ConceptConfig
-from ..config.training import BankConfig, TrainConfig
-from ..models.counting import counting
-from ..models.loading import TextToImage, best_device, load
-from ..models.text_encoder import frozen
-from ..training.bank import Banks, TrajectoryBank, make_banks
-from ..training.events import Progress
-from ..training.fresh_bank import FreshSampler
-from ..training.trainer import Trainer
+from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.models.counting import counting
+from advunlearn.models.loading import TextToImage, best_device, load
+from advunlearn.models.text_encoder import frozen
+from advunlearn.training.bank import Banks, TrajectoryBank, make_banks
+from advunlearn.training.events import Progress
+from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.trainer import Trainer
+
 from .clock import now
 
 CONCEPT = ConceptConfig(concept="church")
@@ -41,13 +42,13 @@ class Work:
     bank: BankConfig
 
     def draws(self) -> list[int]:
-        """Return the sizes of an iteration's draws: those of the attack, where it starts and in each step, and two."""
+        """Return the batch sizes drawn in an iteration: attack (start and steps), concept, retain."""
         attack = self.attack
         attacked = [attack.restarts] * (1 + attack.steps * (attack.resample == "step"))
         return [*attacked, self.train.batch, self.train.retain_batch]
 
     def sampling(self, kind: type[TrajectoryBank], step: Cost) -> Cost:
-        """Return what sampling trajectories takes in an iteration, on average, if a step of one takes that much."""
+        """Return the mean cost of sampling trajectories in an iteration, from the cost of one step of a trajectory."""
         steps = sum(kind.sampling_of(count, self.bank) for count in self.draws())
         return Cost(steps * step.seconds, steps * step.forwards)
 
@@ -61,19 +62,19 @@ PUBLISHED = Work(
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one iteration, or one step of one trajectory."""
+    """The cost of an iteration, or of one step of a trajectory."""
 
     seconds: float
     forwards: float  # UNet forward-equivalents of one sample
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median of repeated measurements, and the least and the most."""
+    """Return the median, minimum and maximum of repeated measurements."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def sampled(model: TextToImage, kind: type[TrajectoryBank], work: Work) -> tuple[Banks, Cost]:
-    """Fill a run's banks; return them and what a step of a trajectory took."""
+    """Fill the banks of a run; return them and the cost of one step of a trajectory."""
     counted: Any = model.denoiser
     began, counted.forwards = now(counted.device), 0
     banks = make_banks(model, CONCEPT, RETAINED, work.bank, torch.Generator().manual_seed(0), bank=kind)
@@ -82,7 +83,7 @@ def sampled(model: TextToImage, kind: type[TrajectoryBank], work: Work) -> tuple
 
 
 def iterations(model: TextToImage, banks: Banks, count: int, work: Work) -> list[Cost]:
-    """Run the real trainer; return what each iteration took. Banks stay as they are: see `Work.sampling`."""
+    """Run the trainer; return the cost of each iteration. The banks are not renewed, see `Work.sampling`."""
     counted: Any = model.denoiser
     trainer = Trainer(
         model,
@@ -110,7 +111,7 @@ def iterations(model: TextToImage, banks: Banks, count: int, work: Work) -> list
 
 
 def bare(model: TextToImage, work: Work) -> float:
-    """Return the seconds of an iteration's UNet passes alone: forward and backward to the conditioning."""
+    """Return the seconds of the UNet passes of an iteration alone: forward, and backward to the conditioning."""
     counted: Any = model.denoiser
     context = model.encode(["a church"]).detach()
 
@@ -129,8 +130,8 @@ def bare(model: TextToImage, work: Work) -> float:
 
 
 def ours_and_bare(model: TextToImage, banks: Banks, work: Work) -> tuple[Cost, float]:
-    """Return what an iteration took, and the seconds of its bare passes, one right after the other."""
-    first, *later = iterations(model, banks, 3, work)  # the first one also makes the optimiser's state
+    """Return the cost of an iteration and the seconds of its bare passes, measured one right after the other."""
+    first, *later = iterations(model, banks, 3, work)  # the first also allocates the optimiser's state
     seconds = statistics.median(cost.seconds for cost in later)
     return Cost(seconds, later[-1].forwards), bare(model, work)
 
@@ -139,14 +140,14 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
     """Measure the suite.
 
     Args:
-        repeats: how often each way runs; three iterations of ours, one of the published sampling.
-        device: where; empty for the first that is there.
-        work: an iteration's settings.
+        repeats: number of repeats, each of three iterations with the bank and one with the published sampler.
+        device: the device; empty for the first available.
+        work: the settings of an iteration.
 
     Returns:
-        `forward_equivalents_per_iteration`; `speedup_over_official_sampling`, whole iterations with the renewal of the
-        bank, without filling it; `overhead_over_bare_passes`, without the renewal, which bare passes have none of; and
-        the parts that these are made of. Both ratios are medians of those of each repeat.
+        `forward_equivalents_per_iteration`; `speedup_over_official_sampling`, for full iterations with the renewal of
+        the bank but without filling it; `overhead_over_bare_passes`, without the renewal; and the `parts` that these
+        are made of. Both ratios are medians over the repeats.
     """
     model = load("miniature", device or best_device())
     model = replace(model, denoiser=counting(model.denoiser))

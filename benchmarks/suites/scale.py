@@ -1,7 +1,7 @@
-"""Models of the size that people use: what an iteration of Stable Diffusion 1.5's shape takes beside its bare passes.
+"""An iteration of Stable Diffusion 1.5's shape: its time compared with its bare UNet passes.
 
-Random weights: the arithmetic is the same. At 256 pixels, since 512 would take two cores a quarter of an hour; there
-the UNet's passes take over four times as long, and what comes on top of them no longer.
+The weights are random; the arithmetic is the same. The resolution is 256 pixels, because 512 would take a quarter of an
+hour on two cores; there the UNet passes take more than four times as long, and the overhead does not grow.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from ..config.adversary import AdversaryConfig
-from ..config.training import BankConfig, TrainConfig
-from ..models.counting import counting
-from ..models.loading import best_device
-from ..training.bank import TrajectoryBank
+from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.models.counting import counting
+from advunlearn.models.loading import best_device
+from advunlearn.training.bank import TrajectoryBank
+
 from .iteration import Work, bare, ours_and_bare, sampled, spread
 from .memory import random_model
 
@@ -33,10 +34,10 @@ def measure(
     """Measure the suite.
 
     Args:
-        repeats: a third as often both run, since their passes take seconds; at least once.
-        device: where; empty for the first that is there.
-        work: an iteration's settings.
-        model, resolution: whose shape, at how many pixels.
+        repeats: both run a third as often, but at least once, because their passes take seconds.
+        device: the device; empty for the first available.
+        work: the settings of an iteration.
+        model, resolution: the shape of the model, and the image size in pixels.
 
     Returns:
         `overhead_over_bare_passes` as in the iteration suite, without the renewal of the bank.

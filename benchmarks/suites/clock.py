@@ -1,4 +1,4 @@
-"""Time on a device that works behind the program's back."""
+"""A clock for devices that compute asynchronously."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """Return the seconds of a clock, once the device has done all that it was given."""
+    """Wait until the device has finished all its work; return the time in seconds."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
     return time.perf_counter()

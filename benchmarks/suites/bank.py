@@ -1,4 +1,4 @@
-"""The trajectory bank: what it takes in memory and on disk, and what filling it costs."""
+"""The trajectory bank: its size, and the cost of filling it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 
 import torch
 
-from ..config.training import BankConfig
-from ..memory.plan import GIB
-from ..models.counting import counting
-from ..models.loading import TextToImage, best_device, load
-from ..training.bank import TrajectoryBank
+from advunlearn.config.training import BankConfig
+from advunlearn.memory.plan import GIB
+from advunlearn.models.counting import counting
+from advunlearn.models.loading import TextToImage, best_device, load
+from advunlearn.training.bank import TrajectoryBank
+
 from .clock import now
 from .iteration import PUBLISHED, Work, sampled, spread
 
-TRAJECTORIES = 443  # COCO's and ImageNet's class names, and the concept: what the published run retains
+TRAJECTORIES = 443  # the published run: class names of COCO and ImageNet, and the concept
 SD15 = (4, 64, 64)
 
 
 def size_of(config: BankConfig, latent_shape: tuple[int, ...] = SD15) -> float:
-    """Return the GiB of a bank's latents and predictions; those of what is retained have no anchor."""
+    """Return the size in GiB of the latents and predictions of a bank; retained prompts have no anchor prediction."""
     count = (3 * config.trajectories + 2 * config.retain_trajectories) * config.sampling_steps
     return count * math.prod(latent_shape) * getattr(torch, config.dtype).itemsize / GIB
 
 
 def sizes() -> dict[str, float]:
-    """Return the GiB for SD 1.5, by steps of a trajectory and storage."""
+    """Return the size in GiB for Stable Diffusion 1.5, by sampling steps and storage dtype."""
     plain = BankConfig(trajectories=1, retain_trajectories=TRAJECTORIES - 1)
     return {
         f"{steps} steps, {dtype}": size_of(replace(plain, sampling_steps=steps, dtype=dtype))
@@ -38,7 +39,7 @@ def sizes() -> dict[str, float]:
 
 
 def forward(model: TextToImage, config: BankConfig) -> float:
-    """Return the seconds of one sample in a bare UNet forward pass of as many as the bank takes at once."""
+    """Return the seconds per sample of a bare UNet forward pass with the batch size of the bank."""
     denoiser, count = model.denoiser, 2 * config.trajectories
     x = torch.zeros(count, *denoiser.latent_shape, device=denoiser.device)
     t, context = torch.full((count,), 500, device=denoiser.device), model.encode(["a church"]).expand(count, -1, -1)
@@ -55,8 +56,9 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
     """Measure the suite.
 
     Returns:
-        `sd15_gib` of 443 trajectories; `fill_over_bare_forwards`, the time to fill the miniature's bank over that of as
-        many bare UNet forward passes; `forward_equivalents_per_step` of a trajectory.
+        `sd15_gib`, the size of 443 trajectories; `fill_over_bare_forwards`, the time to fill the miniature's bank
+        divided by the time of the same number of bare UNet forward passes; `forward_equivalents_per_step` of a
+        trajectory.
     """
     model = load("miniature", device or best_device())
     model = replace(model, denoiser=counting(model.denoiser))
