@@ -33,7 +33,6 @@ from ablations import ON_THE_BANK
 from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
-from advunlearn.bench.iteration import Work
 from advunlearn.cli.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
@@ -51,6 +50,7 @@ from advunlearn.training.events import Progress
 from advunlearn.training.fresh_bank import FreshSampler
 from advunlearn.training.quirks import NONE, Quirks
 from advunlearn.training.trainer import train
+from benchmarks.suites.iteration import Work
 
 INVERSION = {"steps": 200}
 ESD, WORST = "ESD, text encoder", ("routes", "unlearndiffatk", "soft_prefix")
