@@ -1,4 +1,4 @@
-"""Take a text encoder out of one container and put it into another."""
+"""Convert a text encoder from one file format to another."""
 
 from __future__ import annotations
 
@@ -12,53 +12,61 @@ from torch import Tensor
 from ..config.io import CONVERSIONS
 from ..config.training import ENCODER_NAMES
 from ..errors import AdvUnlearnError
-from ..files import write_safetensors
+from ..files import TEXT_ENCODER_WEIGHTS, write_safetensors
 from .detect import count_layers, detect_checkpoint_kind
 from .lora import LORA_TE, LORA_TE1, LORA_TE2, extract_lora, save_lora
-from .openclip import CLIP_G_PREFIX, extract_sdxl_encoder, in_checkpoint, is_clip_g
+from .openclip import CLIP_G_PREFIX, build_clip_g_replacement, extract_sdxl_encoder, is_clip_g
 from .text_encoders import (
     compute_encoder_shapes,
     find_clip_l_prefix,
     find_encoder_config,
     find_encoder_prefixes,
-    get_shapes,
     map_encoder_names,
     require_encoder_shapes,
     write_encoder,
     write_encoder_folder,
 )
-from .weights import Weights, open_weights
+from .weights import Weights, get_shapes, open_weights
 
-NEEDS_BASE = ("lora", "checkpoint")
-# Of a checkpoint's own metadata: no longer true once a tensor is another one.
-STALE = ("modelspec.hash_sha256",)
+# Metadata of a checkpoint that is wrong once a tensor is replaced.
+STALE_METADATA = ("modelspec.hash_sha256",)
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What was written."""
+    """What `convert` wrote: the path, one sentence, and the same as data."""
 
     path: pathlib.Path
-    text: str  # for people
-    facts: dict[str, Any]  # for programs
+    text: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SourceEncoder:
+    """A text encoder read from a file: its tensors under `text_model.` keys, and the file's metadata."""
+
+    path: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
 
 def require_writable(out: pathlib.Path, kind: str, overwrite: bool, *sources: str) -> None:
-    """Raise AdvUnlearnError where something would be lost, or the name does not fit what is written."""
-    if kind != "diffusers" and out.suffix != ".safetensors":
-        raise AdvUnlearnError(f"{str(out)!r}: {kind} is written as one file; give a name that ends in .safetensors")
-    if kind == "diffusers" and (out.suffix == ".safetensors" or out.is_file()):
-        raise AdvUnlearnError(f"{str(out)!r}: diffusers is a folder; give a folder's name")
-    if out.is_dir() and kind != "diffusers":
-        raise AdvUnlearnError(f"{str(out)!r} is a folder; give a file's name")
-    written = [out / "config.json", out / "model.safetensors"] if kind == "diffusers" else [out]
-    same = [
-        s for s in sources if pathlib.Path(s).exists() and any(w.exists() and w.samefile(s) for w in (out, *written))
-    ]
-    if same:
-        raise AdvUnlearnError(f"{str(out)!r} is what is read; give another name")
-    if lost := [place for place in written if place.exists() and not overwrite]:
-        raise AdvUnlearnError(f"{lost[0]} is there already; give another name, or --overwrite")
+    """Raise AdvUnlearnError if a file would be lost, or the output's name does not fit its kind."""
+    if kind == "diffusers":
+        if out.suffix == ".safetensors" or out.is_file():
+            raise AdvUnlearnError(f"{str(out)!r}: diffusers is a folder; give a folder's name")
+        written = [out / "config.json", out / TEXT_ENCODER_WEIGHTS[0]]
+    else:
+        if out.suffix != ".safetensors":
+            raise AdvUnlearnError(f"{str(out)!r}: {kind} is written as one file; give a name that ends in .safetensors")
+        if out.is_dir():
+            raise AdvUnlearnError(f"{str(out)!r} is a folder; give a file's name")
+        written = [out]
+    for source in sources:
+        if pathlib.Path(source).exists() and any(path.exists() and path.samefile(source) for path in (out, *written)):
+            raise AdvUnlearnError(f"{str(out)!r} is an input; give another name")
+    if existing := [path for path in written if path.exists() and not overwrite]:
+        raise AdvUnlearnError(f"{existing[0]} already exists; give another name, or --overwrite")
 
 
 def convert(
@@ -70,91 +78,89 @@ def convert(
     overwrite: bool = False,
     part: str = ENCODER_NAMES[0],
 ) -> ConversionResult:
-    """Write the text encoder of a file, CLIP-L or CLIP-G, in another form; its tensors stay as they are, bit for bit.
+    """Write the text encoder of a file, CLIP-L or CLIP-G, in another format. Its tensors stay the same bit for bit.
 
     Args:
         source: a file or folder that holds a CLIP text encoder.
-        out: what to write.
+        out: the file or folder to write.
         kind: one of `CONVERSIONS`.
-        base: 'miniature', a file or a folder: for a LoRA the encoder before training, for a checkpoint the one to
-            copy; otherwise asked for only where nothing else tells the encoder's configuration.
-        rank: of a LoRA.
-        overwrite: whether what is there may be replaced.
-        part: 'clip_l' or 'clip_g': which is meant where a checkpoint of SDXL has both.
+        base: a file or a folder: for a LoRA the encoder before training, for a checkpoint the one to copy. Otherwise
+            it is needed only if nothing else has the encoder's configuration.
+        rank: the rank of a LoRA.
+        overwrite: whether an existing output may be replaced.
+        part: 'clip_l' or 'clip_g': which encoder of an SDXL checkpoint to take.
 
-    Raises AdvUnlearnError for a file without a text encoder, one of another shape, and where something would be lost.
+    Raises AdvUnlearnError for a file without a text encoder, one of another shape, and if a file would be lost.
     """
     out = pathlib.Path(out)
     if kind not in CONVERSIONS:
         raise AdvUnlearnError(f"cannot convert to {kind!r}; there are {', '.join(CONVERSIONS)}")
-    if kind in NEEDS_BASE and not base:
+    if kind in ("lora", "checkpoint") and not base:
         raise AdvUnlearnError(f"--to {kind} needs --base: {CONVERSIONS[kind]}")
-    require_writable(out, kind, overwrite, source, *([base] if base else []))
+    bases = [base] if base else []
+    require_writable(out, kind, overwrite, source, *bases)
     with open_weights(source) as weights:
-        tensors, metadata = extract_sdxl_encoder(weights, part), weights.metadata
+        encoder = SourceEncoder(source, extract_sdxl_encoder(weights, part), weights.metadata)
     if kind == "lora" and base:
-        return _lora(out, source, tensors, metadata, base, rank)
+        return _write_lora(out, encoder, base, rank)
     if kind == "checkpoint" and base:
-        return _checkpoint(out, source, tensors, metadata, base)
-    config = find_encoder_config(tensors, source, *([base] if base else []))
-    require_encoder_shapes(compute_encoder_shapes(config), tensors, source)
+        return _write_checkpoint(out, encoder, base)
+    config = find_encoder_config(encoder.tensors, source, *bases)
+    require_encoder_shapes(compute_encoder_shapes(config), encoder.tensors, source)
     if kind == "diffusers":
-        write_encoder_folder(out, tensors, config, metadata)
+        write_encoder_folder(out, encoder.tensors, config, encoder.metadata)
     else:
-        write_encoder(out, tensors, metadata)
-    what = f"{CONVERSIONS[kind]}: {count_layers(tensors)} layers of {config['hidden_size']}"
-    return ConversionResult(out, f"wrote {out}, {what}", {"file": str(out), "tensors": len(tensors)})
+        write_encoder(out, encoder.tensors, encoder.metadata)
+    size = f"{count_layers(encoder.tensors)} layers of {config['hidden_size']}"
+    facts = {"file": str(out), "tensors": len(encoder.tensors)}
+    return ConversionResult(out, f"wrote {out}, {CONVERSIONS[kind]}: {size}", facts)
 
 
-def _lora(
-    out: pathlib.Path, source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: str, rank: int
-) -> ConversionResult:
-    second, beside = is_clip_g(tensors), pathlib.Path(base) / "text_encoder_2"  # of an SDXL folder
-    with open_weights(beside if second and beside.is_dir() else base) as weights:
-        old = extract_sdxl_encoder(weights, ENCODER_NAMES[second])
-        of_sdxl = beside.is_dir() or any(name.startswith(CLIP_G_PREFIX) for name in weights.names)
-    require_encoder_shapes(get_shapes(old), tensors, source)
-    made = extract_lora(old, tensors, rank, LORA_TE2 if second else LORA_TE1 if of_sdxl else LORA_TE)
-    if not made.tensors:
+def _write_lora(out: pathlib.Path, encoder: SourceEncoder, base: str, rank: int) -> ConversionResult:
+    is_second = is_clip_g(encoder.tensors)
+    second_folder = pathlib.Path(base) / "text_encoder_2"  # of a diffusers folder of SDXL
+    with open_weights(second_folder if is_second and second_folder.is_dir() else base) as weights:
+        old = extract_sdxl_encoder(weights, ENCODER_NAMES[is_second])
+        is_sdxl = second_folder.is_dir() or any(name.startswith(CLIP_G_PREFIX) for name in weights.names)
+    require_encoder_shapes(get_shapes(old), encoder.tensors, encoder.path)
+    prefix = LORA_TE2 if is_second else LORA_TE1 if is_sdxl else LORA_TE
+    lora = extract_lora(old, encoder.tensors, rank, prefix)
+    if not lora.tensors:
         raise AdvUnlearnError(f"no linear layer differs from {base}: there is nothing to write into a LoRA")
-    save_lora(
-        out,
-        made,
-        {k: v for k, v in metadata.items() if k.startswith("advunlearn.")}
-        | {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)},
-    )
-    layers = len(made.tensors) // 3
+    recipe = {k: v for k, v in encoder.metadata.items() if k.startswith("advunlearn.")}
+    kohya = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    save_lora(out, lora, recipe | kohya)
+    layers = len(lora.tensors) // 3
     text = (
         f"wrote {out}, a LoRA of rank {rank} in {layers} linear layers; "
-        f"it leaves out {made.residual:.2%} of the difference"
+        f"it leaves out {lora.residual:.2%} of the difference"
     )
-    return ConversionResult(out, text, {"file": str(out), "rank": rank, "layers": layers, "residual": made.residual})
+    return ConversionResult(out, text, {"file": str(out), "rank": rank, "layers": layers, "residual": lora.residual})
 
 
-def _clip_l_in(weights: Weights, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return what CLIP-L's tensors replace in a checkpoint, by the names there."""
-    base = weights.source
-    there = map_encoder_names(weights, find_clip_l_prefix(weights))
-    if not detect_checkpoint_kind(weights.names, weights.shape):
-        raise AdvUnlearnError(f"{base} is a text encoder alone; give the full checkpoint that it is to go into")
-    if len(find_encoder_prefixes(weights)) > 1:
-        raise AdvUnlearnError(f"{base} holds its text encoder twice; save it once more with one copy")
-    require_encoder_shapes({name: weights.shape(n) for name, n in there.items()}, tensors, source)
-    return {n: tensors[name].contiguous() for name, n in there.items()}
-
-
-def _checkpoint(
-    out: pathlib.Path, source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: str
-) -> ConversionResult:
+def _write_checkpoint(out: pathlib.Path, encoder: SourceEncoder, base: str) -> ConversionResult:
     if pathlib.Path(base).is_dir():
         raise AdvUnlearnError(f"{base} is a folder; --to checkpoint needs a checkpoint in one file as --base")
     with open_weights(base) as weights:
-        new = in_checkpoint(weights, tensors, source) if is_clip_g(tensors) else _clip_l_in(weights, tensors, source)
-        what = detect_checkpoint_kind(weights.names, weights.shape)
-        state = {name: weights.read(name).contiguous() for name in weights.names} | new
-        recipe = {k: v for k, v in metadata.items() if k.startswith("advunlearn.") and k != "advunlearn.format"}
-        kept = {k: v for k, v in weights.metadata.items() if k not in STALE}
-        write_safetensors(out, state, {"format": "pt"} | kept | recipe)
-    rest = len(state) - len(new)
-    text = f"wrote {out}, {what} with this text encoder; its other {rest} tensors are those of {base}, bit for bit"
-    return ConversionResult(out, text, {"file": str(out), "replaced": len(new), "kept": rest, "checkpoint": what})
+        build = build_clip_g_replacement if is_clip_g(encoder.tensors) else _build_clip_l_replacement
+        replacement = build(weights, encoder.tensors, encoder.path)
+        kind = detect_checkpoint_kind(weights.names, weights.shape)
+        state = {name: weights.read(name).contiguous() for name in weights.names} | replacement
+        base_metadata = {k: v for k, v in weights.metadata.items() if k not in STALE_METADATA}
+        recipe = {k: v for k, v in encoder.metadata.items() if k.startswith("advunlearn.") and k != "advunlearn.format"}
+        write_safetensors(out, state, {"format": "pt"} | base_metadata | recipe)
+    rest = len(state) - len(replacement)
+    text = f"wrote {out}, {kind} with this text encoder; its other {rest} tensors are those of {base}, bit for bit"
+    facts = {"file": str(out), "replaced": len(replacement), "kept": rest, "checkpoint": kind}
+    return ConversionResult(out, text, facts)
+
+
+def _build_clip_l_replacement(weights: Weights, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the tensors that replace CLIP-L in a checkpoint, by their names there."""
+    names = map_encoder_names(weights, find_clip_l_prefix(weights))
+    if not detect_checkpoint_kind(weights.names, weights.shape):
+        raise AdvUnlearnError(f"{weights.source} is a text encoder alone; give the full checkpoint to put it into")
+    if len(find_encoder_prefixes(weights)) > 1:
+        raise AdvUnlearnError(f"{weights.source} holds its text encoder twice; save it again with one copy")
+    require_encoder_shapes({name: weights.shape(stored) for name, stored in names.items()}, tensors, source)
+    return {stored: tensors[name].contiguous() for name, stored in names.items()}

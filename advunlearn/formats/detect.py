@@ -1,4 +1,4 @@
-"""Say what a file of weights is, for refusals that name it."""
+"""Recognise what a file of weights holds from names and shapes, for error messages that say what a file is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import AdvUnlearnError
 
 CLIP_G_WIDTH = 1280
-# CLIP text encoders by their width; the layers are what the file has.
+# CLIP text encoders by their width.
 ENCODERS_BY_WIDTH = {
     512: "CLIP ViT-B's text encoder",
     768: "CLIP-L",
@@ -18,7 +18,7 @@ ENCODERS_BY_WIDTH = {
 }
 OPENCLIP_MARK = "resblocks."
 DIFFUSERS_UNET = "a diffusers UNet"
-# What stands in a tensor's name, the most telling first.
+# Kinds by a part of a tensor's name, the most specific first.
 KINDS_BY_NAME = {
     "lora_": "a LoRA: load it with a LoRA loader",
     "SelfAttention": "a T5 encoder",
@@ -33,10 +33,9 @@ KINDS_BY_NAME = {
     "down_blocks": DIFFUSERS_UNET,
 }
 
-
-UNET_PREFIX = "model.diffusion_model."  # where a checkpoint of the original layout has its UNet
+UNET_PREFIX = "model.diffusion_model."  # of the UNet in a checkpoint in the original layout
 SD1 = "a Stable Diffusion 1.x checkpoint"
-# Such checkpoints by the width of the conditioning, and by the channels that the UNet takes.
+# Checkpoints in the original layout by the width of their conditioning, and by the input channels of their UNet.
 CHECKPOINTS_BY_CONTEXT_WIDTH = {
     768: SD1,
     1024: "a Stable Diffusion 2 checkpoint",
@@ -47,50 +46,55 @@ PURPOSES_BY_CHANNELS = {
     4: "",
     5: " for depth maps",
     7: " for upscaling",
-    8: " for editing pictures (pix2pix)",
+    8: " for image editing (pix2pix)",
     9: " for inpainting",
 }
 
 
 def count_layers(names: Iterable[str]) -> int:
-    """Return how many layers a text encoder has, from its tensors' names."""
+    """Return the number of a text encoder's layers, from the names of its tensors."""
     return 1 + max((int(n.split("layers.")[1].split(".")[0]) for n in names if "layers." in n), default=-1)
 
 
 def name_clip_encoder(width: int, layers: int = 0) -> str:
-    """Return a CLIP text encoder's name, from the width of its layers and their number."""
+    """Return a description of a CLIP text encoder by its width and, unless 0, its number of layers."""
     name = ENCODERS_BY_WIDTH.get(width, "a CLIP text encoder of an unknown kind")
     return f"{name}, {width} wide" + (f", {layers} layers" if layers else "")
 
 
 def detect_weights_kind(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
-    """Return what a file is that holds no CLIP text encoder under a transformers layout; "" when nobody can tell.
+    """Return a description of a file that holds no CLIP text encoder in a transformers layout; "" if it is unknown.
 
-    `shape` returns a tensor's shape by its name.
+    `shape` returns the shape of a tensor by its name.
     """
     if any(OPENCLIP_MARK in name for name in names):
         norm = next((name for name in names if name.endswith("ln_final.weight")), None)
         return "an OpenCLIP encoder" if norm is None else name_clip_encoder(shape(norm)[0]) + ", in OpenCLIP's layout"
-    return next((what for mark, what in KINDS_BY_NAME.items() if any(mark in name for name in names)), "")
+    return next((kind for mark, kind in KINDS_BY_NAME.items() if any(mark in name for name in names)), "")
 
 
 def detect_checkpoint_kind(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
-    """Return which model a full checkpoint is of: `SD1`, or what it is instead; "" when nobody can tell."""
-    first = UNET_PREFIX + "input_blocks.0.0.weight"
-    if first not in names:
-        transformer = any(name.startswith(UNET_PREFIX) and "_blocks.0." in name for name in names)
-        return "a checkpoint of a diffusion transformer" if transformer else detect_weights_kind(names, shape)
-    reader = next((name for name in names if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight")), None)
-    width, channels = shape(reader)[-1] if reader else 0, shape(first)[1]
+    """Return the model that a full checkpoint is of, such as `SD1`, or what the file is instead; "" if it is unknown.
+
+    `shape` returns the shape of a tensor by its name.
+    """
+    conv_in = UNET_PREFIX + "input_blocks.0.0.weight"
+    if conv_in not in names:
+        is_transformer = any(name.startswith(UNET_PREFIX) and "_blocks.0." in name for name in names)
+        return "a checkpoint of a diffusion transformer" if is_transformer else detect_weights_kind(names, shape)
+    to_k = next((name for name in names if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight")), None)
+    width = shape(to_k)[-1] if to_k else 0
+    channels = shape(conv_in)[1]
     family = CHECKPOINTS_BY_CONTEXT_WIDTH.get(width, f"a checkpoint whose UNet takes {width} wide conditioning")
     return family + PURPOSES_BY_CHANNELS.get(channels, f" whose UNet takes {channels} channels")
 
 
 def require_width(tensors: Mapping[str, Tensor], width: int, source: str) -> None:
-    """Raise AdvUnlearnError that names a text encoder whose layers have another width than `width`."""
-    found = next((v.shape[-1] for k, v in tensors.items() if k.endswith("encoder.layers.0.layer_norm1.weight")), width)
-    if found != width:
+    """Raise AdvUnlearnError that names the text encoder, unless its layers are `width` wide."""
+    norm = "encoder.layers.0.layer_norm1.weight"
+    actual = next((tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(norm)), width)
+    if actual != width:
         raise AdvUnlearnError(
-            f"{source} is {name_clip_encoder(found, count_layers(tensors))}; this model needs "
+            f"{source} is {name_clip_encoder(actual, count_layers(tensors))}; this model needs "
             f"{name_clip_encoder(width)}: give a text encoder trained from the same base"
         )

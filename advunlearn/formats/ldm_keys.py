@@ -1,6 +1,6 @@
-"""A model's weights under the names of the original Stable Diffusion 1.x code, which single-file checkpoints have.
+"""The names of weights in the original Stable Diffusion 1.x code, which single-file checkpoints have.
 
-diffusers has the way from those names to its own; this is the way back.
+diffusers converts those names to its own; this module converts back.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from .detect import UNET_PREFIX
+from .text_encoders import TEXT_PREFIX
 
-TEXT = "cond_stage_model.transformer.text_model."
 VAE_PREFIX = "first_stage_model."
-SD1_SCALING_FACTOR = 0.18215  # of the latents that whatever reads such a checkpoint expects
+SD1_SCALING_FACTOR = 0.18215  # of the latents that every reader of such a checkpoint expects
 
-UNET_ENDS = {
+_TEXT_MODEL = "cond_stage_model.transformer."
+_UNET_OUTER_NAMES = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-UNET_MIDDLE = {"resnets.0": "middle_block.0", "attentions.0": "middle_block.1", "resnets.1": "middle_block.2"}
-RESNET = {
+_UNET_MIDDLE_NAMES = {"resnets.0": "middle_block.0", "attentions.0": "middle_block.1", "resnets.1": "middle_block.2"}
+_RESNET_NAMES = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -34,7 +35,7 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-VAE_PARTS = (
+_VAE_REPLACEMENTS = (
     ("mid_block.resnets.0.", "mid.block_1."),
     ("mid_block.resnets.1.", "mid.block_2."),
     ("mid_block.attentions.0.", "mid.attn_1."),
@@ -53,87 +54,99 @@ VAE_PARTS = (
 def map_unet_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the original name, without a prefix, of each weight of a diffusers UNet of the Stable Diffusion 1.x kind.
 
-    Raises AdvUnlearnError that names the first weight the original has no place for.
+    Raises AdvUnlearnError for the first weight that the original layout has no name for.
     """
     names = list(names)
-    first = [int(n.split(".")[3]) for n in names if n.startswith("down_blocks.0.resnets.")]
-    stride = 2 + max(first, default=0)  # a level has its layers and one more: what halves, or one more layer upwards
-    attending = {int(n.split(".")[1]) for n in names if n.startswith("up_blocks.") and ".attentions." in n}
+    resnets = [int(name.split(".")[3]) for name in names if name.startswith("down_blocks.0.resnets.")]
+    # A level has one block more than layers: the downsampler on the way down, one more layer on the way up.
+    stride = 2 + max(resnets, default=0)
+    levels_with_attention = {int(n.split(".")[1]) for n in names if n.startswith("up_blocks.") and ".attentions." in n}
     keys = {}
     for name in names:
         try:
-            keys[name] = _unet_key(name.split("."), stride, attending)
+            keys[name] = _map_unet_key(name.split("."), stride, levels_with_attention)
         except (KeyError, ValueError, IndexError) as error:
             raise AdvUnlearnError(
-                f"the UNet's weight {name!r} has no name in the original layout: only Stable Diffusion 1.x models have "
-                "single-file checkpoints here; use the diffusers folder"
+                f"the UNet's weight {name!r} has no name in the original layout: only Stable Diffusion 1.x models can "
+                "be written as single-file checkpoints; use the diffusers folder"
             ) from error
     return keys
 
 
-def _unet_key(parts: list[str], stride: int, attending: set[int]) -> str:
+def _map_unet_key(parts: list[str], stride: int, levels_with_attention: set[int]) -> str:
     for size in (1, 2):
-        if ".".join(parts[:size]) in UNET_ENDS:
-            return ".".join([UNET_ENDS[".".join(parts[:size])], *parts[size:]])
+        if outer := _UNET_OUTER_NAMES.get(".".join(parts[:size])):
+            return ".".join([outer, *parts[size:]])
     if parts[0] == "mid_block":
-        return ".".join([UNET_MIDDLE[".".join(parts[1:3])], *_inner(parts[1], parts[3:])])
-    side, level, kind, index, rest = parts[0], int(parts[1]), parts[2], int(parts[3]), parts[4:]
+        return ".".join([_UNET_MIDDLE_NAMES[".".join(parts[1:3])], *_map_block_parts(parts[1], parts[3:])])
+    direction, level, kind, index = parts[0], int(parts[1]), parts[2], int(parts[3])
+    rest = parts[4:]
     if kind == "downsamplers":
         return ".".join([f"input_blocks.{stride * (level + 1)}.0.op", *rest[1:]])
     if kind == "upsamplers":
-        return ".".join([f"output_blocks.{stride * (level + 1) - 1}.{1 + (level in attending)}.conv", *rest[1:]])
-    place = {"down_blocks": f"input_blocks.{stride * level + 1}", "up_blocks": f"output_blocks.{stride * level}"}[side]
-    block, number = place.split(".")
-    inside = {"resnets": "0", "attentions": "1"}[kind]
-    return ".".join([block, str(int(number) + index), inside, *_inner(kind, rest)])
+        position = 1 + (level in levels_with_attention)
+        return ".".join([f"output_blocks.{stride * (level + 1) - 1}.{position}.conv", *rest[1:]])
+    # Block 0 on the way down is conv_in.
+    block = {
+        "down_blocks": f"input_blocks.{stride * level + 1 + index}",
+        "up_blocks": f"output_blocks.{stride * level + index}",
+    }
+    position_in_block = {"resnets": "0", "attentions": "1"}[kind]
+    return ".".join([block[direction], position_in_block, *_map_block_parts(kind, rest)])
 
 
-def _inner(kind: str, rest: list[str]) -> list[str]:
-    return [RESNET[rest[0]], *rest[1:]] if kind == "resnets" else rest
+def _map_block_parts(kind: str, parts: list[str]) -> list[str]:
+    return [_RESNET_NAMES[parts[0]], *parts[1:]] if kind == "resnets" else parts
 
 
 def map_vae_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the original name, without a prefix, of each weight of a diffusers autoencoder.
 
-    AutoencoderTiny's are TAESD's, as ComfyUI reads them in a checkpoint; TAESD's decoder begins with a clamp.
+    AutoencoderTiny gets TAESD's names, as ComfyUI reads them in a checkpoint; TAESD's decoder begins with a clamp.
     """
     names = list(names)
-    levels = [int(n.split(".")[2]) for n in names if n.startswith("decoder.up_blocks.")]
-    if not levels:
-        parts = {n: n.split(".", 3) for n in names}
-        return {n: f"taesd_{p}.{int(i) + (p == 'decoder')}.{rest}" for n, (p, _, i, rest) in parts.items()}
+    levels = [int(name.split(".")[2]) for name in names if name.startswith("decoder.up_blocks.")]
+    if levels:
+        return {name: _map_vae_key(name, max(levels)) for name in names}
+    return {name: _map_taesd_key(name) for name in names}
 
-    def key(name: str) -> str:
-        name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{max(levels) - int(m[1])}", name)  # counted from the top
-        name = name.replace("down_blocks.", "down.")
-        for ours, original in VAE_PARTS:
-            name = name.replace(ours, original)
-        return name
 
-    return {name: key(name) for name in names}
+def _map_vae_key(name: str, last_level: int) -> str:
+    # The original code counts the levels on the way up from the top.
+    name = re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{last_level - int(match[1])}", name)
+    name = name.replace("down_blocks.", "down.")
+    for diffusers, original in _VAE_REPLACEMENTS:
+        name = name.replace(diffusers, original)
+    return name
+
+
+def _map_taesd_key(name: str) -> str:
+    side, _, index, rest = name.split(".", 3)
+    return f"taesd_{side}.{int(index) + (side == 'decoder')}.{rest}"
 
 
 def build_checkpoint_state(
     unet: Mapping[str, Tensor], text: Mapping[str, Tensor], vae: Mapping[str, Tensor], vae_scale: float
 ) -> dict[str, Tensor]:
-    """Return a whole model's weights as a Stable Diffusion 1.x checkpoint holds them; nothing is rounded.
+    """Return a whole model's weights as a Stable Diffusion 1.x checkpoint stores them. No value changes.
 
     Args:
-        unet, vae: state dicts of a diffusers UNet and autoencoder (AutoencoderKL, or AutoencoderTiny, of which a
-            checkpoint says by what its latents differ from the usual ones).
-        text: a CLIP text encoder's, with or without `text_model.`.
+        unet: state dict of a diffusers UNet.
+        text: that of a CLIP text encoder, with or without `text_model.`.
+        vae: that of a diffusers autoencoder: AutoencoderKL, or AutoencoderTiny, for which the checkpoint also stores
+            the ratio of the usual scaling factor to its own.
         vae_scale: the autoencoder's scaling factor.
 
     Raises AdvUnlearnError for a UNet that the original code has no names for.
     """
     state = {UNET_PREFIX + key: unet[name] for name, key in map_unet_keys(unet).items()}
-    state |= {TEXT + n.removeprefix("text_model."): v for n, v in text.items() if not n.endswith("position_ids")}
+    for name, tensor in text.items():
+        if not name.endswith("position_ids"):
+            state[_TEXT_MODEL + TEXT_PREFIX + name.removeprefix(TEXT_PREFIX)] = tensor
     for name, key in map_vae_keys(vae).items():
-        one_by_one = ".mid.attn_1." in key and vae[name].dim() == 2  # a convolution there
-        state[VAE_PREFIX + key] = vae[name][:, :, None, None] if one_by_one else vae[name]
+        is_convolution = ".mid.attn_1." in key and vae[name].dim() == 2  # 1 x 1 there, a linear layer in diffusers
+        state[VAE_PREFIX + key] = vae[name][:, :, None, None] if is_convolution else vae[name]
     if VAE_PREFIX + "taesd_encoder.0.weight" in state:
-        state[VAE_PREFIX + "vae_scale"], state[VAE_PREFIX + "vae_shift"] = (
-            torch.tensor(SD1_SCALING_FACTOR / vae_scale),
-            torch.tensor(0.0),
-        )
+        state[VAE_PREFIX + "vae_scale"] = torch.tensor(SD1_SCALING_FACTOR / vae_scale)
+        state[VAE_PREFIX + "vae_shift"] = torch.tensor(0.0)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""A trained encoder's difference to its base as a LoRA file (arXiv 2106.09685), in kohya's key names."""
+"""The difference of a trained encoder to its base as a LoRA file (arXiv 2106.09685), with kohya's key names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import AdvUnlearnError
 from ..files import write_safetensors
 from .text_encoders import TEXT_PREFIX
 
-# Of CLIP-L, as Stable Diffusion 1.x has it alone; of SDXL's CLIP-L and CLIP-G.
+# kohya's prefixes: of the only text encoder (Stable Diffusion 1.x), of SDXL's CLIP-L, and of SDXL's CLIP-G.
 LORA_TE = "lora_te_"
 LORA_TE1 = "lora_te1_"
 LORA_TE2 = "lora_te2_"
@@ -21,10 +21,10 @@ LORA_TE2 = "lora_te2_"
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA and what it leaves out."""
+    """A LoRA and its approximation error."""
 
-    tensors: dict[str, Tensor]  # kohya keys
-    residual: float  # |difference - LoRA| / |difference|, Frobenius norm over all tensors; 0 is nothing left out
+    tensors: dict[str, Tensor]  # by kohya's keys
+    residual: float  # |difference - LoRA| / |difference|, Frobenius norm over all tensors
 
 
 def factorize(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -34,17 +34,22 @@ def factorize(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
-def extract_lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, start: str = LORA_TE) -> Lora:
-    """Approximate `trained - base` in every linear layer; both have `text_model.` keys.
+def extract_lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank: int, prefix: str = LORA_TE) -> Lora:
+    """Approximate `trained - base` by matrices of rank `rank` in every linear layer.
 
-    `start` is what kohya's names begin with. Biases and norms have no place in a LoRA and count as residual, as does
-    what exceeds the rank.
+    Args:
+        base, trained: the encoders' tensors under `text_model.` keys.
+        rank: the rank, at least 1.
+        prefix: the start of kohya's key names.
+
+    Embeddings, biases and norms, which a LoRA does not have, and what exceeds the rank count as residual.
     Raises AdvUnlearnError for a rank below 1, or two encoders of different shapes.
     """
     if rank < 1:
         raise AdvUnlearnError(f"rank is {rank}; it must be at least 1")
-    out: dict[str, Tensor] = {}
-    left = total = 0.0
+    tensors: dict[str, Tensor] = {}
+    residual = 0.0
+    total = 0.0
     for name, old in base.items():
         if name not in trained or trained[name].shape != old.shape:
             raise AdvUnlearnError(
@@ -55,15 +60,16 @@ def extract_lora(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rank
         total += square
         if square and name.startswith(TEXT_PREFIX + "encoder.layers.") and old.dim() == 2:
             up, down = factorize(difference, rank)
-            key = start + name.removesuffix(".weight").replace(".", "_")
-            out |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
-            out[f"{key}.alpha"] = torch.tensor(float(len(down)))
+            key = prefix + name.removesuffix(".weight").replace(".", "_")
+            tensors[f"{key}.lora_up.weight"] = up.contiguous()
+            tensors[f"{key}.lora_down.weight"] = down.contiguous()
+            tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
             square = (difference - up @ down).square().sum().item()
-        left += square
-    return Lora({k: v.contiguous() for k, v in out.items()}, (left / total) ** 0.5 if total else 0.0)
+        residual += square
+    return Lora(tensors, (residual / total) ** 0.5 if total else 0.0)
 
 
-def save_lora(path: str | pathlib.Path, made: Lora, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
-    """Write a LoRA file; the residual is in its metadata."""
-    text = {"format": "pt", "advunlearn.residual": f"{made.residual:.6f}", **(metadata or {})}
-    return write_safetensors(path, made.tensors, text)
+def save_lora(path: str | pathlib.Path, lora: Lora, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
+    """Write a LoRA file, with the residual in its metadata."""
+    text = {"format": "pt", "advunlearn.residual": f"{lora.residual:.6f}", **(metadata or {})}
+    return write_safetensors(path, lora.tensors, text)

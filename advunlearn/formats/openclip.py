@@ -1,6 +1,6 @@
-"""SDXL's second text encoder, CLIP-G, as SDXL checkpoints have it: in OpenCLIP's layout, which transformers has not.
+"""SDXL's second text encoder, CLIP-G, in OpenCLIP's layout, which SDXL checkpoints use and transformers does not.
 
-OpenCLIP holds query, key and value as one tensor, and its projection the other way round.
+OpenCLIP stores query, key and value as one tensor, and its projection transposed.
 """
 
 from __future__ import annotations
@@ -13,26 +13,29 @@ from torch import Tensor
 from ..errors import AdvUnlearnError
 from .detect import CLIP_G_WIDTH, detect_weights_kind, name_clip_encoder
 from .text_encoders import PROJECTION, TEXT_PREFIX, extract_encoder
-from .weights import Weights, describe_mismatch
+from .weights import Weights, describe_mismatch, get_shapes
 
 CLIP_G_PREFIX = "conditioner.embedders.1.model."
-ENDS = {
+# transformers' names by OpenCLIP's, outside the layers and inside.
+OUTER_NAMES = {
     "token_embedding.weight": TEXT_PREFIX + "embeddings.token_embedding.weight",
     "positional_embedding": TEXT_PREFIX + "embeddings.position_embedding.weight",
     "ln_final.weight": TEXT_PREFIX + "final_layer_norm.weight",
     "ln_final.bias": TEXT_PREFIX + "final_layer_norm.bias",
     "text_projection": PROJECTION,
 }
-PARTS = {
+LAYER_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-BLOCK, LAYER, TOGETHER = "transformer.resblocks.", TEXT_PREFIX + "encoder.layers.", "attn.in_proj_"
-APART = tuple(f"self_attn.{which}_proj." for which in "qkv")
-UNUSED = "logit_scale"  # trained with the encoder; no picture depends on it
+OPENCLIP_LAYER = "transformer.resblocks."
+TRANSFORMERS_LAYER = TEXT_PREFIX + "encoder.layers."
+FUSED_QKV = "attn.in_proj_"
+SEPARATE_QKV = tuple(f"self_attn.{which}_proj." for which in "qkv")
+UNUSED = "logit_scale"  # trained with the encoder; image generation does not use it
 
 
 def is_clip_g(tensors: Mapping[str, Tensor]) -> bool:
@@ -42,70 +45,73 @@ def is_clip_g(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def from_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an encoder's tensors under transformers' names, bit for bit; unknown ones are passed over."""
-    out = {}
+    """Rename and split an encoder's tensors from OpenCLIP's layout to transformers'. Unknown ones are left out."""
+    state = {}
     for name, tensor in tensors.items():
-        number, _, inside = name.removeprefix(BLOCK).partition(".")
-        part, _, end = inside.rpartition(".")
-        if name in ENDS:
-            out[ENDS[name]] = tensor.T.contiguous() if ENDS[name] == PROJECTION else tensor
-        elif inside.startswith(TOGETHER):
-            names = (f"{LAYER}{number}.{which}{inside.removeprefix(TOGETHER)}" for which in APART)
-            out |= {n: piece.contiguous() for n, piece in zip(names, tensor.chunk(3), strict=True)}
-        elif part in PARTS:
-            out[f"{LAYER}{number}.{PARTS[part]}.{end}"] = tensor
-    return out
+        layer, _, inner = name.removeprefix(OPENCLIP_LAYER).partition(".")
+        module, _, end = inner.rpartition(".")
+        if name in OUTER_NAMES:
+            new_name = OUTER_NAMES[name]
+            state[new_name] = tensor.T.contiguous() if new_name == PROJECTION else tensor
+        elif inner.startswith(FUSED_QKV):
+            for which, piece in zip(SEPARATE_QKV, tensor.chunk(3), strict=True):
+                state[f"{TRANSFORMERS_LAYER}{layer}.{which}{inner.removeprefix(FUSED_QKV)}"] = piece.contiguous()
+        elif module in LAYER_NAMES:
+            state[f"{TRANSFORMERS_LAYER}{layer}.{LAYER_NAMES[module]}.{end}"] = tensor
+    return state
 
 
 def to_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an encoder's tensors, under transformers' names, as OpenCLIP has them, bit for bit."""
-    ends, parts = ({ours: theirs for theirs, ours in names.items()} for names in (ENDS, PARTS))
-    out = {}
+    """Rename and join an encoder's tensors from transformers' layout to OpenCLIP's: the inverse of `from_openclip`."""
+    outer_names = {new: old for old, new in OUTER_NAMES.items()}
+    layer_names = {new: old for old, new in LAYER_NAMES.items()}
+    state = {}
     for name, tensor in tensors.items():
-        number, _, inside = name.removeprefix(LAYER).partition(".")
-        part, _, end = inside.rpartition(".")
-        if name in ends:
-            out[ends[name]] = tensor.T.contiguous() if name == PROJECTION else tensor
-        elif part in parts:
-            out[f"{BLOCK}{number}.{parts[part]}.{end}"] = tensor
-        elif inside.startswith(APART[0]):
-            three = [tensors[f"{LAYER}{number}.{which}{end}"] for which in APART]
-            out[f"{BLOCK}{number}.{TOGETHER}{end}"] = torch.cat(three)
-    return out
+        layer, _, inner = name.removeprefix(TRANSFORMERS_LAYER).partition(".")
+        module, _, end = inner.rpartition(".")
+        if name in outer_names:
+            state[outer_names[name]] = tensor.T.contiguous() if name == PROJECTION else tensor
+        elif module in layer_names:
+            state[f"{OPENCLIP_LAYER}{layer}.{layer_names[module]}.{end}"] = tensor
+        elif inner.startswith(SEPARATE_QKV[0]):
+            pieces = [tensors[f"{TRANSFORMERS_LAYER}{layer}.{which}{end}"] for which in SEPARATE_QKV]
+            state[f"{OPENCLIP_LAYER}{layer}.{FUSED_QKV}{end}"] = torch.cat(pieces)
+    return state
 
 
-def extract_sdxl_encoder(weights: Weights, part: str) -> dict[str, Tensor]:
-    """Return the text encoder of a file, of SDXL's two the named one; CLIP-G with its projection.
+def extract_sdxl_encoder(weights: Weights, name: str) -> dict[str, Tensor]:
+    """Return the text encoder of a file; of the two in an SDXL checkpoint the one named 'clip_l' or 'clip_g'.
 
-    Raises AdvUnlearnError where there is none, and for a CLIP-G without its projection.
+    CLIP-G comes with its projection. Raises AdvUnlearnError for a file without that encoder, and for a CLIP-G without
+    its projection.
     """
-    inside = [name for name in weights.names if name.startswith(CLIP_G_PREFIX)]
-    if part == "clip_g" and inside:
-        tensors = from_openclip({name.removeprefix(CLIP_G_PREFIX): weights.read(name) for name in inside})
+    stored = [n for n in weights.names if n.startswith(CLIP_G_PREFIX)]
+    if name == "clip_g" and stored:
+        tensors = from_openclip({n.removeprefix(CLIP_G_PREFIX): weights.read(n) for n in stored})
     else:
         tensors = extract_encoder(weights)
         if is_clip_g(tensors) and PROJECTION in weights.names:
             tensors[PROJECTION] = weights.read(PROJECTION)
-    if part == "clip_g" and not is_clip_g(tensors):
+    if name == "clip_g" and not is_clip_g(tensors):
         raise AdvUnlearnError(f"{weights.source} holds no CLIP-G; give an SDXL checkpoint, or ask for CLIP-L")
     if is_clip_g(tensors) and PROJECTION not in tensors:
         raise AdvUnlearnError(
             f"{weights.source} is {name_clip_encoder(CLIP_G_WIDTH)}, without its {PROJECTION}, which SDXL needs; give "
-            "the whole of it, such as a run's clip_g.safetensors"
+            "the complete encoder, such as a run's clip_g.safetensors"
         )
     return tensors
 
 
-def in_checkpoint(weights: Weights, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return what CLIP-G's tensors replace in an SDXL checkpoint, by the names there.
+def build_clip_g_replacement(weights: Weights, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the tensors that replace CLIP-G in an SDXL checkpoint, by their names there.
 
-    Raises AdvUnlearnError for a checkpoint without it, or of another shape.
+    Raises AdvUnlearnError for a checkpoint without CLIP-G, or with one of another shape.
     """
-    there = {n: weights.shape(n) for n in weights.names if n.startswith(CLIP_G_PREFIX) and not n.endswith(UNUSED)}
-    if not there:
-        what = detect_weights_kind(weights.names, weights.shape)
-        raise AdvUnlearnError(f"{weights.source} has no CLIP-G ({what or 'it is no SDXL checkpoint'}); give SDXL's")
-    new = {CLIP_G_PREFIX + name: tensor for name, tensor in to_openclip(tensors).items()}
-    if wrong := describe_mismatch(there, {name: tuple(tensor.shape) for name, tensor in new.items()}):
+    names = [name for name in weights.names if name.startswith(CLIP_G_PREFIX) and not name.endswith(UNUSED)]
+    if not names:
+        kind = detect_weights_kind(weights.names, weights.shape) or "it is not an SDXL checkpoint"
+        raise AdvUnlearnError(f"{weights.source} has no CLIP-G ({kind}); give an SDXL checkpoint")
+    replacement = {CLIP_G_PREFIX + name: tensor.contiguous() for name, tensor in to_openclip(tensors).items()}
+    if wrong := describe_mismatch({name: weights.shape(name) for name in names}, get_shapes(replacement)):
         raise AdvUnlearnError(f"{source} {wrong}: it is not the CLIP-G of {weights.source}")
-    return {name: tensor.contiguous() for name, tensor in new.items()}
+    return replacement

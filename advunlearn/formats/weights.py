@@ -1,4 +1,4 @@
-"""Files of weights, whatever is in them: safetensors, and pickles as weights alone."""
+"""Files of weights: safetensors, and pickles without running code."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..errors import AdvUnlearnError
 from ..files import TEXT_ENCODER_WEIGHTS
 
 Shapes = Mapping[str, tuple[int, ...]]
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """An open file of weights. Names and shapes are known at once; a tensor is read when it is asked for."""
+    """An open file of weights. Names and shapes are available at once; a tensor is read on request."""
 
-    source: str  # what a message calls it
+    source: str  # the file's name in messages
     names: tuple[str, ...]
     read: Callable[[str], Tensor]
     shape: Callable[[str], tuple[int, ...]]
@@ -31,7 +31,7 @@ class Weights:
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str] | None = None) -> Weights:
-        """Return tensors that are in memory already as if they were a file."""
+        """Return tensors in memory in the form of an open file."""
         return Weights(
             source=source,
             names=tuple(tensors),
@@ -47,46 +47,63 @@ def find_weights_file(
     inside: Sequence[str] = ("text_encoder",),
     advice: str = "a text encoder's folder, or the encoder.safetensors that a training run wrote",
 ) -> pathlib.Path:
-    """Return the file of weights that a path names: itself, or what `save_pretrained` wrote into a folder.
+    """Return the file of weights for a path: the path itself, or the file that `save_pretrained` wrote into a folder.
 
-    `names` are the files that a folder, or those `inside` it, may have; `advice` is what a user should give instead.
+    Args:
+        path: a file or a folder.
+        names: the file names to look for in a folder, in this order.
+        inside: subfolders to look into after the folder itself.
+        advice: the end of the error message: what to give instead.
+
+    Raises AdvUnlearnError when there is no such file.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        places = [path / sub / name for sub in (".", *inside) for name in names]
-        found = [place for place in places if place.is_file()]
-        if not found:
+        candidates = [path / folder / name for folder in (".", *inside) for name in names]
+        existing = next((file for file in candidates if file.is_file()), None)
+        if existing is None:
             raise AdvUnlearnError(f"{path} holds none of {', '.join(names)}; give {advice}")
-        return found[0]
+        return existing
     if not path.is_file():
         raise AdvUnlearnError(f"{path}: no such file; give {advice}")
     return path
 
 
-def describe_mismatch(needed: Shapes, given: Shapes, whose: str = "") -> str:
-    """Return in words what tensors lack, have too many, or have in another shape; "" where all fit."""
-    for word, names in (("lacks", needed.keys() - given.keys()), ("has unknown", given.keys() - needed.keys())):
-        if names:
-            return f"{word} {len(names)} of {whose}{len(needed)} tensors, first {min(names)!r}"
-    wrong = next((name for name in needed if given[name] != needed[name]), None)
-    return "" if wrong is None else f"has {wrong!r} in shape {given[wrong]} and not {needed[wrong]}"
+def get_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def describe_mismatch(expected: Shapes, actual: Shapes, owner: str = "") -> str:
+    """Describe the first difference between two sets of shapes: missing, unknown or mis-shaped tensors.
+
+    Returns the end of a sentence that begins with a file's name, such as "lacks 2 of 196 tensors, first 'a'", or ""
+    when all fit. `owner` is put before the number of expected tensors, such as "CLIP-L's ".
+    """
+    if missing := expected.keys() - actual.keys():
+        return f"lacks {len(missing)} of {owner}{len(expected)} tensors, first {min(missing)!r}"
+    if unknown := actual.keys() - expected.keys():
+        return f"has {len(unknown)} more than {owner}{len(expected)} tensors, first {min(unknown)!r}"
+    wrong = next((name for name in expected if actual[name] != expected[name]), None)
+    return "" if wrong is None else f"has {wrong!r} in shape {actual[wrong]} and not {expected[wrong]}"
 
 
 @contextlib.contextmanager
 def open_weights(path: str | pathlib.Path) -> Iterator[Weights]:
-    """Open a file of weights, or the one that a folder holds.
+    """Open a file of weights, or the one in a folder.
 
-    Pickles are read through `weights_only`, which runs no code. Raises AdvUnlearnError when nothing can be read.
+    Pickles are read with `weights_only`, which runs no code. Raises AdvUnlearnError when the file cannot be read.
     """
     path = find_weights_file(path)
-    if path.suffix in PICKLES:
-        yield Weights.from_tensors(_unpickled(path), str(path))
+    if path.suffix in PICKLE_SUFFIXES:
+        yield Weights.from_tensors(_read_pickle(path), str(path))
         return
     try:
         file = safe_open(path, "pt").__enter__()
     except (SafetensorError, OSError) as error:
         raise AdvUnlearnError(
-            f"{path} is not a readable safetensors file ({error}); give the file that training wrote, or fetch it again"
+            f"{path} is not a readable safetensors file ({error}); give the file that training wrote, or download it "
+            "again"
         ) from error
     try:
         yield Weights(
@@ -100,26 +117,27 @@ def open_weights(path: str | pathlib.Path) -> Iterator[Weights]:
         file.__exit__(None, None, None)
 
 
-def _unpickled(path: pathlib.Path) -> dict[str, Tensor]:
+def _read_pickle(path: pathlib.Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged pickle raises is anybody's guess
-        thing = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:) (\S+)", str(error))
-        reason = f"it holds {thing[1]}, which may run code" if thing else "it is damaged, or holds more"
+    except Exception as error:  # a damaged pickle may raise anything
+        code = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:) (\S+)", str(error))
+        reason = f"it holds {code[1]}, which may run code" if code else "it is damaged, or holds more"
         raise AdvUnlearnError(
-            f"{path} cannot be read as weights alone ({reason}); nothing in it was run. "
-            "Convert it to safetensors where you trust it"
+            f"{path} cannot be read as weights alone ({reason}); no code in it was run. "
+            "If you trust it, convert it to safetensors elsewhere"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return _unshared({str(name): value for name, value in state.items() if isinstance(value, Tensor)})
+    return _copy_shared({str(name): value for name, value in state.items() if isinstance(value, Tensor)})
 
 
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of which no two are in the same memory, as safetensors wants them; pickles have such pairs."""
-    seen, out = set(), {}
+def _copy_shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory with others: pickles have them, and safetensors does not write them."""
+    storages: set[int] = set()
+    separate = {}
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
-        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        out[name] = tensor if alone else tensor.clone()
-    return out
+        is_separate = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        separate[name] = tensor if is_separate else tensor.clone()
+    return separate

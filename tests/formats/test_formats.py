@@ -58,7 +58,7 @@ def damaged(model: TextToImage, damage: str) -> dict[str, torch.Tensor]:
     ("damage", "says"),
     [
         ("missing", "lacks 1 of 68 tensors, first 'encoder.layers.2.mlp.fc1.bias'"),
-        ("unknown", "has unknown 1 of 68 tensors"),
+        ("unknown", "has 1 more than 68 tensors"),
         ("shape", r"has 'final_layer_norm.bias' in shape \(768,\) and not \(192,\)"),
         ("unet", "holds no CLIP-L text encoder"),
     ],

@@ -128,7 +128,7 @@ def test_info_of_a_run_that_trained_a_unet_tells_it(model: TextToImage, tmp_path
 def test_what_is_like_a_unet_is_told_from_one(name: str, kind: str, tmp_path: pathlib.Path) -> None:
     save_file({name: torch.ones(2), "conv_in.weight": torch.ones(2)}, tmp_path / UNET_WEIGHTS[0])
     assert inspect_file(str(tmp_path))["kind"] == kind
-    with pytest.raises(AdvUnlearnError, match=f"is {kind}; what is compared with a base"):
+    with pytest.raises(AdvUnlearnError, match=f"is {kind}; only text encoders and UNets can be"):
         inspect_file(str(tmp_path), str(miniature.path()))
 
 
@@ -167,7 +167,7 @@ def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
     ("damage", "says"),
     [
         ("missing", "lacks 1 of a UNet's 286 tensors, first 'conv_out.bias'"),
-        ("unknown", "has unknown 1 of a UNet's 286 tensors, first 'add_embedding.weight'"),
+        ("unknown", "has 1 more than a UNet's 286 tensors, first 'add_embedding.weight'"),
         ("shape", r"has 'conv_out.bias' in shape \(3,\) and not \(4,\)"),
         ("encoder", "holds no UNet: its first tensor is 'text_model"),
         ("nothing", "holds none of diffusion_pytorch_model.safetensors"),
