@@ -33,7 +33,7 @@ from ablations import ON_THE_BANK
 from kept import Kept
 
 from advunlearn import miniature
-from advunlearn.cli.demo import RECIPES
+from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.attacks import ATTACK_NAMES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig

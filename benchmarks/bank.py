@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
-from advunlearn.cli.demo import RECIPES
+from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig

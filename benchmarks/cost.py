@@ -33,7 +33,7 @@ from ablations import ON_THE_BANK
 from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
 
 from advunlearn import miniature
-from advunlearn.cli.demo import RECIPES
+from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.presets import of

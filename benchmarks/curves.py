@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from kept import WHOLE_VOCABULARY, Kept
 
 from advunlearn import miniature
-from advunlearn.cli.demo import RECIPES
+from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from advunlearn.config.renamed import with_current_names
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 # The figures in docs/results.md are of a search over tokens that nobody can type too, as published.
 WHOLE_VOCABULARY = {"unlearndiffatk": {"vocabulary": "all"}}
@@ -40,10 +42,13 @@ class Kept:
 
     def read(self) -> list[dict[str, Any]]:
         """Return the rows in the file."""
-        kept = json.loads(self.path.read_text()) if self.path.is_file() else {"settings": self.settings, "rows": []}
-        if kept["settings"] != self.settings:
-            sys.exit(f"{self.path} has rows of {kept['settings']}; give these settings, or move the file away")
-        return kept["rows"]
+        if not self.path.is_file():
+            return []
+        content = json.loads(self.path.read_text())
+        settings = with_current_names(content["settings"])
+        if settings != self.settings:
+            sys.exit(f"{self.path} has rows of {settings}; give these settings, or move the file away")
+        return [with_current_names(row) for row in content["rows"]]
 
     def has(self, **key: Any) -> bool:
         """Return whether a row has these values."""

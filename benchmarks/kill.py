@@ -41,7 +41,7 @@ FLAGS = (
     "--checkpoint-every 2 --sample-every 5 --device cpu"
 )
 PRELOAD = [
-    "advunlearn.commands",
+    "advunlearn.cli.commands.train",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_tiny",
     "diffusers.models.autoencoders.autoencoder_kl",

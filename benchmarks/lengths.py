@@ -22,7 +22,7 @@ from cost import Way, trained
 from kept import ATTACKS, WHOLE_VOCABULARY
 
 from advunlearn import miniature
-from advunlearn.cli.demo import RECIPES
+from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject

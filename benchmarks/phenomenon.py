@@ -14,7 +14,6 @@ import argparse
 import json
 import pathlib
 import sys
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,11 +24,11 @@ sys.path.insert(0, str(ROOT))
 from kept import ATTACKS, WHOLE_VOCABULARY, summed
 
 from advunlearn import miniature
-from advunlearn.cli.demo import RECIPES, Recipe, study
-from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.cli.commands.demo import RECIPES, make_runs, study
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig
+from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load
@@ -54,20 +53,15 @@ def run(concepts: list[str], seeds: list[int], models: list[str], config: Evalua
             path = RESULTS / f"{name.replace(' ', '_')}-{seed}.json"
             kept = json.loads(path.read_text()) if path.exists() else {"models": {}, "losses": {}}
             concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-            chosen = {k: RECIPES[k] for k in models if not same(kept["models"].get(k), RECIPES[k], seed)}
+            runs = make_runs(models, concept, BankConfig(), seed=seed)
+            chosen = {k: run for k, run in runs.items() if not is_of(kept["models"].get(k), run)}
             original = seed == 0 and "original" not in kept["models"]  # it is the same for every seed
             if not chosen and not original:
                 continue
             done = study(
-                model,
-                judge,
-                concept,
+                Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY),
                 chosen,
-                BankConfig(),
-                config,
-                seed=seed,
                 original=original,
-                given=WHOLE_VOCABULARY,
                 command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
             )
             losses = {k: _every(rows, 10) for k, rows in done.losses.items()}
@@ -78,13 +72,9 @@ def run(concepts: list[str], seeds: list[int], models: list[str], config: Evalua
             print(path.name, summary(report), flush=True)
 
 
-def same(row: dict[str, Any] | None, recipe: Recipe, seed: int) -> bool:
-    """Return whether a row is of this recipe; settings that it does not name had their defaults."""
-    if row is None:
-        return False
-    kinds = {"train": TrainConfig, "attack": AdversaryConfig, "bank": BankConfig}
-    found = [kind(**row["config"][name]) for name, kind in kinds.items()]
-    return found == [replace(recipe.train, seed=seed), recipe.attack, BankConfig()]
+def is_of(row: dict[str, Any] | None, run: RunConfig) -> bool:
+    """Return whether a row was measured with these settings; settings that it lacks had their defaults."""
+    return row is not None and RunConfig.from_dict({**row["config"], "concept": run.concept.to_dict()}) == run
 
 
 def summary(report: dict[str, Any]) -> dict[str, list[int]]:

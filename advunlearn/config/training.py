@@ -126,7 +126,12 @@ class RunConfig:
         Raises AdvUnlearnError for an unknown setting or a value out of range.
         """
         sections = with_current_names(values)
-        return cls(**{name: config.from_dict(sections.get(name, {})) for name, config in SECTIONS.items()})
+        return cls(
+            concept=ConceptConfig.from_dict(sections.get("concept", {})),
+            train=TrainConfig.from_dict(sections.get("train", {})),
+            attack=AdversaryConfig.from_dict(sections.get("attack", {})),
+            bank=BankConfig.from_dict(sections.get("bank", {})),
+        )
 
     def replace(self, **changes: Mapping[str, Any]) -> RunConfig:
         """Return a copy with some settings changed, by section: `run.replace(train={"lr": 1e-5})`."""

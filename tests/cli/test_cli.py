@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from tiny_models import constant_classifier
 
-from advunlearn.cli import demo as recipes
 from advunlearn.cli.commands import demo as demo_command
 from advunlearn.cli.commands import train as train_command
 from advunlearn.cli.main import main
@@ -238,7 +237,7 @@ def test_demo_writes_the_whole_report(
         return replace(cases, retained=cases.neighbours)
 
     monkeypatch.setattr(evaluate, "make_cases", few)
-    short = {name: replace(r, attack=replace(r.attack, steps=2)) for name, r in recipes.RECIPES.items()}
+    short = {name: run.replace(attack={"steps": 2}) for name, run in demo_command.RECIPES.items()}
     monkeypatch.setattr(demo_command, "RECIPES", short)
     monkeypatch.setattr(demo_command, "DEMO_TRAIN", {"iterations": 2, "warmup": 1})
     monkeypatch.setattr(demo_command, "DEMO_BANK", {"trajectories": 4, "retain_trajectories": 4, "sampling_steps": 3})

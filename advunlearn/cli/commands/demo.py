@@ -2,64 +2,170 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 
 from ...config.concept import ConceptConfig
 from ...config.evaluation import DEMO_BANK, DEMO_BUDGET, DEMO_TRAIN, EvaluateConfig
 from ...config.io import ModelConfig
-from ...config.training import BankConfig
+from ...config.training import BankConfig, RunConfig, TrainConfig
 from ...errors import AdvUnlearnError
+from ...evaluation.evaluator import Evaluator, Measurement, OnProgress, Subject
 from ...formats.text_encoders import save_encoder
+from ...miniature.captions import retain_prompts
+from ...models.loading import TextToImage
 from ...reporting import report
-from ...training.events import Progress
+from ...training.bank import make_banks
+from ...training.events import Progress, TrainResult, filling
 from ...training.recipe import recipe_metadata
-from ..demo import BASELINES, RECIPES, study
+from ...training.trainer import train
 from ..flags import settings
 from ..inputs import command_line, load_judge, load_model, make_out_folder
 from ..progress_bar import ProgressBar
-from .evaluate import make_progress
+from .evaluate import empty_report, make_progress
 from .output import print_result
+
+# Chosen on the miniature; docs/results.md has the measurements.
+RECIPES: dict[str, RunConfig] = {
+    "esd": RunConfig(train=TrainConfig(mode="esd_unet", iterations=200)),
+    "esd_text": RunConfig(train=TrainConfig(mode="esd")),
+    "advunlearn": RunConfig(),
+    "advunlearn_no_retain": RunConfig(train=TrainConfig(retain_weight=0.0)),
+}
+BASELINES = ("esd", "esd_text", "advunlearn")
+
+TrainCallback = Callable[[str, Progress], None]  # called with the name of the run
+
+
+@dataclass
+class Study:
+    """The result of training and evaluating several runs, by their names."""
+
+    report: dict[str, Any]
+    measurements: dict[str, Measurement]
+    results: dict[str, TrainResult]
+
+    @property
+    def losses(self) -> dict[str, list[dict[str, float]]]:
+        """The losses of every iteration."""
+        return {name: result.losses for name, result in self.results.items()}
 
 
 def run(args: Namespace) -> None:
     """Run the demo; write the report and the robust encoder."""
-    model_config, concept = settings(ModelConfig, args), settings(ConceptConfig, args)
+    model_config = settings(ModelConfig, args)
     if model_config.model != "miniature":
         raise AdvUnlearnError("demo runs on the miniature; use train and evaluate for other models")
-    config = settings(EvaluateConfig, args, **DEMO_BUDGET)
-    changes = DEMO_TRAIN | {"seed": args.seed}
-    recipes = {name: replace(RECIPES[name], train=replace(RECIPES[name].train, **changes)) for name in BASELINES}
-    model, judge, folder = load_model(model_config), load_judge(args), make_out_folder(args)
-    bars: dict[str, ProgressBar] = {}
-
-    def on_train(name: str, progress: Progress) -> None:
-        bars.setdefault(name, ProgressBar(name)).show_training(progress)
-
-    def on_measure(name: str) -> Callable[[str, int, int], None]:
-        for bar in bars.values():
-            bar.close()
-        bars[name], follow = make_progress(name)
-        return follow
-
+    concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args, **DEMO_BUDGET)
+    runs = make_runs(BASELINES, concept, BankConfig(**DEMO_BANK), **DEMO_TRAIN, seed=args.seed)
+    folder, model = make_out_folder(args), load_model(model_config)
+    bars = ProgressBars()
     done = study(
-        model,
-        judge,
-        concept,
-        recipes,
-        BankConfig(**DEMO_BANK),
-        config,
-        seed=args.seed,
+        Evaluator(model, load_judge(args), concept, config),
+        runs,
         command=command_line(),
-        on_train=on_train,
-        on_measure=on_measure,
+        on_train=bars.show_training,
+        on_measure=bars.start_measuring,
     )
-    for bar in bars.values():
-        bar.close()
+    bars.close()
     report.write(folder, done.report, done.measurements, done.losses)
     row = done.report["models"]["advunlearn"]
-    metadata = recipe_metadata(model, concept, row["config"], scores={"asr": row["asr"], "utility": row["utility"]})
+    scores = {"asr": row["asr"], "utility": row["utility"]}
+    metadata = recipe_metadata(model, concept, row["config"], scores=scores)
     save_encoder(folder / "encoder.safetensors", done.results["advunlearn"].encoder, metadata)
     files = f"{folder / 'report.html'}, {folder / 'report.json'} and {folder / 'encoder.safetensors'}"
     print_result(args, done.report, f"{report.table(done.report)}\nwrote {files}")
+
+
+class ProgressBars:
+    """The progress bars of a study, one per run."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, ProgressBar] = {}
+
+    def show_training(self, name: str, progress: Progress) -> None:
+        """Show the training of a run."""
+        self.bars.setdefault(name, ProgressBar(name)).show_training(progress)
+
+    def start_measuring(self, name: str) -> OnProgress:
+        """Return the callback that shows an evaluation."""
+        self.close()
+        self.bars[name], follow = make_progress(name)
+        return follow
+
+    def close(self) -> None:
+        """Remove all bars."""
+        for bar in self.bars.values():
+            bar.close()
+
+
+def make_runs(names: Sequence[str], concept: ConceptConfig, bank: BankConfig, **changes: Any) -> dict[str, RunConfig]:
+    """Return the named recipes for a concept, with a bank and with some training settings changed."""
+    recipes = {name: replace(RECIPES[name], concept=concept, bank=bank) for name in names}
+    return {name: recipe.replace(train=changes) for name, recipe in recipes.items()}
+
+
+def study(
+    evaluator: Evaluator,
+    runs: Mapping[str, RunConfig],
+    *,
+    original: bool = True,
+    command: str = "",
+    on_train: TrainCallback | None = None,
+    on_measure: Callable[[str], OnProgress] | None = None,
+) -> Study:
+    """Train several runs and evaluate each result at the same budget.
+
+    Args:
+        evaluator: measures the original model and all results; made first, because it refuses a concept that its judge
+            does not know.
+        runs: the settings of each run; all have the same concept, bank and seed.
+        original: whether to evaluate the original model too.
+        command: the command line, for the report.
+        on_train: progress of training.
+        on_measure: called with a name before its evaluation; returns the callback for its progress.
+    """
+    trained = train_runs(evaluator.model, runs, on_train)
+    out = Study(empty_report(evaluator.concept, evaluator.config, command), {}, {})
+    subjects = {"original": evaluator.original} if original else {}
+    for name, (result, _) in trained.items():
+        out.results[name] = result
+        subjects[name] = Subject(result.encoder, result.denoiser)
+    for name, subject in subjects.items():
+        if on_measure is not None:
+            evaluator.on_progress = on_measure(name)
+        out.measurements[name] = evaluator.measure(subject)
+        seconds = round(trained[name][1], 1) if name in trained else 0.0
+        config = runs[name].to_dict() if name in trained else {}
+        out.report["models"][name] = out.measurements[name].row() | {"seconds": seconds, "config": config}
+    return out
+
+
+def train_runs(
+    model: TextToImage, runs: Mapping[str, RunConfig], callback: TrainCallback | None = None
+) -> dict[str, tuple[TrainResult, float]]:
+    """Train several runs that draw from the same banks; return each result and its seconds without filling the banks.
+
+    All runs have the concept, bank and seed of the first; the retained prompts are the miniature's.
+    """
+    banks = None
+    results = {}
+    for name, run in runs.items():
+
+        def report_progress(progress: Progress, name: str = name) -> None:
+            if callback is not None:
+                callback(name, progress)
+
+        prompts = retain_prompts(run.concept.names, run.concept.kind)
+        if banks is None:
+            generator = torch.Generator().manual_seed(run.train.seed)
+            banks = make_banks(model, run.concept, prompts, run.bank, generator, filling(report_progress))
+        start = time.perf_counter()
+        result = train(model, run.concept, run.attack, run.train, run.bank, prompts, report_progress, banks)
+        results[name] = (result, time.perf_counter() - start)
+    return results

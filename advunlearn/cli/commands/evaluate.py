@@ -18,7 +18,7 @@ from ...evaluation.image_metrics import Quality
 from ...evaluation.resume import EvaluationCache, described
 from ...models.loading import TextToImage
 from ...reporting import images, report
-from ..demo import empty_report
+from ...training.recipe import environment
 from ..flags import given_settings, settings
 from ..inputs import (
     command_line,
@@ -77,6 +77,18 @@ def make_evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
         given={name: given_settings(kind.config_class, args) for name, kind in ATTACKS.items()},
         images=target_images.load(args.images, model) if args.images else None,
     )
+
+
+def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:
+    """Return a report to which the measured models are added."""
+    return {
+        "concept": ", ".join(concept.names),
+        "kind": concept.kind,
+        "models": {},
+        "budget": config.to_dict(),
+        "environment": environment(),
+        "command": command,
+    }
 
 
 def load_quality(args: Namespace, device: str) -> Quality | None:
