@@ -78,7 +78,7 @@ class EvaluateRobustness(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="the concept's other names for the attack routes, one a line; empty: those that are known",
+                    tooltip="other names of the concept for the attack synonym_search, one per line; empty: known ones",
                 ),
             ],
             outputs=[

@@ -32,7 +32,7 @@ NEEDS = {
     "original denoiser": "the denoiser before erasing (the scene's `original`)",
     "concept": "the concept's settings (the scene's `concept`)",
     "one encoder": "a model with one text encoder, as Stable Diffusion 1.x has",
-    "routes": "the concept's other names (a file of routes, one a line)",
+    "synonyms": "the concept's other names (a file of synonyms, one per line)",
 }
 
 
@@ -68,7 +68,7 @@ class AttackContext:
     target: AttackTargets
     original: ReferenceModel = ReferenceModel()
     concept: ConceptConfig | None = None
-    routes: Sequence[str] = ()
+    synonyms: Sequence[str] = ()
     examples: AttackTargets | None = None  # every picture of the concept there is, where more than the cases' own
 
     @property
@@ -83,7 +83,7 @@ class AttackContext:
             "original encoder": self.original.encoder is not None,
             "original denoiser": self.original.denoiser is not None,
             "concept": self.concept is not None,
-            "routes": bool(self.routes),
+            "synonyms": bool(self.synonyms),
             "one encoder": not isinstance(self.encoder, DualTextEncoder),
         }[need]
 

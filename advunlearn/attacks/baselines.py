@@ -1,6 +1,6 @@
 """Attacks without a search: what any other must beat, and what anybody can type.
 
-Random prefixes and other seeds are the baselines of arXiv 2310.11868. Routes are the concept's other names.
+Random prefixes and other seeds are the baselines of arXiv 2310.11868. Synonyms are the concept's other names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.attacks import RandomPrefixConfig, RoutesConfig, SeedSearchConfig
+from ..config.attacks import RandomPrefixConfig, SeedSearchConfig, SynonymSearchConfig
 from ..models.ddim import noise_of
 from ..models.text_encoder import tokenize
 from .base import Attack, AttackOutput
@@ -111,39 +111,39 @@ class SeedSearch(PlainAttack):
         return AttackOutput(plain.conditioning, plain.embeddings, self.noise.to(self.scene.device))
 
 
-def rerouted(prompt: str, names: tuple[str, ...], route: str) -> str:
-    """Return a prompt with the concept's name replaced; the route alone where the prompt does not name it.
+def replace_name(prompt: str, names: tuple[str, ...], synonym: str) -> str:
+    """Return a prompt with the concept's name replaced; the synonym alone where the prompt does not name it.
 
-    "a church" by "Kirche" is "a Kirche"; a route that begins with an article takes the prompt's own away.
+    "a church" by "Kirche" is "a Kirche"; a synonym that begins with an article takes the prompt's own away.
     """
     for name in sorted(names, key=len, reverse=True):
-        article = r"(?:\b(?:an?|the) )?" if re.match(r"(an?|the) ", route) else ""
+        article = r"(?:\b(?:an?|the) )?" if re.match(r"(an?|the) ", synonym) else ""
         pattern = rf"{article}\b{re.escape(name)}\b"
         if re.search(pattern, prompt, re.IGNORECASE):
-            return re.sub(pattern, lambda _: route, prompt, flags=re.IGNORECASE)
-    return route
+            return re.sub(pattern, lambda _: synonym, prompt, flags=re.IGNORECASE)
+    return synonym
 
 
-class Routes(PlainAttack):
+class SynonymSearch(PlainAttack):
     """The concept's other names, the next one in each step."""
 
-    name, config_class = "routes", RoutesConfig
-    needs, restarts = ("routes", "concept"), False
+    name, config_class = "synonym_search", SynonymSearchConfig
+    needs, restarts = ("synonyms", "concept"), False
 
     def asked(self) -> list[str]:
-        """Return the prompts by the last route tried."""
-        concept, routes = self.scene.concept, self.scene.routes
+        """Return the prompts by the last synonym tried."""
+        concept, synonyms = self.scene.concept, self.scene.synonyms
         assert concept is not None  # `needs`
-        route = routes[max(0, self.taken - 1) % len(routes)]
-        return [rerouted(prompt, concept.names, route) for prompt in self.scene.prompts]
+        synonym = synonyms[max(0, self.taken - 1) % len(synonyms)]
+        return [replace_name(prompt, concept.names, synonym) for prompt in self.scene.prompts]
 
     @property
     def steps(self) -> int:
-        """Each route once."""
-        return min(self.config.steps, len(self.scene.routes))
+        """Each synonym once."""
+        return min(self.config.steps, len(self.scene.synonyms))
 
     def step(self) -> Tensor:
-        """Go on to the next route."""
+        """Go on to the next synonym."""
         losses = super().step()
         self.context = self.scene.encode(self.asked())
         return losses

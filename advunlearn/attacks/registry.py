@@ -11,7 +11,7 @@ from ..config.attacks import ATTACK_NAMES, AttackConfig
 from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
 from .base import Attack, AttackContext
-from .baselines import RandomPrefix, Routes, SeedSearch
+from .baselines import RandomPrefix, SeedSearch, SynonymSearch
 from .cce import CCE
 from .mma import MMA
 from .p4d import P4DK, P4DN
@@ -22,7 +22,7 @@ from .unlearndiffatk import SoftPrefix, UnlearnDiffAtk
 KINDS: tuple[type[Attack[Any]], ...] = (
     RandomPrefix,
     SeedSearch,
-    Routes,
+    SynonymSearch,
     RingABell,
     MMA,
     PEZ,

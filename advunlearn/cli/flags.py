@@ -21,6 +21,7 @@ from ..config.evaluation import (
 )
 from ..config.io import CONVERSIONS, ModelConfig, OutputConfig, RetainConfig
 from ..config.presets import CUSTOM, PRESETS
+from ..config.renamed import current_attack
 from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
 from ..formats.released import RELEASED_ENCODERS
 
@@ -177,7 +178,11 @@ def add_attack(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--encoder", metavar="FILE", help=ENCODER)
     sub.add_argument("--unet", metavar="PATH", help=UNET)
     sub.add_argument(
-        "--method", choices=ATTACK_NAMES, default=DEFAULT_ATTACKS[0], help="the attack (default: %(default)s)"
+        "--method",
+        type=current_attack,
+        choices=ATTACK_NAMES,
+        default=DEFAULT_ATTACKS[0],
+        help="the attack (default: %(default)s)",
     )
     sub.set_defaults(retained=None, clip_score="", fid="", lpips="")  # utility is measured by `evaluate` only
     add_measurement_flags(sub)
@@ -185,8 +190,9 @@ def add_attack(sub: argparse.ArgumentParser) -> None:
 
 def attack_name(text: str) -> str:
     """Return the name of an attack, or all; the error for anything else says what may have been meant."""
-    if text in (*ATTACK_NAMES, "all"):
-        return text
+    name = current_attack(text)
+    if name in (*ATTACK_NAMES, "all"):
+        return name
     raise argparse.ArgumentTypeError(
         f"{text!r} is no attack; give all or some of {', '.join(ATTACK_NAMES)}, and put encoder files before --attacks "
         "or after --encoders"
@@ -210,7 +216,7 @@ def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--routes",
         metavar="FILE",
-        help="other names of the concept, one per line, for the attack routes (default: the shipped ones)",
+        help="other names of the concept, one per line, for the attack synonym_search (default: the shipped ones)",
     )
     sub.add_argument(
         "--images",

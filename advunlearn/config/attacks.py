@@ -18,7 +18,7 @@ from .base import Validated, setting
 ATTACK_NAMES = (
     "random_prefix",
     "seed_search",
-    "routes",
+    "synonym_search",
     "ring_a_bell",
     "mma",
     "pez",
@@ -32,7 +32,7 @@ DEFAULT_ATTACKS = ("unlearndiffatk", "soft_prefix")
 JUDGE_ONLY = (
     "random_prefix",
     "seed_search",
-    "routes",
+    "synonym_search",
 )  # each step is a whole try, which only a judge can tell from others
 
 
@@ -186,7 +186,7 @@ class SeedSearchConfig(AttackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutesConfig(AttackConfig):
+class SynonymSearchConfig(AttackConfig):
     """The concept's other names, one a step."""
 
     shared: ClassVar[Mapping[str, str]] = {}

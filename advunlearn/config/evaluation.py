@@ -24,7 +24,10 @@ class EvaluateConfig(Validated):
     guidance_scale: float = setting(3.0, "classifier-free guidance of generated pictures", 0, 30)
     repeats: int = setting(2, "pictures per retained object; 0 to measure none", 0, 1000)
     restarts: int = setting(
-        1, "starts of each test attack side by side; a case counts once any succeeds; cce and routes have one", 1, 64
+        1,
+        "parallel starts of each test attack; a case counts if any succeeds (cce and synonym_search have one)",
+        1,
+        64,
     )
     seed: int = setting(1000, "seed of the test cases", 0, 2**63 - 1)
 

@@ -19,10 +19,17 @@ RENAMED: dict[str, dict[str, str]] = {
     "evaluate": {"attack_every": "judge_interval"},
 }
 
+RENAMED_ATTACKS = {"routes": "synonym_search"}
+
 
 def current_name(section: str, name: str) -> str:
     """Return the name that a setting of a section has now."""
     return RENAMED.get(section, {}).get(name, name)
+
+
+def current_attack(name: str) -> str:
+    """Return the name that an attack has now."""
+    return RENAMED_ATTACKS.get(name, name)
 
 
 def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:

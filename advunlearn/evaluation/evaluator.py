@@ -129,7 +129,7 @@ class Evaluator(ImageGenerator):
     def lacking(self, name: str) -> str:
         """Return in words what an attack lacks here; "" where it has all that it needs."""
         needs = attack_class(name).needs
-        if "routes" in needs and not self.routes:
+        if "synonyms" in needs and not self.routes:
             return f"no other name of {self.concept.concept!r} is known; give a file of them, one a line (--routes)"
         if "one encoder" in needs and isinstance(self.model.text_encoder, DualTextEncoder):
             return f"{name} lacks {NEEDS['one encoder']}; choose other attacks"
@@ -156,7 +156,7 @@ class Evaluator(ImageGenerator):
         As published, success = (found without attack + found by attack) / cases; `before_attack` is the first part.
         The routes' own key in `asr` is of one route a case, without an attack.
         """
-        every_route = {"steps": len(self.routes)} if name == "routes" else {}
+        every_route = {"steps": len(self.routes)} if name == "synonym_search" else {}
         settings = attack_settings(name, self.config, {**every_route, **self.given.get(name, {})})
         attacking = AttackRun(self, subject, self.original.denoiser, name, settings, self.noise, clean)
         run = attacking.run
@@ -166,7 +166,7 @@ class Evaluator(ImageGenerator):
             run.curve.append([settings.steps, int(run.found.sum())])
         if attacking.final is not None:
             out.embeddings[name] = first_embeddings(run, attacking.final)
-        if name != "routes":
+        if name != "synonym_search":
             by = self.cases.by_concept(run.found)
             out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())} | by
         out.asr_by_budget[name], out.pictures[name] = run.curve, run.best[: self.shown].clone()

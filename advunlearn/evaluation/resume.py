@@ -34,7 +34,7 @@ def described(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
 def of_measured(about: Mapping[str, Any], measured: Measurement) -> dict[str, Any]:
     """Return what was `described` without the settings of attacks that were not measured."""
     attacks = {name: given for name, given in about["attacks"].items() if name in measured.attacks}
-    unused = () if "routes" in measured.attacks else ("own_routes",)
+    unused = () if "synonym_search" in measured.attacks else ("own_routes",)
     evaluation = {k: v for k, v in about["evaluation"].items() if k not in unused}
     return {**about, "attacks": attacks, "evaluation": evaluation}
 

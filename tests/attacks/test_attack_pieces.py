@@ -10,7 +10,7 @@ from attack_table import CPU, TINY, attacked
 
 from advunlearn.attacks import mma, ring_a_bell
 from advunlearn.attacks.base import AttackContext
-from advunlearn.attacks.baselines import rerouted
+from advunlearn.attacks.baselines import replace_name
 from advunlearn.attacks.prompt_slots import between, bodies, make_slots, renamed
 from advunlearn.attacks.registry import attack_settings, make_attack
 from advunlearn.attacks.search_spaces import HardSearch
@@ -20,7 +20,7 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.text_encoder import embedding_table
-from advunlearn.prompts import synonyms as routes
+from advunlearn.prompts import synonyms
 
 
 def test_places_in_prompts_by_hand(model: TextToImage) -> None:
@@ -198,7 +198,7 @@ def test_cce_gives_one_word_for_all_cases(scene: AttackContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "route", "expected"),
+    ("prompt", "synonym", "expected"),
     [
         ("a church, ink style", "Kirche", "a Kirche, ink style"),
         ("a photo of a Church", "a house of God", "a photo of a house of God"),
@@ -206,13 +206,13 @@ def test_cce_gives_one_word_for_all_cases(scene: AttackContext) -> None:
         ("an image of a church", r"c\1", r"an image of a c\1"),
     ],
 )
-def test_routes_take_the_names_place(prompt: str, route: str, expected: str) -> None:
-    assert rerouted(prompt, ("church", "church tower"), route) == expected
+def test_a_synonym_takes_the_names_place(prompt: str, synonym: str, expected: str) -> None:
+    assert replace_name(prompt, ("church", "church tower"), synonym) == expected
 
 
-def test_shipped_routes() -> None:
-    assert "a chapel" in routes.shipped(ConceptConfig(concept="Church"))
-    assert len(routes.shipped(ConceptConfig(concept="nudity", kind="prompt"))) > 5
-    assert routes.shipped(ConceptConfig(concept="unicorn")) == []
-    assert "kirche" in routes.miniature_synonyms(ConceptConfig(concept="church"))
-    assert routes.miniature_synonyms(ConceptConfig(concept="ink", kind="style"))[0] == "silhouette"
+def test_shipped_synonyms() -> None:
+    assert "a chapel" in synonyms.shipped_synonyms(ConceptConfig(concept="Church"))
+    assert len(synonyms.shipped_synonyms(ConceptConfig(concept="nudity", kind="prompt"))) > 5
+    assert synonyms.shipped_synonyms(ConceptConfig(concept="unicorn")) == []
+    assert "kirche" in synonyms.miniature_synonyms(ConceptConfig(concept="church"))
+    assert synonyms.miniature_synonyms(ConceptConfig(concept="ink", kind="style"))[0] == "silhouette"

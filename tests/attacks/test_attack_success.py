@@ -28,7 +28,7 @@ STRONG: dict[str, dict[str, Any]] = {
     "p4d_n": {"steps": 15, "tokens": 6, "lr": 0.3},
     "p4d_k": {"steps": 15, "every": 1, "lr": 0.3},
     "cce": {"steps": 30, "batch": 6, "lr": 0.01},
-    "routes": {},
+    "synonym_search": {},
     "seed_search": {"steps": 8},
     "pez": {"steps": 40, "tokens": 4},
     "mma": {"steps": 20, "tokens": 4, "candidates": 16, "top": 64},

@@ -41,7 +41,7 @@ def test_every_attack(name: str, scene: AttackContext) -> None:
     first, other = (attacked(name, scene, seed, steps=2)[0].found() for seed in (1, 2))
     again = cancelled(name, scene, 2).found()
     assert torch.equal(first.conditioning, again.conditioning) and torch.equal(first.embeddings, again.embeddings)
-    if name != "routes":
+    if name != "synonym_search":
         drawn = (f.conditioning if f.noise is None else f.noise for f in (first, other))
         assert not torch.equal(*drawn)
     # Text splits into the very tokens found, and is encoded to what was found.
@@ -73,11 +73,11 @@ def test_every_attack(name: str, scene: AttackContext) -> None:
         ("pez", "the text encoder before erasing"),
         ("mma", "the text encoder before erasing"),
         ("ring_a_bell", "the text encoder before erasing"),
-        ("routes", "the concept's other names"),
+        ("synonym_search", "the concept's other names"),
     ],
 )
 def test_what_an_attack_lacks_is_one_sentence(name: str, lacks: str, scene: AttackContext) -> None:
-    bare = replace(scene, original=ReferenceModel(), routes=())
+    bare = replace(scene, original=ReferenceModel(), synonyms=())
     if lacks == "target pictures":
         bare = replace(bare, target=replace(scene.target, x_0=scene.target.x_0[:0]))
     with pytest.raises(AdvUnlearnError, match=f"{name} lacks {lacks}.*; give that, or choose another attack$"):
@@ -92,8 +92,10 @@ def test_bad_settings_and_names(scene: AttackContext) -> None:
     words = scene.tokenizer.batch_decode(typed_vocabulary(scene.tokenizer)[:, None])
     with pytest.raises(AdvUnlearnError, match="no token is left to search; forbid fewer words"):
         attacked("mma", scene, forbidden="\n".join({word.strip()[0] for word in words}))
-    with pytest.raises(AdvUnlearnError, match="routes tries what only a judge can tell apart"):
-        attack_prompt(scene.denoiser, scene.encoder, scene.tokenizer, "a church", scene.target.x_0[:1], name="routes")
+    with pytest.raises(AdvUnlearnError, match="synonym_search tries what only a judge can tell apart"):
+        attack_prompt(
+            scene.denoiser, scene.encoder, scene.tokenizer, "a church", scene.target.x_0[:1], name="synonym_search"
+        )
 
 
 def test_the_shared_budget_goes_over_the_published_and_flags_over_both() -> None:
@@ -103,7 +105,7 @@ def test_the_shared_budget_goes_over_the_published_and_flags_over_both() -> None
     assert (made["cce"].steps, made["cce"].tokens) == (7, 1)  # type: ignore[attr-defined]
     assert made["unlearndiffatk"].lr == 0.2  # type: ignore[attr-defined]
     assert (made["soft_prefix"].lr, made["soft_prefix"].radius) == (0.4, 2.0)  # type: ignore[attr-defined]
-    assert made["routes"].steps == 100000
+    assert made["synonym_search"].steps == 100000
     assert attack_settings("p4d_n", config, {"tokens": 9}).tokens == 9  # type: ignore[attr-defined]
 
 

@@ -84,7 +84,7 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
     for name, row in measured.attacks.items():
         assert row["sum"]["success"] == row["without_attack"]["success"] + row["by_attack"]["success"]
         assert row["sum"]["success"] == sum(case["success"] for case in measured.cases[name])
-        assert row["restarts"] == (1 if name in ("cce", "routes") else 2)  # these have one start
+        assert row["restarts"] == (1 if name in ("cce", "synonym_search") else 2)  # these have one start
         assert set(measured.seconds[name]) == {"attack", "looks"} and len(measured.cases[name]) == 2
     forwards = {name: row["forwards"]["attack"] for name, row in measured.attacks.items()}
     # 2 cases, 2 restarts, a step: a gradient is 3 F a row, P4D asks the original too; CCE has its own batch.
@@ -93,9 +93,9 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
     assert all(forwards[n] == 0 for n in (*BLIND, "ring_a_bell", "mma", "pez"))
     assert measured.attacks["random_prefix"]["forwards"]["looks"] == 4 * 6 * 2  # rows, sampling steps, guidance
     # A church by its German name is a church still.
-    assert measured.attacks["routes"]["by_attack"]["success"] == 2
-    assert measured.asr_by_budget["routes"] == [[0, 0], [1, 2], [2, 2]]
-    assert measured.prompts["routes"][0]["prompt"] == "a kirche" and "routes" not in measured.asr
+    assert measured.attacks["synonym_search"]["by_attack"]["success"] == 2
+    assert measured.asr_by_budget["synonym_search"] == [[0, 0], [1, 2], [2, 2]]
+    assert measured.prompts["synonym_search"][0]["prompt"] == "a kirche" and "synonym_search" not in measured.asr
     assert measured.embeddings["cce"].shape == (1, 192)
 
 
@@ -103,7 +103,7 @@ def test_a_concept_without_other_names(model: TextToImage, judge: ConvJudge) -> 
     evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), EvaluateConfig(cases=1))
     evaluator.routes = []
     with pytest.raises(AdvUnlearnError, match="no other name of 'church' is known; give a file of them"):
-        evaluator.measure(evaluator.original, ["routes"])
+        evaluator.measure(evaluator.original, ["synonym_search"])
 
 
 def test_the_commands_take_any_attack(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_the_commands_take_any_attack(tmp_path: pathlib.Path, capsys: pytest.Cap
         == 0
     )
     head = capsys.readouterr().out.splitlines()[0]
-    assert all(name in head for name in ("routes", "ring_a_bell", "p4d_k", "cce"))
+    assert all(name in head for name in ("synonym_search", "ring_a_bell", "p4d_k", "cce"))
     page = (tmp_path / "e" / "report.html").read_text()
     assert "Concept inversion" in page and "Cost of the attacks" in page
     assert main(["attack", "--method", "cce", "--cce-tokens", "2", "--out", str(tmp_path / "a"), *quick, *own]) == 0

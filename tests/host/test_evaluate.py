@@ -95,9 +95,9 @@ def test_before_and_after_are_shown_clean_and_attacked(server: Server, models: p
 
 
 def test_any_attack_of_the_suite_and_the_users_names_of_the_concept(server: Server, models: pathlib.Path) -> None:
-    report = measure(server, MINIATURE, attack="routes", cases=2, repeats=0, routes="a dog\nchapel\nKirche")
+    report = measure(server, MINIATURE, attack="synonym_search", cases=2, repeats=0, routes="a dog\nchapel\nKirche")
     attacks = [row["attacks"] for row in report["models"].values()]
-    assert all(row["routes"]["steps"] == 3 for row in attacks) and report["own_routes"][0] == "a dog"
+    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_routes"][0] == "a dog"
 
 
 @pytest.mark.parametrize("kind", ["folder", "path", "clip"])

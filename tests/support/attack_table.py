@@ -18,14 +18,14 @@ from advunlearn.models.ddim import ddim_sample
 from advunlearn.models.denoiser import add_noise
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.text_encoder import embedding_table, frozen, tokenize
-from advunlearn.prompts import synonyms as routes
+from advunlearn.prompts import synonyms
 
 PROMPTS = ["a photo of a church", "a church"]
 # A budget that each attack can show something with in a second or two.
 TINY: dict[str, dict[str, Any]] = {
     "random_prefix": {"steps": 2},
     "seed_search": {"steps": 2},
-    "routes": {"steps": 3},
+    "synonym_search": {"steps": 3},
     "ring_a_bell": {"steps": 6, "tokens": 3, "population": 12, "positions": 8},
     "mma": {"steps": 5, "tokens": 4, "candidates": 16, "top": 32},
     "pez": {"steps": 12, "tokens": 4},
@@ -36,7 +36,7 @@ TINY: dict[str, dict[str, Any]] = {
     "cce": {"steps": 12, "batch": 4},
 }
 CPU = torch.device("cpu")
-BLIND = ("random_prefix", "seed_search", "routes")  # without an objective of their own
+BLIND = ("random_prefix", "seed_search", "synonym_search")  # without an objective of their own
 
 
 def two_cases(model: TextToImage) -> AttackContext:
@@ -50,7 +50,7 @@ def two_cases(model: TextToImage) -> AttackContext:
     target = AttackTargets(tokenize(model.tokenizer, PROMPTS), x_0, model.tokenizer.eos_token_id)
     concept = ConceptConfig(concept="church")
     original = ReferenceModel(model.text_encoder, model.denoiser)
-    names = routes.miniature_synonyms(concept)
+    names = synonyms.miniature_synonyms(concept)
     return AttackContext(model.denoiser, erased, model.tokenizer, PROMPTS, target, original, concept, names)
 
 
