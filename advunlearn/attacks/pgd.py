@@ -1,36 +1,50 @@
-"""The adversary inside training: projected gradient descent on token embeddings, eq. (4), (7) of arXiv 2405.15234."""
+"""Projected gradient descent on token embeddings, eq. (4) and (7) of AdvUnlearn (arXiv 2405.15234)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..config.adversary import AdversaryConfig
-from ..training.quirks import NONE, Quirks
 from .projections import project_l2, project_linf
 
 Objective = Callable[[Tensor], Tensor]  # (N, k, D) embeddings -> (N,) losses, to be minimised
-OnStep = Callable[[int, float], None]
+OnStep = Callable[[int, float], None]  # called with the step's number, from 1, and the mean loss; may raise to cancel
 PROJECTIONS = {"linf": project_linf, "l2": project_l2}
 
 
 @dataclass(frozen=True)
-class AttackResult:
-    """What an attack found."""
+class PGDResult:
+    """The result of N attacks."""
 
     embeddings: Tensor  # (N, k, D)
     losses: list[float]  # mean loss before each step
 
 
+class Minimiser(Protocol):
+    """A search that minimises an objective; its arguments are those of `pgd`."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        start: Tensor,
+        config: AdversaryConfig,
+        sigma: float,
+        on_step: OnStep | None = None,
+        centre: Tensor | None = None,
+    ) -> PGDResult: ...
+
+
 def starting_point(
     table: Tensor, config: AdversaryConfig, count: int, generator: torch.Generator, tokens: int | None = None
 ) -> Tensor:
-    """Return (count, k, D) embeddings: rows of the table (V, D), or normal noise of the table's deviation.
+    """Return (count, k, D) embeddings: random rows of the table (V, D), or normal noise of its standard deviation.
 
-    k is `tokens` where the position decides it, else the number that `config` says.
+    k is `tokens` if given, otherwise `config.tokens`.
     """
     tokens = tokens or config.tokens
     if config.start == "random":
@@ -40,47 +54,66 @@ def starting_point(
     return table[rows.to(table.device)].float().clone()
 
 
+class ProjectedStep:
+    """One step of gradient descent in place: a signed or an Adam step of x (N, k, D), then the projection on a ball.
+
+    Args:
+        x: the point; it is changed in place.
+        config: step size, update rule, radius, norm.
+        sigma: standard deviation of what is attacked, the unit of step size and radius unless `config.unit` is
+            absolute.
+        centre: (N, k, D) centre of the ball.
+    """
+
+    def __init__(self, x: Tensor, config: AdversaryConfig, sigma: float, centre: Tensor) -> None:
+        unit = sigma if config.unit == "sigma" else 1.0
+        self.x = x
+        self.centre = centre
+        self.size = config.step_size * unit
+        self.radius = config.radius * unit
+        self.signed = config.update == "sign"
+        self.adam = torch.optim.Adam([x], lr=self.size)
+        self.project = PROJECTIONS[config.norm]
+
+    @torch.no_grad()
+    def __call__(self, gradient: Tensor) -> None:
+        """Take a step along a gradient (N, k, D); a signed step leaves the sign in it."""
+        if self.signed:
+            self.x -= self.size * gradient.sign_()
+        else:
+            self.x.grad = gradient
+            self.adam.step()
+        self.x.copy_(self.project(self.x, self.centre, self.radius))
+
+
 def pgd(
     objective: Objective,
     start: Tensor,
     config: AdversaryConfig,
     sigma: float,
     on_step: OnStep | None = None,
-    quirks: Quirks = NONE,
     centre: Tensor | None = None,
-) -> AttackResult:
-    """Minimise `objective` by signed or Adam steps of `step_size * sigma`, inside a ball.
+) -> PGDResult:
+    """Minimise `objective` by signed or Adam steps inside a ball.
 
     Args:
         objective: maps (N, k, D) embeddings to (N,) losses; each row is attacked on its own.
         start: (N, k, D) starting embeddings.
-        config: steps, step size, update rule, radius, norm.
-        sigma: standard deviation of what is attacked; the unit of step size and radius unless `config.unit` says that
-            they are absolute.
-        on_step: called after each step with its number and the mean loss; may raise to cancel.
-        quirks: what to do as the published code does.
-        centre: (N, k, D) of the ball; `start` unless given.
+        config: number of steps, step size, update rule, radius, norm.
+        sigma: standard deviation of what is attacked, see `ProjectedStep`.
+        on_step: called after each step.
+        centre: (N, k, D) centre of the ball; `start` unless given.
 
-    The result is the point after the last step. Gradients are taken afresh in every step.
+    Returns the point after the last step. The gradient is computed from zero in every step.
     """
-    unit = sigma if config.unit == "sigma" else 1.0
     x = start.detach().clone().requires_grad_(True)
-    result, step, radius, losses = x, config.step_size * unit, config.radius * unit, []
-    middle = start if centre is None else centre
-    adam, project = torch.optim.Adam([x], lr=step), PROJECTIONS[config.norm]
+    step = ProjectedStep(x, config, sigma, start if centre is None else centre)
+    losses: list[float] = []
     for i in range(config.steps):
-        if quirks.result_before_last_step:
-            result = x.detach().clone()
-        loss = objective(x)
+        loss = objective(x)  # (N,)
         (gradient,) = torch.autograd.grad(loss.sum(), x)
-        x.grad = gradient + x.grad if quirks.gradient_accumulates and x.grad is not None else gradient
-        with torch.no_grad():
-            if config.update == "sign":
-                x -= step * x.grad.sign_()
-            else:
-                adam.step()
-            x.copy_(project(x, middle, radius))
+        step(gradient)
         losses.append(loss.mean().item())
         if on_step is not None:
             on_step(i + 1, losses[-1])
-    return AttackResult(result.detach(), losses)
+    return PGDResult(x.detach(), losses)

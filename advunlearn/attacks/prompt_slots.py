@@ -1,4 +1,4 @@
-"""Prompts with places for the tokens that an attack searches."""
+"""Prompts with slots, whose token embeddings an attack searches: inserted, in place of tokens, or added to them."""
 
 from __future__ import annotations
 
@@ -8,127 +8,146 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..config.adversary import Position
 from ..errors import AdvUnlearnError
-from ..models.prompt_tokens import end_position, find_span, insert, replace_content
+from ..models.prompt_tokens import content_before, end_position, find_span, insert, replace_content
 from ..models.text_encoder import embed, encode
 
 
 @dataclass(frozen=True)
-class Slots:
-    """N prompts with k places each."""
+class PromptSlots:
+    """N prompts with k slots each."""
 
-    ids: Tensor  # (N, L) token ids; 0 in the places
-    at: Tensor  # (N, k) where the places are; L for one that the prompt has no room for
+    ids: Tensor  # (N, L) token ids; 0 in the slots, unless their embeddings are added to
+    at: Tensor  # (N, k) positions of the slots; L for a slot that the prompt has no room for
+    add: bool = False  # whether embeddings are added to those of the prompt's own tokens
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, rows: Tensor) -> Slots:
-        """Return some of the prompts, by their numbers (n,)."""
-        return Slots(self.ids[rows], self.at[rows])
+    def rows(self, rows: Tensor) -> PromptSlots:
+        """Return some of the prompts, by their indices (n,)."""
+        return PromptSlots(self.ids[rows], self.at[rows], self.add)
 
-    def around(self, row: int, tokenizer: Any) -> tuple[str, str] | None:
-        """Return the text of a prompt before and after its places; None where they do not stand together."""
-        places = self.at[row][self.at[row] < self.ids.shape[1]].tolist()
-        if not places or places != list(range(places[0], places[-1] + 1)):
+    def surrounding_text(self, row: int, tokenizer: Any) -> tuple[str, str] | None:
+        """Return the text of a prompt before and after its slots; None if the slots are not contiguous."""
+        slots = self.at[row][self.at[row] < self.ids.shape[1]].tolist()
+        if not slots or slots != list(range(slots[0], slots[-1] + 1)):
             return None
-        body = bodies(self.ids[row : row + 1], tokenizer.eos_token_id)[0]
-        parts = body[: places[0] - 1], body[places[-1] :]
-        before, after = (tokenizer.decode(part).strip() for part in parts)
+        tokens = content_tokens(self.ids[row : row + 1], tokenizer.eos_token_id)[0]
+        before = tokenizer.decode(tokens[: slots[0] - 1]).strip()
+        after = tokenizer.decode(tokens[slots[-1] :]).strip()
         return before, after
 
-    def upto(self, length: int) -> Slots:
-        """Return the first positions only: a causal encoder says there what it says with all of them."""
-        return Slots(self.ids[:, :length], self.at.clamp(max=length))
+    def truncate(self, length: int) -> PromptSlots:
+        """Return the first positions only: a causal encoder's output there does not depend on later ones."""
+        return PromptSlots(self.ids[:, :length], self.at.clamp(max=length), self.add)
 
     def fill(self, tokens: Tensor) -> Tensor:
-        """Return the prompts' ids (N, L) with tokens (N, k) in the places."""
-        wide = torch.cat([self.ids, self.ids[:, :1]], 1)
-        return wide.scatter(1, self.at, tokens.to(wide.device))[:, :-1]
+        """Return the prompts' ids (N, L) with tokens (N, k) in the slots."""
+        padded = torch.cat([self.ids, self.ids[:, :1]], 1)  # one more column, for slots without room
+        return padded.scatter(1, self.at, tokens.to(padded.device))[:, :-1]
 
-    def conditioning(self, encoder: Any, embeddings: Tensor) -> Tensor:
-        """Return the conditioning (N, L, D) with embeddings (N, k, D) in the places."""
-        rows, length = embed(encoder, self.ids).detach(), self.ids.shape[1]
-        rows = torch.cat([rows, rows[:, :1]], 1)  # one more, for places that the prompt has no room for
-        at = self.at[..., None].expand(*self.at.shape, rows.shape[-1])
-        return encode(encoder, self.ids, rows.scatter(1, at, embeddings.to(rows.dtype))[:, :-1], slice(0, length))
+    def encode(self, encoder: nn.Module, embeddings: Tensor) -> Tensor:
+        """Return the conditioning (N, L, D) with embeddings (N, k, D) in the slots."""
+        own = embed(encoder, self.ids)  # (N, L, D)
+        padded = torch.cat([own, own[:, :1]], 1)  # one more row, for slots without room
+        index = self.at[..., None].expand(*self.at.shape, own.shape[-1])
+        put = padded.scatter_add if self.add else padded.scatter
+        return encode(encoder, self.ids, put(1, index, embeddings.to(own.dtype))[:, :-1], slice(0, self.ids.shape[1]))
 
 
-def bodies(ids: Tensor, eos: int) -> list[list[int]]:
-    """Return the tokens of prompts (N, L) between start and end."""
+def content_tokens(ids: Tensor, eos: int) -> list[list[int]]:
+    """Return the tokens of prompts (N, L) between their start and end tokens."""
     ends = end_position(ids, eos).tolist()
     return [row[1:end] for row, end in zip(ids.tolist(), ends, strict=True)]
 
 
 def make_slots(
     prompts: Sequence[Sequence[int]], before: Sequence[Sequence[int]], tokenizer: Any, device: torch.device
-) -> Slots:
-    """Return prompts with a place in front of each of the given tokens.
+) -> PromptSlots:
+    """Return prompts with a slot in front of each of the given tokens.
 
     Args:
         prompts: for each of N prompts its token ids without start and end.
-        before: for each, in ascending order, the numbers of the tokens that get a place in front; the prompt's length
-            is the place at its end, and a number that occurs twice gives two places.
-        tokenizer: gives start, end, padding and the full length L; what overflows is cut, the end token never.
-        device: where the prompts are to be.
+        before: for each prompt, in ascending order, the indices of the tokens that get a slot in front. The prompt's
+            length means a slot at its end; an index that occurs twice gives two slots.
+        tokenizer: gives start, end, padding and the full length L; overflowing tokens are cut, the end token never.
+        device: device of the result.
     """
-    length, pad = tokenizer.model_max_length, tokenizer.pad_token_id
-    most = max(map(len, before), default=0)
-    ids = torch.full((len(prompts), length), tokenizer.eos_token_id if pad is None else pad)
-    at = torch.full((len(prompts), most), length)
+    length = tokenizer.model_max_length
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = torch.full((len(prompts), length), padding)
+    at = torch.full((len(prompts), max(map(len, before), default=0)), length)
     for n, (tokens, points) in enumerate(zip(prompts, before, strict=True)):
         row: list[int | None] = []
         for i in range(len(tokens) + 1):
             row += [None] * list(points).count(i) + list(tokens[i : i + 1])
         row = row[: length - 2]
-        places = [1 + i for i, token in enumerate(row) if token is None]
-        at[n, : len(places)] = torch.tensor(places, dtype=torch.long)
+        slots = [1 + i for i, token in enumerate(row) if token is None]
+        at[n, : len(slots)] = torch.tensor(slots, dtype=torch.long)
         ids[n, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *(t or 0 for t in row), tokenizer.eos_token_id])
-    return Slots(ids.to(device), at.to(device))
+    return PromptSlots(ids.to(device), at.to(device))
 
 
-def renamed(body: Sequence[int], names: Sequence[Sequence[int]], template: Sequence[int]) -> tuple[list[int], int]:
-    """Return a prompt's tokens without the first of the names that occurs, and where it stood.
+def without_name(
+    tokens: Sequence[int], names: Sequence[Sequence[int]], template: Sequence[int]
+) -> tuple[list[int], int]:
+    """Return a prompt's tokens without the first of the names that occurs, and the index where it stood.
 
-    Without any of them it is the template, with the name at its end.
+    Without any of the names, return the template, with the name at its end.
     """
     for name in names:
         try:
-            span = find_span(body, name)
+            span = find_span(tokens, name)
         except AdvUnlearnError:
             continue
-        return [*body[: span.start], *body[span.stop :]], span.start
+        return [*tokens[: span.start], *tokens[span.stop :]], span.start
     return list(template), len(template)
 
 
-def in_place_of(
-    rows: Sequence[Sequence[int]],
+def replacement_slots(
+    prompts: Sequence[Sequence[int]],
     names: Sequence[Sequence[int]],
     template: Sequence[int],
-    tokens: int,
+    count: int,
     tokenizer: Any,
     device: torch.device,
-) -> Slots:
-    """Return prompts, by their tokens, with `tokens` places where one of the names stands, as `renamed` finds it."""
-    found = [renamed(row, names, template) for row in rows]
-    return make_slots([row for row, _ in found], [[at] * tokens for _, at in found], tokenizer, device)
+) -> PromptSlots:
+    """Return prompts, given by their tokens, with `count` slots where one of the names stands (see `without_name`)."""
+    parts = [without_name(tokens, names, template) for tokens in prompts]
+    return make_slots([tokens for tokens, _ in parts], [[at] * count for _, at in parts], tokenizer, device)
 
 
-def in_front(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:
-    """Return prompts (N, L) with `tokens` places in front."""
-    return Slots(*insert(ids, ids.new_zeros(len(ids), tokens), tokenizer.eos_token_id))
+def prefix_slots(ids: Tensor, count: int, tokenizer: Any) -> PromptSlots:
+    """Return prompts (N, L) with `count` slots in front."""
+    return PromptSlots(*insert(ids, ids.new_zeros(len(ids), count), tokenizer.eos_token_id))
 
 
-def alone(ids: Tensor, tokens: int, tokenizer: Any) -> Slots:
-    """Return N prompts of `tokens` places and nothing else."""
-    return Slots(*replace_content(ids, tokens, tokenizer.eos_token_id))
+def free_slots(ids: Tensor, count: int, tokenizer: Any) -> PromptSlots:
+    """Return N prompts that consist of `count` slots and nothing else."""
+    return PromptSlots(*replace_content(ids, count, tokenizer.eos_token_id))
 
 
-def between(prompts: Sequence[str], every: int, tokenizer: Any, device: torch.device) -> Slots:
-    """Return prompts with a place in front of every `every`-th word, the first included; never inside a word."""
+def interleaved_slots(prompts: Sequence[str], interval: int, tokenizer: Any, device: torch.device) -> PromptSlots:
+    """Return prompts with a slot in front of every `interval`-th word, the first included; never inside a word."""
     words = [[tokenizer(word).input_ids[1:-1] for word in prompt.split()] for prompt in prompts]
     starts = [list(accumulate(map(len, row), initial=0)) for row in words]  # in tokens; the last is the prompt's end
-    rows = [[token for word in row for token in word] for row in words]
-    return make_slots(rows, [row[::every] for row in starts], tokenizer, device)
+    tokens = [[token for word in row for token in word] for row in words]
+    return make_slots(tokens, [row[::interval] for row in starts], tokenizer, device)
+
+
+def position_slots(ids: Tensor, count: int, position: Position, eos: int, per_k: int = 3) -> PromptSlots:
+    """Return prompts (N, L) with `count` slots at one of the positions that the adversary inside training has.
+
+    With `add`, slots stand on a prompt's own tokens; a prompt of fewer tokens than `count` has fewer slots.
+    """
+    if position == "replace":
+        return PromptSlots(*replace_content(ids, count, eos))
+    size = end_position(ids, eos) - 1  # (N,) content tokens
+    if position == "add":
+        j = torch.arange(count, device=ids.device)
+        return PromptSlots(ids, torch.where(j < size[:, None], 1 + j, ids.shape[1]), add=True)
+    return PromptSlots(*insert(ids, content_before(size, count, position, per_k), eos))

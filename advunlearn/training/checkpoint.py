@@ -1,4 +1,4 @@
-"""A run's state on disk, so that a run that was cancelled, or killed, goes on and ends as if nothing had happened."""
+"""The state of a run on disk: a cancelled or killed run resumes and ends with bit-identical weights."""
 
 from __future__ import annotations
 
@@ -13,78 +13,89 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..config.base import first_difference
+from ..config.renamed import with_current_names
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..files import PARTIAL, STATE, write_atomic
 from .bank import Banks
 from .distributed import SINGLE, Processes
 
 BANK = "bank-{}.pt"
-FREE = ("iterations", "checkpointing")  # settings that a run may change when it goes on
+FORMAT = 2  # of the state file; raised when its content changes
+FREE_SETTINGS = ("iterations", "checkpointing")  # a resumed run may have other values of these
 
 
 class Checkpoints:
-    """The states of one run in a folder: `state.pt`, and the trajectory bank that it names.
+    """The states of one run in a folder: `state.pt`, and the trajectory banks that it names.
 
-    Files are written beside their names and then moved there; the bank, which is large and changes rarely, is written
-    first and only when it changed. So whatever moment a run is killed at, `state.pt` and the bank it names are whole.
+    Files are written under a temporary name and then renamed. The banks are large and change rarely: they are written
+    first, and only if they changed. So whenever a run is killed, `state.pt` and the file it names are complete.
 
     Args:
-        folder: the run's folder; made when something is saved.
-        every: iterations between two states. A run writes one more before its first, and where it is interrupted.
+        folder: the run's folder; it is created when something is saved.
+        every: save every N iterations. A run also saves before its first iteration, and when it is interrupted.
     """
 
     def __init__(self, folder: str | pathlib.Path, every: int = 50) -> None:
-        self.folder, self.every = pathlib.Path(folder), every
+        self.folder = pathlib.Path(folder)
+        self.every = every
 
-    def save(self, state: Mapping[str, Any], bank: Mapping[str, Any], version: str) -> None:
-        """Write a state and, when its version is new, the bank; drop the banks that no state names."""
+    def save(self, state: Mapping[str, Any], banks: Mapping[str, Any], version: str) -> None:
+        """Write a state and, if their version is new, the banks; delete the banks that no state names."""
         path = self.folder / BANK.format(version)
         if not path.exists():
-            write_atomic(path, lambda file: torch.save(bank, file))
-        write_atomic(self.folder / STATE, lambda file: torch.save({**state, "bank": path.name}, file))
+            write_atomic(path, lambda file: torch.save(banks, file))
+        content = {**state, "format": FORMAT, "bank": path.name}
+        write_atomic(self.folder / STATE, lambda file: torch.save(content, file))
         for other in self.folder.glob(BANK.format("*")):
             if other != path:
                 other.unlink()
 
     def exists(self) -> bool:
-        """Return whether there is a state to go on from."""
+        """Return whether there is a state to resume."""
         return (self.folder / STATE).is_file()
 
     def load(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the state and the bank.
+        """Return the state and the banks' states.
 
-        Raises AdvUnlearnError when there is none, it cannot be read, or it is of a run with other settings.
+        Raises AdvUnlearnError if there is no state, it cannot be read, or it belongs to a run with other settings.
         """
         if not self.exists():
-            raise AdvUnlearnError(f"{self.folder} holds no {STATE} to go on from; start the run without resume")
+            raise AdvUnlearnError(f"{self.folder} holds no {STATE} to resume; start the run without resume")
         try:
             state = torch.load(self.folder / STATE, weights_only=True)
-            bank = torch.load(self.folder / state["bank"], weights_only=True)
-        except Exception as error:  # what a damaged pickle raises is anybody's guess
-            raise AdvUnlearnError(f"the state in {self.folder} cannot be read ({error}); start the run anew") from error
-        difference = first_difference(state["settings"], settings, ignored=FREE)
+            banks = torch.load(self.folder / state["bank"], weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything
+            raise AdvUnlearnError(
+                f"the state in {self.folder} cannot be read ({error}); start the run again without resume"
+            ) from error
+        if state.get("format") != FORMAT:
+            raise AdvUnlearnError(
+                f"the state in {self.folder} was written by another version of advunlearn; resume it with that one, or "
+                "start the run again without resume"
+            )
+        difference = first_difference(with_current_names(state["settings"]), settings, ignored=FREE_SETTINGS)
         if difference:
             raise AdvUnlearnError(
-                f"the state in {self.folder} is of a run with other settings: {difference}; give the same ones, or "
-                "start the run anew in another folder"
+                f"the state in {self.folder} belongs to a run with other settings: {difference}; give the same ones, "
+                "or start a new run in another folder"
             )
-        return state, {name: {**tensors, **state["counters"][name]} for name, tensors in bank.items()}
+        return state, {name: {**tensors, **state["counters"][name]} for name, tensors in banks.items()}
 
     def remove(self) -> None:
-        """Delete the state and its bank."""
+        """Delete the state and its banks."""
         for path in (self.folder / STATE, *self.folder.glob(BANK.format("*")), *self.folder.glob("*" + PARTIAL)):
             path.unlink(missing_ok=True)
 
 
 class RunState:
-    """All that a run changes, and what makes it go on exactly: weights, optimiser, random draws, banks, history.
+    """Everything that changes during a run: weights, optimiser, random generators, banks, adversaries, history.
 
     Args:
-        parameters: what trains.
-        adam: its optimiser.
-        banks: the trajectories it draws from.
-        generator: source of its own draws.
-        processes: all have the same state but for the banks, which are gathered to be saved.
+        parameters: the trained parameters.
+        adam: their optimiser.
+        banks: the sources of samples.
+        generator: source of the run's own draws.
+        processes: all have the same state except for the banks, which are gathered for saving.
     """
 
     def __init__(
@@ -95,108 +106,116 @@ class RunState:
         generator: torch.Generator,
         processes: Processes = SINGLE,
     ) -> None:
-        self.parameters, self.adam, self.banks, self.processes = parameters, adam, banks, processes
-        self.generators = [generator, *(bank.generator for bank in banks.all().values())]
+        self.parameters = parameters
+        self.adam = adam
+        self.banks = banks
+        self.processes = processes
+        self.generators = [generator, *(bank.generator for bank in banks.by_name().values())]
         self.history: list[dict[str, float]] = []
-        self.saved: int | None = None  # how many iterations the last state has
-        self.latest: dict[str, Tensor] | None = None  # what each adversary found last
+        self.adversarial: dict[str, dict[str, Tensor]] = {}  # the last state of each adversary, by its name
         self.settings: dict[str, Any] = {}
-        self.mark: dict[str, Any] = {}
-        self.stepping = False
-        self.good: list[Tensor] = []  # the last weights whose gradient was finite, and the iterations that led there
+        self.saved_iterations: int | None = None  # in the last saved state
+        self.iteration_start: dict[str, Any] = {}
+        self.stepping = False  # inside an optimiser step, whose half is never saved
+        self.good_weights: list[Tensor] = []  # the last ones whose gradient was finite
         self.good_iterations = 0
-        self.undo: dict[str, Any] | None = None  # the optimiser at the start of an iteration of several steps
-        self.run = uuid.uuid4().hex[:12]  # one folder may see several runs: a bank belongs to one of them
+        self.adam_before: dict[str, Any] | None = None  # at the start of an iteration of several steps
+        self.run = uuid.uuid4().hex[:12]  # several runs may use one folder in turn; a bank belongs to one of them
 
-    def begin(self) -> None:
-        """Begin an iteration: note where the random draws stand, then renew what the banks have used up.
+    def start_iteration(self) -> None:
+        """Take a snapshot of the random generators, then let the banks replace what was drawn often enough.
 
-        Sampled again from the same mark, the renewed rows come out the same: an interrupted iteration is repeated.
+        Sampled again from the same snapshot, the replaced rows are the same: an interrupted iteration is repeated.
         """
-        self.note()
-        for bank in self.banks.all().values():
+        self.snapshot()
+        for bank in self.banks.by_name().values():
             bank.refresh()
 
     def step(self, row: dict[str, float]) -> None:
-        """Take the optimiser's step; an interrupt in the middle of it is not to be kept."""
+        """Take the optimiser's step and end the iteration with its losses."""
         self.stepping = True
         self.adam.step()
         self.history.append(row)
-        self.note()
-        self.stepping, self.undo = False, None
+        self.snapshot()
+        self.stepping = False
+        self.adam_before = None
 
-    def keep_good(self) -> None:
-        """Keep the weights to return to when a loss is not finite."""
-        self.good = self.good or [torch.empty_like(p) for p in self.parameters]
-        torch._foreach_copy_(self.good, [p.detach() for p in self.parameters])
-        self.good_iterations = len(self.history)
-
-    def go_back(self) -> None:
-        """Return to the weights that were kept."""
-        torch._foreach_copy_([p.data for p in self.parameters], self.good)
-
-    def step_apart(self) -> None:
-        """Take a step that is not an iteration's last; what interrupts the iteration then goes back to its start."""
-        self.undo = self.undo or tree_map_only(Tensor, torch.clone, self.adam.state_dict())
+    def extra_step(self) -> None:
+        """Take a step that is not the iteration's last; an interruption then returns to the iteration's start."""
+        if self.adam_before is None:
+            self.adam_before = tree_map_only(Tensor, torch.clone, self.adam.state_dict())
         self.stepping = True
         self.adam.step()
         self.stepping = False
 
-    def note(self) -> None:
-        """Note where the random draws stand."""
-        self.mark = {
+    def keep_good_weights(self) -> None:
+        """Copy the weights, to return to them if a loss is not finite."""
+        self.good_weights = self.good_weights or [torch.empty_like(p) for p in self.parameters]
+        torch._foreach_copy_(self.good_weights, [p.detach() for p in self.parameters])
+        self.good_iterations = len(self.history)
+
+    def rollback(self) -> None:
+        """Return to the last good weights."""
+        torch._foreach_copy_([p.data for p in self.parameters], self.good_weights)
+
+    def snapshot(self) -> None:
+        """Note the state of the random generators, the banks and the adversaries."""
+        self.iteration_start = {
             "generators": [g.get_state() for g in self.generators],
             "counters": self.banks.counters(),
-            "latest": self.latest,
+            "adversarial": dict(self.adversarial),
         }
 
     @contextlib.contextmanager
-    def kept(self, checkpoints: Checkpoints | None) -> Iterator[None]:
-        """Save a run's beginning, its end, and the last whole iteration when all but a diverged loss interrupts it.
+    def checkpoint_on_exit(self, checkpoints: Checkpoints | None) -> Iterator[None]:
+        """Save at the start and at the end of a run, and, if it is interrupted, its last complete iteration.
 
-        One of several processes that is interrupted does not save: the others may be anywhere, and send it nothing.
+        A run that diverged is not saved. If one of several processes is interrupted it does not save: the others may be
+        anywhere, and send it nothing.
         """
-        if checkpoints and not self.history and self.banks.concept.keeps:  # filling it may have taken long
-            self.note()
+        if checkpoints and not self.history and self.banks.concept.prefilled:  # filling the bank may have taken long
+            self.snapshot()
             self.save(checkpoints)
         try:
             yield
         except TrainingDiverged:
-            if checkpoints and self.saved == 0 and self.processes.main:
-                checkpoints.remove()  # from the start it would only diverge again
+            if checkpoints and self.saved_iterations == 0 and self.processes.main:
+                checkpoints.remove()  # resumed from the start it would diverge again
             raise
         except BaseException:
-            if checkpoints and self.mark and not self.stepping and self.processes.count == 1:
-                if self.undo is not None:
-                    self.go_back()
-                    self.adam.load_state_dict(self.undo)
+            if checkpoints and self.iteration_start and not self.stepping and self.processes.count == 1:
+                if self.adam_before is not None:
+                    self.rollback()
+                    self.adam.load_state_dict(self.adam_before)
                 self.save(checkpoints)
             raise
         if checkpoints:
             self.save(checkpoints)
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Write the state at the last mark."""
-        self.saved = len(self.history)
+        """Write the state at the last snapshot."""
+        self.saved_iterations = len(self.history)
         state = {
             "run": self.run,
             "settings": self.settings,
             "history": self.history,
             "adam": self.adam.state_dict(),
             "parameters": [p.detach() for p in self.parameters],
-            **self.mark,
+            **self.iteration_start,
         }
-        version = "-".join([self.run, *(str(bank.sampled) for bank in self.banks.all().values())])
+        sampled = [str(counters["n_sampled"]) for counters in self.banks.counters().values()]
         tensors = self.banks.tensors()
         if self.processes.main:
-            checkpoints.save(state, tensors, version)
-        self.processes.agreed(False)  # nobody goes on before it is written
+            checkpoints.save(state, tensors, "-".join([self.run, *sampled]))
+        self.processes.any_rank(False)  # all wait until it is written
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state; the banks have theirs already."""
+        """Return to a saved state; the banks were restored when they were made."""
         torch._foreach_copy_([p.data for p in self.parameters], state["parameters"])
         self.adam.load_state_dict(state["adam"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
-        self.history, self.latest, self.run = list(state["history"]), state["latest"], state["run"]
-        self.note()  # a run that has no iteration left is saved as it was
+        self.history = list(state["history"])
+        self.adversarial = dict(state["adversarial"])
+        self.run = state["run"]
+        self.snapshot()  # a run without iterations left is saved as it was

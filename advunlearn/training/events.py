@@ -1,45 +1,46 @@
-"""What a run tells whoever started it."""
+"""Progress and result of a run, as its caller sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from ..models import Denoiser
+from torch import nn
+
+from ..models.denoiser import Denoiser
 from .bank import Report
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run reports after every attack step and every iteration."""
+    """Reported while the banks are filled, after every attack step and after every iteration."""
 
     phase: str  # "bank", "attack" or "train"
-    iteration: int
+    iteration: int  # iterations done; in phase "bank" trajectories sampled
     iterations: int
     attack_step: int = 0
     losses: dict[str, float] = field(default_factory=dict)
-    # After an iteration, to look at and not to change: what is in training, and the losses of all iterations so far.
-    encoder: Any = None
-    denoiser: Any = None
+    # After an iteration, to be read only: the model in training, and the losses of all iterations until now.
+    encoder: nn.Module | None = None
+    denoiser: Denoiser | None = None
     history: Sequence[dict[str, float]] = ()
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run made. The model that was passed in is unchanged; these are copies."""
+    """The trained encoder or denoiser. The caller's model is unchanged; these are copies."""
 
-    encoder: Any  # CLIPTextModel
+    encoder: nn.Module  # a CLIPTextModel, or a DualTextEncoder
     denoiser: Denoiser
-    losses: list[dict[str, float]]
-    iterations: int  # done; fewer than asked for when stopped
+    losses: list[dict[str, float]]  # of each iteration
+    iterations: int  # iterations done: fewer than configured if the callback stopped the run
 
 
 Callback = Callable[[Progress], bool | None]  # return True to stop after the current iteration; may raise
 
 
-def filling(callback: Callback | None) -> Report:
-    """Return a report for `make_banks` that a run's callback follows."""
+def report_filling(callback: Callback | None) -> Report:
+    """Return a report for `make_banks` that passes on to a run's callback."""
 
     def report(done: int, total: int) -> None:
         if callback is not None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import platform
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from .. import __version__
-from ..config.concept import ConceptConfig
+from ..config.training import RunConfig
 from ..models.encoder_files import BASES, part_hashes
 from ..models.loading import TextToImage
 
@@ -30,22 +29,19 @@ def environment() -> dict[str, str]:
     }
 
 
-def recipe_metadata(
-    model: TextToImage, concept: ConceptConfig, configs: Mapping[str, object], **more: object
-) -> dict[str, Any]:
+def recipe_metadata(model: TextToImage, run: RunConfig, **more: object) -> dict[str, Any]:
     """Return the metadata of a trained encoder's file: concept, settings, original model, library versions.
 
     Args:
         model: the original model.
-        concept: the erased concept.
-        configs: the settings, a section per class, as `RunConfig.to_dict` returns them.
+        run: the settings.
         more: further entries, for example `scores`; each key is prefixed with "advunlearn.".
     """
     metadata: dict[str, Any] = {
         "advunlearn.version": __version__,
-        "advunlearn.concept": concept.concept,
-        "advunlearn.kind": concept.kind,
-        "advunlearn.recipe": dict(configs),
+        "advunlearn.concept": run.concept.concept,
+        "advunlearn.kind": run.concept.kind,
+        "advunlearn.recipe": run.to_dict(),
         "advunlearn.base_model": pathlib.Path(model.name).name,
         "advunlearn.base_sha256": model.base_hash(),
         "advunlearn.environment": environment(),

@@ -1,168 +1,215 @@
-"""The training run: draw, attack, loss, step, report."""
+"""The training loop: draw, attack, loss, step, report."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from ..attacks.pgd import AttackResult
-from ..config.adversary import AdversaryConfig
-from ..config.concept import ConceptConfig
-from ..config.training import BankConfig, TrainConfig
+from ..attacks.pgd import Minimiser, pgd
+from ..config.quirks import parse_quirks
+from ..config.training import RunConfig
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..losses import erase_loss, retain_loss
-from ..models import DiffusersDenoiser
 from ..models.denoiser import checkpointed
+from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.loading import TextToImage
 from ..models.text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
-from .adversary import AdversarialState, Adversaries
-from .bank import Banks, BankSamples, TrajectoryBank, make_banks
+from .adversary import Adversary, CleanPrompt, divide
+from .bank import Banks, BankSamples, SampleSource, make_banks
 from .checkpoint import Checkpoints, RunState
-from .distributed import SINGLE, Processes
-from .events import Callback, Progress, TrainResult, filling
-from .quirks import NONE, Quirks, bank_kind, cut_to_words, parse_quirks
-from .sharded_bank import sharded
-from .validation import check, check_shared
+from .distributed import SINGLE, Processes, ShardedBank
+from .events import Callback, Progress, TrainResult, report_filling
+from .inversion_adversary import InversionAdversary
+from .official import PublishedAttack, cut_to_words, source_class
+from .prompt_adversary import PromptAdversary
+from .schedule import Schedule
+from .validation import check_processes, check_run
+
+Losses = dict[str, Tensor]  # "loss", which is differentiated, and its terms
 
 
 class Trainer:
-    """One run on a copy of the encoder, or of the UNet where `train_method` says so."""
+    """One run on a copy of the text encoder, or of the UNet if `train_method` says so.
+
+    Args:
+        model: the original model; it is not changed.
+        run: the settings.
+        banks: the sources of samples.
+        retain_prompts: the retained prompts.
+        generator: source of the adversaries' random draws.
+        processes: share the work of every batch.
+    """
 
     def __init__(
         self,
         model: TextToImage,
-        concept: ConceptConfig,
-        attack: AdversaryConfig,
-        config: TrainConfig,
+        run: RunConfig,
         banks: Banks,
         retain_prompts: Sequence[str],
         generator: torch.Generator,
-        quirks: Quirks = NONE,
         processes: Processes = SINGLE,
     ) -> None:
-        self.concept, self.config, self.banks, self.processes = concept, config, banks, processes
-        self.attack = attack.in_mode(config.mode)
-        self.quirks, self.period = quirks, attack.attack_interval if config.attacks else 1
-        self.encoder, self.denoiser = model.text_encoder, model.denoiser
-        if config.unet_method:
-            assert isinstance(model.denoiser, DiffusersDenoiser)  # `check` saw to that
+        self.run_config = run
+        self.config = run.train
+        self.banks = banks
+        self.processes = processes
+        self.schedule = Schedule.from_config(run)
+        self.encoder = model.text_encoder
+        self.denoiser = model.denoiser
+        if run.train.unet_method:
+            assert isinstance(model.denoiser, DiffusersDenoiser)  # checked by `check_run`
             self.denoiser = trained = model.denoiser.trainable_copy()
-            self.parameters = trained.trainable_parameters(config.unet_method)
+            self.parameters = trained.trainable_parameters(run.train.unet_method)
         else:
             self.encoder = copy.deepcopy(model.text_encoder)
-            chosen = config.trainable, config.num_layers, config.final_norm, config.encoders
-            self.parameters = trainable_parameters(self.encoder, *chosen)
+            self.parameters = trainable_parameters(
+                self.encoder, run.train.trainable, run.train.num_layers, run.train.final_norm, run.train.encoders
+            )
         device = self.denoiser.device
-        self.ids = tokenize(model.tokenizer, concept.prompts).to(device)  # (P, L)
-        cut = quirks.words_for_tokens
-        ids = cut_to_words(self.ids, concept.prompts, model.tokenizer.eos_token_id) if cut else self.ids
-        self.adversaries = Adversaries(model, concept, ids, self.attack, banks.concept, generator, quirks, processes)
-        self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)
-        adam = torch.optim.Adam(self.parameters, lr=config.lr)
+        self.adversaries = make_adversaries(model, run, generator, processes)
+        self.warmup_adversaries: list[Adversary] = [
+            CleanPrompt(
+                tokenize(model.tokenizer, run.concept.prompts).to(device),
+            )
+        ]
+        self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)  # (R, L)
+        adam = torch.optim.Adam(self.parameters, lr=run.train.lr)
         self.state = RunState(self.parameters, adam, banks, generator, processes)
 
-    def find_adversarial(self, on_step: Callable[[int, float], None]) -> AttackResult:
-        """Attack the current encoder, eq. (4): one attacked prompt for each of `restarts` draws."""
-        with gradients_for(self.parameters, False):
-            number = max(0, len(self.state.history) - self.config.warmup) // self.period
-            found, result = self.adversaries.find(self.encoder, self.denoiser, self.state.latest, number, on_step)
-        self.state.latest = found
-        return result
-
-    def concept_context(self, draw: BankSamples, adversarial: AdversarialState | None) -> Tensor:
-        """Encode this process's concept prompts (b, L, D): of all B the first part is clean, the rest attacked."""
-        ids = self.ids[draw.prompt]
-        if adversarial is None:
-            return encode(self.encoder, ids)
-        first, clean = self.processes.rows(self.config.batch).start, round(self.config.clean_share * self.config.batch)
-        clean, before = min(max(0, clean - first), len(ids)), max(0, first - clean)
-        turn = len(self.state.history) - self.config.warmup
-        contexts = self.adversaries.contexts(self.encoder, draw.prompt[clean:], adversarial, turn, before)
-        return torch.cat(([encode(self.encoder, ids[:clean])] if clean else []) + contexts)
-
-    def loss(self, adversarial: AdversarialState | None) -> dict[str, Tensor]:
-        """Eq. (6), or eq. (3) alone where nothing is retained or that has its own steps: one denoiser batch for all."""
-        draw = self.processes.share(self.banks.concept.draw(self.config.batch))
-        x_t, t, context = draw.x_t, draw.t, self.concept_context(draw, adversarial)
-        bank = self._retained("loss")
-        kept = None if bank is None else self.processes.share(bank.draw(self.config.retain_batch))
-        if kept is not None:
-            x_t, t = torch.cat([x_t, kept.x_t]), torch.cat([t, kept.t])
-            context = torch.cat([context, encode(self.encoder, self.retain_ids[kept.prompt])])
-        predicted = self.denoiser.noise_pred(x_t, t, context)
-        erase = erase_loss(predicted[: len(draw)], draw.anchor, draw.cond, self.concept.negative_guidance)
-        erase = self.processes.part(erase, self.config.batch)
-        if kept is None:
-            return {"loss": erase, "erase": erase}
-        retain = self.processes.part(retain_loss(predicted[len(draw) :], kept.cond), self.config.retain_batch)
-        return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
-
-    def _retained(self, by: str) -> TrajectoryBank | None:
-        """Return where retained samples come from, if this run has them in its loss or in steps of their own."""
-        return self.banks.retain if self.config.retains and self.config.retain_mode == by else None
-
-    def loss_retained(self, bank: TrajectoryBank) -> dict[str, Tensor]:
-        """Second term of eq. (6), for a step of its own."""
-        kept = self.processes.share(bank.draw(self.config.retain_batch))
-        predicted = self.denoiser.noise_pred(kept.x_t, kept.t, encode(self.encoder, self.retain_ids[kept.prompt]))
-        retain = self.processes.part(retain_loss(predicted, kept.cond), self.config.retain_batch)
-        return {"loss": self.config.retain_weight * retain, "retain": retain}
-
     def run(self, callback: Callback | None = None, checkpoints: Checkpoints | None = None) -> TrainResult:
-        """Train. A callback that returns True stops the run after its iteration; the result says how far it came.
+        """Train. A callback that returns True stops the run after the current iteration.
 
-        With `checkpoints`, the state is kept before the first iteration, now and then, at the end, and when anything
+        With `checkpoints`, the state is saved before the first iteration, at intervals, at the end, and if anything
         interrupts the run.
-        Raises TrainingDiverged, with the last good state as its `result`, when a loss is not finite.
+        Raises TrainingDiverged, with the last good weights as its `result`, if a loss is not finite.
         """
-        report, state, config = callback or (lambda progress: None), self.state, self.config
-        state.keep_good()
-        with self.processes.interrupts(), self._training(), state.kept(checkpoints):
-            while len(state.history) < config.iterations:
+        report = callback or (lambda progress: None)
+        state, iterations = self.state, self.config.iterations
+        state.keep_good_weights()
+        with self.processes.deferred_interrupts(), self._training(), state.checkpoint_on_exit(checkpoints):
+            while len(state.history) < iterations:
                 i = len(state.history)
-                state.begin()
-                self.banks.concept.only = self.concept.prompts_in_turn((i - config.warmup) // self.period)
-                found = self._attack(i, report)
-                losses = self.loss(state.latest if config.attacks and i >= config.warmup else None)
-                row = self._backward(losses)
-                if found is not None:
-                    row |= {"attack_start": found.losses[0], "attack_end": found.losses[-1]}
-                state.keep_good()
-                row |= self._steps_apart()
+                state.start_iteration()
+                attack_losses = self.attack(i, report) if self.schedule.starts_attack(i) else None
+                row = self._backward(self.loss(i))
+                if attack_losses:
+                    row |= {"attack_start": attack_losses[0], "attack_end": attack_losses[-1]}
+                state.keep_good_weights()
+                row |= self._retain_steps()
                 state.step(row)
-                seen = Progress("train", i + 1, config.iterations, 0, row, self.encoder, self.denoiser, state.history)
-                stop = report(seen)
+                progress = Progress("train", i + 1, iterations, 0, row, self.encoder, self.denoiser, state.history)
+                stop = report(progress)
                 if checkpoints and (i + 1) % checkpoints.every == 0:
                     state.save(checkpoints)
-                if self.processes.agreed(bool(stop)):
+                if self.processes.any_rank(bool(stop)):
                     break
         return self._result(state.history)
 
-    def _steps_apart(self) -> dict[str, float]:
-        """Retain mode step: take the erasing step and all retain steps but the last, whose gradients stay."""
+    def attack(self, iteration: int, report: Callback) -> list[float]:
+        """Let every adversary attack the current model, eq. (4); return the prompt adversary's losses."""
+        draw = functools.partial(self.banks.concept.draw, prompts=self._prompts_in_turn(iteration))
+        number = self.schedule.attacks_before(iteration)
+        done = 0  # steps of the adversaries before
+        losses: dict[str, list[float]] = {}
+
+        def on_step(step: int, loss: float) -> None:
+            report(Progress("attack", iteration, self.config.iterations, done + step, {"attack": loss}))
+
+        with gradients_for(self.parameters, False):
+            found = dict(self.state.adversarial)
+            for adversary in self.adversaries:
+                last = found.get(adversary.name, {})
+                found[adversary.name], losses[adversary.name] = adversary.find(
+                    self.encoder, self.denoiser, draw, last, number, on_step
+                )
+                done += adversary.num_steps
+        self.state.adversarial = found
+        return losses.get(PromptAdversary.name, [])
+
+    def loss(self, iteration: int) -> Losses:
+        """Eq. (6), or eq. (3) if the retain term is off or has steps of its own; one denoiser batch for both terms."""
+        concept = self._draw(self.banks.concept, self.config.batch, self._prompts_in_turn(iteration))
+        x_t, t = concept.x_t, concept.t  # (B, C, h, w), (B,)
+        conditioning = self.encode_concept(concept, iteration)  # (B, L, D)
+        retained = None
+        if (source := self._retain_source("loss")) is not None:
+            retained = self._draw(source, self.config.retain_batch)
+            x_t, t = torch.cat([x_t, retained.x_t]), torch.cat([t, retained.t])
+            conditioning = torch.cat([conditioning, self._encode_retained(retained)])
+        predicted = self.denoiser.noise_pred(x_t, t, conditioning)
+        eta = self.run_config.concept.negative_guidance
+        erase = concept.weight * erase_loss(predicted[: len(concept)], concept.anchor, concept.cond, eta)
+        if retained is None:
+            return {"loss": erase, "erase": erase}
+        retain = retained.weight * retain_loss(predicted[len(concept) :], retained.cond)
+        return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
+
+    def loss_retained(self, source: SampleSource) -> Losses:
+        """Second term of eq. (6), for a step of its own."""
+        retained = self._draw(source, self.config.retain_batch)
+        predicted = self.denoiser.noise_pred(retained.x_t, retained.t, self._encode_retained(retained))
+        retain = retained.weight * retain_loss(predicted, retained.cond)
+        return {"loss": self.config.retain_weight * retain, "retain": retain}
+
+    def encode_concept(self, samples: BankSamples, iteration: int) -> Tensor:
+        """Encode the concept's prompts (B, L, D), divided among the adversaries; in the warm-up all are clean."""
+        adversaries = self.adversaries if self.schedule.is_attacked(iteration) else self.warmup_adversaries
+        turn = iteration - self.schedule.warmup
+        numbers = divide(adversaries, self.config.batch, turn)  # of each one's samples; together the whole batch
+        first = list(accumulate((len(taken) for taken in numbers), initial=0))  # of each one's samples in the batch
+        encoded: dict[int, Tensor] = {}
+        # The clean prompts come last: the order of encoding is the order in which gradients are summed, and decides the
+        # last bits of the weights.
+        for n in (*range(1, len(adversaries)), 0):
+            start = max(first[n], samples.first)
+            stop = min(first[n + 1], samples.first + len(samples))
+            if start < stop:  # otherwise other processes have them
+                prompts = samples.prompt[start - samples.first : stop - samples.first]
+                taken = torch.arange(start - first[n], stop - first[n], device=prompts.device) + numbers[n].start
+                found = self.state.adversarial.get(adversaries[n].name, {})
+                encoded[n] = adversaries[n].encode(self.encoder, prompts, taken, found)
+        return torch.cat([encoded[n] for n in sorted(encoded)])
+
+    def _encode_retained(self, samples: BankSamples) -> Tensor:
+        return encode(self.encoder, self.retain_ids[samples.prompt])
+
+    def _draw(self, source: SampleSource, count: int, prompts: range | None = None) -> BankSamples:
+        """Draw a batch; return this process's part of it."""
+        return self.processes.shard(source.draw(count, prompts))
+
+    def _prompts_in_turn(self, iteration: int) -> range | None:
+        return self.run_config.concept.prompts_in_turn(self.schedule.turn(iteration))
+
+    def _retain_source(self, mode: str) -> SampleSource | None:
+        """Return the source of retained samples if this run has a retain term of that mode."""
+        return self.banks.retain if self.config.retains and self.config.retain_mode == mode else None
+
+    def _retain_steps(self) -> dict[str, float]:
+        """In retain mode `step`, take the erasing step and all retain steps but the last, whose gradients stay."""
         row: dict[str, float] = {}
-        bank = self._retained("step")
-        if bank is not None:
+        if (source := self._retain_source("step")) is not None:
             for _ in range(self.config.retain_steps):
-                self.state.step_apart()
-                row["retain"] = self._backward(self.loss_retained(bank))["retain"]
+                self.state.extra_step()
+                row["retain"] = self._backward(self.loss_retained(source))["retain"]
         return row
 
-    def _backward(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Take gradients; return the values. Where one is not finite, go back to the last good weights."""
+    def _backward(self, losses: Losses) -> dict[str, float]:
+        """Compute gradients; return the values. If one is not finite, return to the last good weights and raise."""
         self.state.adam.zero_grad()
         losses["loss"].backward()
-        self.processes.add(parameter.grad for parameter in self.parameters)
-        row = dict(zip(losses, self.processes.totals(value.item() for value in losses.values()), strict=True))
+        self.processes.all_reduce_(parameter.grad for parameter in self.parameters)
+        values = self.processes.sum_values(value.item() for value in losses.values())
+        row = dict(zip(losses, values, strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf).item()
         if not math.isfinite(row["loss"] + norm):
-            self.state.go_back()
+            self.state.rollback()
             raise TrainingDiverged(
                 f"loss {row['loss']}, gradient norm {norm} in iteration {len(self.state.history) + 1}; the last good "
                 f"weights are kept. Lower lr (now {self.config.lr}) or the attack's step size",
@@ -170,87 +217,91 @@ class Trainer:
             )
         return row
 
-    def _attack(self, iteration: int, report: Callback) -> AttackResult | None:
-        """Find this iteration's adversarial embeddings; None while there is no adversary or its last finds are used."""
-        attacked = iteration - self.config.warmup
-        if not self.config.attacks or attacked < 0 or attacked % self.period:
-            return None
-
-        def on_step(step: int, loss: float) -> None:
-            report(Progress("attack", iteration, self.config.iterations, step, {"attack": loss}))
-
-        return self.find_adversarial(on_step)
-
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """Let only the chosen parameters require gradients; flags of shared modules are restored."""
-        again = checkpointed(self.denoiser.blocks() if self.config.checkpointing else ())
-        with frozen(self.encoder, *self.denoiser.modules()), gradients_for(self.parameters, True), again:
+        """Let only the trained parameters require gradients; the flags of shared modules are restored."""
+        recomputed = checkpointed(self.denoiser.blocks() if self.config.checkpointing else ())
+        with frozen(self.encoder, *self.denoiser.modules()), gradients_for(self.parameters, True), recomputed:
             yield
 
     def _result(self, history: list[dict[str, float]]) -> TrainResult:
         return TrainResult(self.encoder, self.denoiser, history, len(history))
 
 
+def make_adversaries(
+    model: TextToImage, run: RunConfig, generator: torch.Generator, processes: Processes = SINGLE
+) -> list[Adversary]:
+    """Return a run's adversaries, in the order in which their samples stand in a batch; the clean prompt is the first.
+
+    Args:
+        model: the original model.
+        run: the settings.
+        generator: source of every random draw.
+        processes: share the prompt adversary's attacks among them.
+    """
+    concept, attack = run.concept, run.attack.in_mode(run.train.mode)
+    encoder, tokenizer = model.text_encoder, model.tokenizer
+    ids = tokenize(tokenizer, concept.prompts).to(model.denoiser.device)  # (P, L)
+    if not run.train.attacks:
+        return [CleanPrompt(ids)]
+    quirks = parse_quirks(run.train.mode, run.train.quirks)
+    attacked = cut_to_words(ids, concept.prompts, tokenizer.eos_token_id) if quirks.words_for_tokens else ids
+    published = quirks.result_before_last_step or quirks.gradient_accumulates
+    minimise: Minimiser = PublishedAttack(quirks) if published else pgd
+    adversaries: list[Adversary] = [
+        CleanPrompt(ids, run.train.clean_share),
+        PromptAdversary(encoder, tokenizer, concept.prompts, attacked, attack, generator, minimise, processes),
+    ]
+    if attack.inversion_tokens:
+        adversaries.append(InversionAdversary(encoder, tokenizer, concept, attack, generator))
+    return adversaries
+
+
 def train(
     model: TextToImage,
-    concept: ConceptConfig,
-    attack: AdversaryConfig | None = None,
-    config: TrainConfig | None = None,
-    bank: BankConfig | None = None,
+    run: RunConfig | None = None,
     retain_prompts: Sequence[str] = (),
+    *,
     callback: Callback | None = None,
     banks: Banks | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
-    quirks: Quirks | None = None,
     processes: Processes = SINGLE,
 ) -> TrainResult:
-    """Erase a concept from a copy of a model's text encoder, or of its UNet where `train_method` says so.
+    """Erase a concept from a copy of a model's text encoder, or of its UNet if `train_method` says so.
 
     Args:
         model: the original model; it is unchanged afterwards, also after an error.
-        concept, attack, config, bank: the settings.
-        retain_prompts: prompts whose predictions are to stay as they are; of a list that is longer than the bank its
-            beginning, so see `retain.shuffle`.
-        callback: progress and cancel.
-        banks: trajectories to share between runs; sampled when not given.
-        checkpoints: where the run keeps its state.
-        resume: go on from that state. On a CPU the weights end up the same, bit for bit, as without the interruption;
-            on a GPU as far as its own arithmetic repeats itself.
-        quirks: what to do as the published code does, in place of what `config` says.
-        processes: share the work among them; all call this with the same arguments, but for the callback.
+        run: the settings.
+        retain_prompts: prompts whose predictions must not change. Of a list longer than the bank only the beginning is
+            sampled, so shuffle it: see `prompts.retain.shuffle`.
+        callback: receives the progress; returns True to stop.
+        banks: banks to share between runs; sampled if not given.
+        checkpoints: where the run saves its state.
+        resume: continue from that state. On a CPU the final weights are bit-identical to those of an uninterrupted run;
+            on a GPU as far as its arithmetic is deterministic.
+        processes: share the work; all call this with the same arguments, except for the callback.
 
-    Raises AdvUnlearnError for settings that cannot work and TrainingDiverged for a loss that is not finite.
+    Raises AdvUnlearnError for settings that cannot work, TrainingDiverged for a loss that is not finite.
     """
     if resume and (checkpoints is None or banks is not None):
-        raise AdvUnlearnError("resume needs checkpoints to go on from, and takes its banks from them")
-    attack, config, bank = attack or AdversaryConfig(), config or TrainConfig(), bank or BankConfig()
-    generator = torch.Generator().manual_seed(config.seed)
-    quirks = quirks or parse_quirks(config.mode, config.quirks)
-    retained = list(retain_prompts) if config.retains else []
-    kind = bank_kind(config.mode, quirks)
-    size = len(banks.concept) if banks else bank.trajectories * kind.keeps
-    check(model, concept, attack, config, retained, banks, size)
-    check_shared(processes.count, attack, config, bank, kind)
-    kind = sharded(processes) if processes.count > 1 else kind
-    settings = {
-        "concept": concept.to_dict(),
-        "attack": attack.to_dict(),
-        "train": config.to_dict(),
-        "bank": bank.to_dict(),
-        "retain_prompts": retained,
-        "quirks": asdict(quirks),
-        **(model.fingerprints() if checkpoints else {}),
-    }
-    state, kept = checkpoints.load(settings) if checkpoints and resume else (None, None)
-    banks = banks or make_banks(model, concept, retained, bank, generator, filling(callback), kind, kept)
-    trainer = Trainer(model, concept, attack, config, banks, retain_prompts, generator, quirks, processes)
+        raise AdvUnlearnError("resume needs checkpoints, and takes its banks from them; pass checkpoints and no banks")
+    run = run or RunConfig()
+    generator = torch.Generator().manual_seed(run.train.seed)
+    retained = list(retain_prompts) if run.train.retains else []
+    check_run(model, run, retained, banks)
+    check_processes(processes.count, run)
+    settings = {**run.to_dict(), "retain_prompts": retained, **(model.fingerprints() if checkpoints else {})}
+    state, bank_state = checkpoints.load(settings) if checkpoints and resume else (None, None)
+    if banks is None:
+        make = source_class(run.train) if processes.count == 1 else functools.partial(ShardedBank, processes=processes)
+        banks = make_banks(model, run, retained, generator, report_filling(callback), make, bank_state)
+    trainer = Trainer(model, run, banks, retain_prompts, generator, processes)
     trainer.state.settings = settings
     if state:
         trainer.state.restore(state)
-        if len(state["history"]) > config.iterations:
+        if len(state["history"]) > run.train.iterations:
             raise AdvUnlearnError(
-                f"the run has come to iteration {len(state['history'])} already; give at least as many iterations"
+                f"the run has already done {len(state['history'])} iterations; set iterations to at least that"
             )
     return trainer.run(callback, checkpoints)
