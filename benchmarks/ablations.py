@@ -31,7 +31,8 @@ from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig
+from advunlearn.config.quirks import OFFICIAL, Quirks, quirk_names
+from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.cases import make_cases
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
@@ -39,7 +40,7 @@ from advunlearn.miniature import captions
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
 from advunlearn.training.bank import BankSamples, TrajectoryBank, make_banks
-from advunlearn.training.quirks import OFFICIAL, PublishedSampler, Quirks
+from advunlearn.training.official import published_draw
 from advunlearn.training.trainer import train
 
 RECIPE = RECIPES["advunlearn"]
@@ -51,13 +52,15 @@ UTILITY = ("retained_accuracy", "style_accuracy")
 class ToldLate(TrajectoryBank):
     """A bank of whose latents the UNet is told later timesteps, as in the published code."""
 
-    draw = PublishedSampler.draw
+    def draw(self, count: int, prompts: range | None = None) -> BankSamples:
+        """Return `count` samples whose timesteps are later than their latents' noise level."""
+        return published_draw(self, count, prompts)
 
-    def sampled_at(self, k: torch.Tensor) -> BankSamples:
-        """Return a triple of any trajectory for each step number in `k` (B,)."""
+    def sample_at(self, k: torch.Tensor, prompts: range | None = None) -> BankSamples:
+        """Return a sample of any trajectory for each step in `k` (B,)."""
         self.draws += len(k)
-        rows = self._rows()
-        return self._triples(rows[torch.randint(len(rows), (len(k),), generator=self.generator)], k)
+        rows = self._rows_of(prompts)
+        return self._samples_at(rows[torch.randint(len(rows), (len(k),), generator=self.generator)], k)
 
 
 @dataclass(frozen=True)
@@ -149,16 +152,17 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 began = time.perf_counter()
                 generator = torch.Generator().manual_seed(seed)
                 late = quirks.cleaner_latents
-                banks = make_banks(model, concept, prompts, bank, generator, bank=ToldLate) if late else None
+                config = replace(config, quirks=quirk_names(quirks))
+                banks = (
+                    make_banks(model, RunConfig(concept=concept, bank=bank), prompts, generator, make=ToldLate)
+                    if late
+                    else None
+                )
                 result = train(
                     model,
-                    concept,
-                    replace(RECIPE.attack, **change.attack),
-                    config,
-                    bank,
+                    RunConfig(concept=concept, attack=replace(RECIPE.attack, **change.attack), train=config, bank=bank),
                     prompts,
                     banks=banks,
-                    quirks=quirks,
                 )
                 seconds = time.perf_counter() - began
                 measured = evaluator.measure(Subject(result.encoder, model.denoiser))

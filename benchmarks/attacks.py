@@ -37,7 +37,8 @@ from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.attacks import ATTACK_NAMES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig
+from advunlearn.config.quirks import NO_QUIRKS, quirk_names
+from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.formats.text_encoders import save_encoder
@@ -47,7 +48,6 @@ from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import TextToImage, load
 from advunlearn.models.text_encoder import frozen
-from advunlearn.training.quirks import NONE
 from advunlearn.training.trainer import train
 
 RECIPE = RECIPES["advunlearn"]
@@ -93,9 +93,11 @@ def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, training: 
         recipe, size = TRAINED[name], training["trajectories"]
         config = replace(recipe.train, iterations=training["iterations"], seed=training["train_seed"])
         bank = BankConfig(trajectories=size, retain_trajectories=2 * size)
-        quirks = ON_THE_BANK if name == "quirks" else NONE
+        config = replace(config, quirks=quirk_names(ON_THE_BANK) if name == "quirks" else NO_QUIRKS)
         trained = train(
-            model, concept, recipe.attack, config, bank, retain_prompts(concept.names, concept.kind), quirks=quirks
+            model,
+            RunConfig(concept=concept, attack=recipe.attack, train=config, bank=bank),
+            retain_prompts(concept.names, concept.kind),
         )
         save_encoder(path, trained.encoder, {})
     return load_encoder(str(path), model.text_encoder)[0]

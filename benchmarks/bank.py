@@ -32,14 +32,14 @@ from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig
+from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
 from advunlearn.training.bank import TrajectoryBank, make_banks
 from advunlearn.training.events import Progress
-from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.official import FreshSampler
 from advunlearn.training.trainer import train
 
 FULL = BankConfig()
@@ -124,14 +124,22 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 continue
             kind, bank = WAYS[way]
             config = replace(recipe.train, seed=seed, iterations=args.iterations)
-            banks = make_banks(model, concept, prompts, bank, torch.Generator().manual_seed(seed), bank=kind)
+            banks = make_banks(
+                model, RunConfig(concept=concept, bank=bank), prompts, torch.Generator().manual_seed(seed), make=kind
+            )
             marks = [time.perf_counter()]
 
             def mark(progress: Progress, marks: list[float] = marks) -> None:
                 if progress.phase == "train":
                     marks.append(time.perf_counter())
 
-            result = train(model, concept, recipe.attack, config, bank, prompts, mark, banks)
+            result = train(
+                model,
+                RunConfig(concept=concept, attack=recipe.attack, train=config, bank=bank),
+                prompts,
+                callback=mark,
+                banks=banks,
+            )
             attacked = [b - a for a, b in zip(marks, marks[1:], strict=False)][config.warmup :]
             measured = evaluator.measure(Subject(result.encoder, model.denoiser))
             row = {

@@ -37,7 +37,8 @@ from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.presets import of
-from advunlearn.config.training import BankConfig
+from advunlearn.config.quirks import NONE, Quirks, quirk_names
+from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.judges.convnet import ConvJudge
@@ -47,8 +48,7 @@ from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
 from advunlearn.reporting.charts import draw_svg_file
 from advunlearn.training.events import Progress
-from advunlearn.training.fresh_bank import FreshSampler
-from advunlearn.training.quirks import NONE, Quirks
+from advunlearn.training.official import FreshSampler
 from advunlearn.training.trainer import train
 from benchmarks.suites.iteration import Work
 
@@ -120,7 +120,7 @@ def trained(
 ) -> dict[int, tuple[Any, float]]:
     """Return a way's encoders by their length, each with the F that were spent on it."""
     recipe, counted = RECIPES[way.recipe], counting(model.denoiser)
-    config = replace(recipe.train, seed=seed, iterations=max(lengths), **way.train)
+    config = replace(recipe.train, seed=seed, iterations=max(lengths), quirks=quirk_names(way.quirks), **way.train)
     attack, bank = replace(recipe.attack, **way.attack), BankConfig()
     out: dict[int, tuple[Any, float]] = {}
     filled = 0
@@ -136,13 +136,9 @@ def trained(
 
     train(
         replace(model, denoiser=counted),
-        concept,
-        attack,
-        config,
-        bank,
+        RunConfig(concept=concept, attack=attack, train=config, bank=bank),
         retain_prompts(concept.names, concept.kind),
-        keep,
-        quirks=way.quirks,
+        callback=keep,
     )
     return out
 
@@ -150,7 +146,7 @@ def trained(
 def sampled_anew(work: Work, iterations: int) -> float:
     """Return the F of sampling every draw of so many iterations, as the published code does."""
     config = replace(work.bank, sampling_steps=PUBLISHED_STEPS)
-    *attacked, concept, retained = (STEP * FreshSampler.sampling_of(count, config) for count in work.draws())
+    *attacked, concept, retained = (STEP * FreshSampler.steps_per_draw(count, config) for count in work.draws())
     return iterations * (concept + retained) + max(0, iterations - work.train.warmup) * sum(attacked)
 
 

@@ -28,7 +28,7 @@ from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig
+from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
@@ -69,7 +69,11 @@ def run(
                 continue
             config = replace(recipe.train, iterations=length)
             result = train(
-                model, concept, recipe.attack, config, BankConfig(), prompts, checkpoints=keep, resume=keep.exists()
+                model,
+                RunConfig(concept=concept, attack=recipe.attack, train=config, bank=BankConfig()),
+                prompts,
+                checkpoints=keep,
+                resume=keep.exists(),
             )
             measuring = long if length == LONG else short
             evaluator = Evaluator(model, judge, concept, measuring, given=WHOLE_VOCABULARY)

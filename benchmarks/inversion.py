@@ -31,7 +31,7 @@ from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig
+from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.judges.convnet import ConvJudge
@@ -80,7 +80,11 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
             recipe = RECIPES[way.recipe]
             config = replace(recipe.train, seed=seed, **way.train)
             attack = replace(recipe.attack, **way.attack)
-            result = train(model, concept, attack, config, BankConfig(), retain_prompts(concept.names, concept.kind))
+            result = train(
+                model,
+                RunConfig(concept=concept, attack=attack, train=config, bank=BankConfig()),
+                retain_prompts(concept.names, concept.kind),
+            )
             seconds = time.perf_counter() - began
             kept.add({"way": name, "seed": seed, "seconds": seconds} | measured(evaluator, result.encoder))
             print(json.dumps(kept.rows[-1]), flush=True)

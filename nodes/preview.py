@@ -10,7 +10,8 @@ from ..advunlearn.config.training import RunConfig
 from ..advunlearn.reporting import training_samples as samples
 from ..advunlearn.reporting.images import grid
 from ..advunlearn.training.events import Progress
-from ..advunlearn.training.quirks import bank_kind, parse_quirks
+from ..advunlearn.training.official import source_class
+from ..advunlearn.training.schedule import Schedule
 from .host import Bar, HostModel
 
 SIZE, LEFT, PAD = (512, 288), 72, 32
@@ -28,10 +29,9 @@ class Training:
     def __init__(self, node_id: str | None, run: RunConfig, has_retain_prompts: bool) -> None:
         retains = run.train.retains and has_retain_prompts
         trajectories = run.bank.trajectories + (run.bank.retain_trajectories if retains else 0)
-        self.bank = trajectories if bank_kind(run.train.mode, parse_quirks(run.train.mode)).keeps else 0
+        self.bank = trajectories if source_class(run.train).prefilled else 0
         self.attack_steps = run.attack.in_mode(run.train.mode).all_steps if run.train.attacks else 0
-        self.warmup = run.train.warmup
-        self.attack_interval = run.attack.attack_interval
+        self.schedule = Schedule.from_config(run)
         self.bar = Bar(self.units(run.train.iterations), node_id)
         self.rows: dict[int, Mapping[str, float]] = {}
         self.samples: Samples | None = None
@@ -39,8 +39,8 @@ class Training:
 
     def units(self, iterations: int, attack_step: int = 0) -> int:
         """Return the bar's value after `iterations` iterations and `attack_step` steps of the next attack."""
-        attacks = -(-max(0, iterations - self.warmup) // self.attack_interval)
-        return self.bank + iterations + attacks * self.attack_steps + attack_step
+        attack_steps = self.schedule.attacks_before(iterations) * self.attack_steps
+        return self.bank + iterations + attack_steps + attack_step
 
     def __call__(self, progress: Progress) -> None:
         """Update the bar and, every few iterations, the image."""

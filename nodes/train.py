@@ -119,12 +119,9 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             try:
                 result = train(
                     original,
-                    run.concept,
-                    run.attack,
-                    run.train,
-                    run.bank,
+                    run,
                     prompts,
-                    progress,
+                    callback=progress,
                     checkpoints=checkpoints,
                     resume=resume,
                 )
@@ -133,7 +130,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
                 save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)})
                 raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error
             path, listed = folders.new_path(name)
-            save_encoder(path, result.encoder, recipe_metadata(original, run.concept, run.to_dict()))
+            save_encoder(path, result.encoder, recipe_metadata(original, run))
             state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
         checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk

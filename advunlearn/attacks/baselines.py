@@ -15,7 +15,7 @@ from ..config.attacks import RandomPrefixConfig, SeedSearchConfig, SynonymSearch
 from ..models.ddim import noise_of
 from ..models.text_encoder import tokenize
 from .base import Attack, AttackOutput
-from .prompt_slots import bodies, in_front
+from .prompt_slots import content_tokens, prefix_slots
 from .token_attacks import TokenAttack, prefix_texts
 
 
@@ -27,7 +27,7 @@ class RandomPrefix(TokenAttack[RandomPrefixConfig]):
     def start(self) -> None:
         """Draw the first prefixes."""
         scene = self.scene
-        self.slots = in_front(scene.target.ids, self.config.tokens, scene.tokenizer)
+        self.slots = prefix_slots(scene.target.ids, self.config.tokens, scene.tokenizer)
         self.words = self.vocabulary("typed")
         self.tokens = self.drawn(self.starts)
 
@@ -73,7 +73,7 @@ class PlainAttack(Attack[Any]):
     def texts(self) -> list[dict[str, Any]]:
         """Return the prompts and their tokens: typed as they are, they are what was found."""
         tokenizer, asked = self.scene.tokenizer, self.asked()
-        rows = bodies(tokenize(tokenizer, asked), self.scene.target.eos)
+        rows = content_tokens(tokenize(tokenizer, asked), self.scene.target.eos)
         return [
             {"prompt": prompt, "tokens": tokenizer.convert_ids_to_tokens(row), "exact": True}
             for prompt, row in zip(asked, rows, strict=True)

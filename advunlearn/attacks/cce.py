@@ -15,7 +15,7 @@ from ..config.attacks import CCEConfig
 from ..models.denoiser import add_noise
 from ..models.text_encoder import embedding_table
 from .base import AttackOutput, AttackTargets
-from .prompt_slots import Slots, bodies, in_place_of
+from .prompt_slots import PromptSlots, content_tokens, replacement_slots
 from .search_spaces import SharedSearch
 from .token_attacks import DenoisingAttack
 
@@ -39,20 +39,20 @@ class CCE(DenoisingAttack[CCEConfig]):
         self.search = SharedSearch(rows.mean(0).expand(1, config.tokens, -1), config.batch)
         self.optimizer = torch.optim.AdamW([self.search.parameter], lr=config.lr, weight_decay=config.weight_decay)
 
-    def places(self, target: AttackTargets) -> Slots:
+    def places(self, target: AttackTargets) -> PromptSlots:
         """Return prompts with places where the concept's name stands."""
         concept, tokenizer = self.scene.concept, self.scene.tokenizer
         assert concept is not None  # `needs`
         names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
         template = "a painting in the style of" if concept.kind == "style" else "a photo of a"
-        rows = bodies(target.ids, target.eos)
-        return in_place_of(
+        rows = content_tokens(target.ids, target.eos)
+        return replacement_slots(
             rows, names, tokenizer(template).input_ids[1:-1], self.config.tokens, tokenizer, target.ids.device
         )
 
     def around(self, row: int) -> tuple[str, str] | None:
         """Return the text of a case's prompt before and after the new word."""
-        return self.case_slots.around(row, self.scene.tokenizer)
+        return self.case_slots.surrounding_text(row, self.scene.tokenizer)
 
     def draw(self) -> tuple[Tensor, ...]:
         """Draw a batch of pictures, and noise them: which pictures, x_t, t, noise."""
@@ -73,4 +73,4 @@ class CCE(DenoisingAttack[CCEConfig]):
         slots = self.case_slots
         word = self.search.found().expand(len(slots), -1, -1)
         with torch.no_grad():
-            return AttackOutput(slots.conditioning(self.scene.encoder, word), word)
+            return AttackOutput(slots.encode(self.scene.encoder, word), word)

@@ -13,7 +13,7 @@ from ..config.attacks import MMAConfig
 from ..errors import AdvUnlearnError
 from ..models.text_encoder import embedding_table
 from .pez import distance, followed, pooled, wanted
-from .prompt_slots import Slots, alone
+from .prompt_slots import PromptSlots, free_slots
 from .token_attacks import TokenAttack
 from .vocabulary import without
 
@@ -55,7 +55,7 @@ class MMA(TokenAttack[MMAConfig]):
         self.stand_ins = without(super().typed(), words, scene.tokenizer)
         if not len(self.allowed) or not len(self.stand_ins):
             raise AdvUnlearnError(f"forbidden is {', '.join(words)}: no token is left to search; forbid fewer words")
-        self.slots = alone(scene.target.ids, config.tokens, scene.tokenizer)
+        self.slots = free_slots(scene.target.ids, config.tokens, scene.tokenizer)
         self.encoder = followed(scene, config.through)
         self.table = embedding_table(self.encoder).detach()[self.allowed.to(scene.device)].float()
         shape = (len(self.slots), config.tokens)
@@ -67,7 +67,7 @@ class MMA(TokenAttack[MMAConfig]):
         """Return those that are not forbidden."""
         return self.stand_ins
 
-    def losses(self, slots: Slots, embeddings: Tensor, target: Tensor) -> Tensor:
+    def losses(self, slots: PromptSlots, embeddings: Tensor, target: Tensor) -> Tensor:
         """Return 1 - cos(f(c'), f_o(c)), (n,)."""
         return distance(pooled(self.encoder, slots, embeddings, self.scene.target.eos), target)
 

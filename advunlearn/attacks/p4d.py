@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.attacks import P4DConfig
 from ..losses import attack_loss
 from ..models.ddim import batch_of
-from .prompt_slots import Slots, alone, between
+from .prompt_slots import PromptSlots, free_slots, interleaved_slots
 from .token_attacks import HardPrompt, noised
 
 
@@ -23,9 +23,9 @@ class P4DN(HardPrompt[P4DConfig]):
     name, config_class = "p4d_n", P4DConfig
     needs = ("pictures", "original encoder", "original denoiser")
 
-    def places(self) -> Slots:
+    def places(self) -> PromptSlots:
         """Return prompts of places alone."""
-        return alone(self.scene.target.ids, self.config.tokens, self.scene.tokenizer)
+        return free_slots(self.scene.target.ids, self.config.tokens, self.scene.tokenizer)
 
     def start(self) -> None:
         """Keep what the original model is asked."""
@@ -45,7 +45,7 @@ class P4DN(HardPrompt[P4DConfig]):
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
         """Return || eps(x_t, t | c') - eps_o(x_t, t | c) ||^2."""
         x_t, t, eps_o = drawn
-        context = self.slots.rows(rows).conditioning(self.scene.encoder, embeddings)
+        context = self.slots.rows(rows).encode(self.scene.encoder, embeddings)
         return attack_loss(self.scene.denoiser.noise_pred(x_t, t, context), eps_o)
 
 
@@ -54,6 +54,6 @@ class P4DK(P4DN):
 
     name = "p4d_k"
 
-    def places(self) -> Slots:
+    def places(self) -> PromptSlots:
         """Return the prompts with places between their words."""
-        return between(self.scene.prompts, self.config.every, self.scene.tokenizer, self.scene.device)
+        return interleaved_slots(self.scene.prompts, self.config.every, self.scene.tokenizer, self.scene.device)

@@ -15,14 +15,14 @@ from ..config.attacks import PEZConfig, Through
 from ..models.prompt_tokens import end_position
 from ..models.text_encoder import encode
 from .base import AttackContext
-from .prompt_slots import Slots, alone
+from .prompt_slots import PromptSlots, free_slots
 from .token_attacks import HardPrompt
 
 
-def pooled(encoder: Any, slots: Slots, embeddings: Tensor, eos: int) -> Tensor:
+def pooled(encoder: Any, slots: PromptSlots, embeddings: Tensor, eos: int) -> Tensor:
     """Return the outputs (N, D) at the end of text of prompts with embeddings (N, k, D) in their places."""
     ends = end_position(slots.ids, eos)
-    hidden = slots.upto(int(ends.max()) + 1).conditioning(encoder, embeddings)
+    hidden = slots.truncate(int(ends.max()) + 1).encode(encoder, embeddings)
     return hidden[torch.arange(len(ends), device=hidden.device), ends]
 
 
@@ -55,10 +55,10 @@ class PEZ(HardPrompt[PEZConfig]):
         """Return the attacked encoder, or the original one."""
         return followed(self.scene, self.config.through)
 
-    def places(self) -> Slots:
+    def places(self) -> PromptSlots:
         """Return prompts of places alone; keep what they are to mean."""
         self.target = wanted(self.scene)
-        return alone(self.scene.target.ids, self.config.tokens, self.scene.tokenizer)
+        return free_slots(self.scene.target.ids, self.config.tokens, self.scene.tokenizer)
 
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
         """Return 1 - cos(f(c'), f_o(c))."""

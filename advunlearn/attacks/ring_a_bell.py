@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.attacks import RingABellConfig
 from ..config.concept import SUBJECTS, ConceptConfig
 from ..models.text_encoder import encode
-from .prompt_slots import alone
+from .prompt_slots import free_slots
 from .token_attacks import TokenAttack
 
 
@@ -68,7 +68,7 @@ class RingABell(TokenAttack[RingABellConfig]):
         scene, config = self.scene, self.config
         assert scene.concept is not None  # `needs`
         self.words = self.vocabulary(config.vocabulary)
-        self.slots = alone(scene.target.ids, config.tokens, scene.tokenizer)
+        self.slots = free_slots(scene.target.ids, config.tokens, scene.tokenizer)
         distinct = list(dict.fromkeys(scene.prompts))
         self.prompt = [distinct.index(p) for p in scene.prompts]
         self.rank = [self.prompt[:n].count(p) for n, p in enumerate(self.prompt)]

@@ -14,7 +14,7 @@ from ..losses import denoising_loss
 from ..models.denoiser import add_noise
 from ..models.text_encoder import embedding_table
 from .base import Attack, AttackOutput, GradientAttack, Settings
-from .prompt_slots import Slots, bodies
+from .prompt_slots import PromptSlots, content_tokens
 from .search_spaces import HardSearch
 from .vocabulary import as_text, repaired, search_vocabulary, typed_vocabulary, whole_text
 
@@ -24,11 +24,11 @@ HardSettings = TypeVar("HardSettings", bound=HardPromptConfig)
 class SlotAttack(Attack[Settings]):
     """An attack that finds embeddings (N, k, D) for the places of its `slots`, which `start` sets."""
 
-    slots: Slots
+    slots: PromptSlots
 
     def around(self, row: int) -> tuple[str, str] | None:
         """Return the text before and after a case's places."""
-        return self.slots.around(row, self.scene.tokenizer)
+        return self.slots.surrounding_text(row, self.scene.tokenizer)
 
 
 class TokenAttack(SlotAttack[Settings]):
@@ -43,12 +43,12 @@ class TokenAttack(SlotAttack[Settings]):
         table = embedding_table(self.scene.encoder).detach()
         embeddings = table[self.ids().to(table.device)].float()
         with torch.no_grad():
-            return AttackOutput(self.slots.conditioning(self.scene.encoder, embeddings), embeddings)
+            return AttackOutput(self.slots.encode(self.scene.encoder, embeddings), embeddings)
 
     def texts(self) -> list[dict[str, Any]]:
         """Return whole prompts."""
         ids, scene = self.ids(), self.scene
-        prompts, length = bodies(self.slots.fill(ids).cpu(), scene.target.eos), self.slots.ids.shape[1]
+        prompts, length = content_tokens(self.slots.fill(ids).cpu(), scene.target.eos), self.slots.ids.shape[1]
         kept = [row[at < length].tolist() for row, at in zip(ids, self.slots.at.cpu(), strict=True)]
         return [whole_text(scene.tokenizer, p, k) for p, k in zip(prompts, kept, strict=True)]
 
@@ -95,7 +95,7 @@ class DenoisingAttack(SlotAttack[Settings], GradientAttack[Settings]):
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
         """Return || noise - eps(x_t, t | c') ||^2."""
         x_t, t, noise = drawn
-        context = self.slots.rows(rows).conditioning(self.scene.encoder, embeddings)
+        context = self.slots.rows(rows).encode(self.scene.encoder, embeddings)
         return denoising_loss(self.scene.denoiser.noise_pred(x_t, t, context), noise)
 
 
@@ -106,7 +106,7 @@ class HardPrompt(TokenAttack[HardSettings], GradientAttack[HardSettings]):
     keeps_best = False  # whether losses of different steps can be compared
 
     @abc.abstractmethod
-    def places(self) -> Slots:
+    def places(self) -> PromptSlots:
         """Return the prompts with their places."""
 
     def searched_encoder(self) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.attacks import SoftPrefixConfig, UnlearnDiffAtkConfig
 from ..models.text_encoder import embedding_table
 from .base import AttackOutput
-from .prompt_slots import in_front
+from .prompt_slots import prefix_slots
 from .search_spaces import SoftSearch, TokenSearch
 from .token_attacks import DenoisingAttack, TokenAttack, prefix_texts
 from .vocabulary import search_vocabulary
@@ -30,7 +30,7 @@ class UnlearnDiffAtk(TokenAttack[UnlearnDiffAtkConfig], DenoisingAttack[UnlearnD
     def start(self) -> None:
         """Start from random weights."""
         scene, table = self.scene, embedding_table(self.scene.encoder).detach()
-        self.slots = in_front(scene.target.ids, self.config.tokens, scene.tokenizer)
+        self.slots = prefix_slots(scene.target.ids, self.config.tokens, scene.tokenizer)
         vocabulary = self.vocabulary(self.config.vocabulary)
         self.search = TokenSearch(table, vocabulary, len(self.slots), self.config.tokens, self.starts)
         self.optimizer = torch.optim.Adam([self.search.parameter], lr=self.config.lr)
@@ -52,7 +52,7 @@ class SoftPrefix(DenoisingAttack[SoftPrefixConfig]):
     def start(self) -> None:
         """Start from random tokens."""
         scene, config, table = self.scene, self.config, embedding_table(self.scene.encoder).detach()
-        self.slots = in_front(scene.target.ids, config.tokens, scene.tokenizer)
+        self.slots = prefix_slots(scene.target.ids, config.tokens, scene.tokenizer)
         sigma, vocabulary = table.float().std().item(), search_vocabulary(scene.tokenizer)
         self.search = SoftSearch(table, vocabulary, len(self.slots), config.tokens, self.starts, config.radius * sigma)
         self.optimizer = torch.optim.Adam([self.search.parameter], lr=config.lr * sigma)
@@ -61,4 +61,4 @@ class SoftPrefix(DenoisingAttack[SoftPrefixConfig]):
         """Return the prefix as it is."""
         with torch.no_grad():
             found = self.search.found()
-            return AttackOutput(self.slots.conditioning(self.scene.encoder, found), found)
+            return AttackOutput(self.slots.encode(self.scene.encoder, found), found)

@@ -42,6 +42,11 @@ def quirks_setting() -> Any:
     )
 
 
+def quirk_names(quirks: Quirks) -> str:
+    """Return the value of the setting `quirks` that stands for some of them."""
+    return ",".join(name for name in NAMES if getattr(quirks, name)) or NO_QUIRKS
+
+
 def parse_quirks(mode: str, names: str = "") -> Quirks:
     """Return the named quirks, or the mode's own if none are named. Raises AdvUnlearnError for an unknown name."""
     given = names.replace(",", " ").split()

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
 from ..models.counting import BACKWARD
 from ..models.ddim import batch_of
 from ..models.loading import TextToImage
 from ..training.bank import Banks, TrajectoryBank, make_banks
 from ..training.events import Progress
-from ..training.quirks import bank_kind, parse_quirks
+from ..training.official import source_class
 from ..training.trainer import Trainer
 from .fake_tensors import Deadline, LiveMemory, fake_copy
 from .plan import Estimate, Forwards, Plan
@@ -32,14 +33,14 @@ class ProbedBank(TrajectoryBank):
     then: str  # the phase that follows
     forwards: float  # F of one step of one trajectory
 
-    def _rows(self) -> Tensor:
+    def _rows_of(self, prompts: range | None) -> Tensor:
         """Return all rows: whose turn it is changes nothing here, and fake tensors cannot tell."""
         return torch.arange(len(self))
 
     def refresh(self) -> None:
         """Sample as a run does between two iterations."""
         self.live.enter("bank")
-        counted: Any = self.denoiser
+        counted: Any = self.sampler.denoiser
         rows, counted.forwards = min(batch_of(self.chunk, self.x_t), len(self)), 0
         self._sample(range(rows), last=0)
         self.forwards, counted.forwards = counted.forwards / rows, 0
@@ -97,15 +98,8 @@ def estimate(
     with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as live, Deadline(seconds):
         fake = fake_model(model, plan.resolution // 8, with_gradient(plan))
         weights = live.live
-        banks = make_banks(
-            fake,
-            plan.concept,
-            retained,
-            plan.bank,
-            torch.Generator(),
-            bank=ProbedBank,
-            state={"concept": {}, "retain": {}},
-        )
+        run = RunConfig(concept=plan.concept, attack=plan.attack, train=plan.train, bank=plan.bank)
+        banks = make_banks(fake, run, retained, torch.Generator(), make=ProbedBank, state={"concept": {}, "retain": {}})
         bank = sum(_size(tensors.values()) for tensors in banks.tensors().values())
         trainer = _trainer(fake, plan, banks, retained)
         copied = live.live - weights - bank
@@ -137,14 +131,15 @@ def _trainer(fake: TextToImage, plan: Plan, banks: Banks, retained: Sequence[str
     """Return a trainer of one iteration with one attack step and one retain step: all others take the same memory."""
     config = replace(plan.train, iterations=1, warmup=0, retain_steps=1)
     attack = replace(plan.attack, steps=1, inversion_steps=1)
-    return Trainer(fake, plan.concept, attack, config, banks, retained, torch.Generator())
+    run = RunConfig(concept=plan.concept, attack=attack, train=config, bank=plan.bank)
+    return Trainer(fake, run, banks, retained, torch.Generator())
 
 
 def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> dict[str, int]:
     """Run an iteration of a run that has its gradients and moments; return the F of its attack step and training."""
     counted: Any = trainer.denoiser
     first = "attack" if trainer.config.attacks else "train"
-    for bank in trainer.banks.all().values():
+    for bank in trainer.banks.by_name().values():
         vars(bank).update(live=live, then=first)
     if device.type != "cpu":  # there Adam takes its steps over all weights at once
         trainer.state.adam.param_groups[0]["foreach"] = True
@@ -156,7 +151,7 @@ def _one_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> 
     def on_progress(progress: Progress) -> None:
         phase = "words" if progress.attack_step > 1 else progress.phase
         work[phase], counted.forwards = counted.forwards, 0
-        live.enter("words" if phase == "attack" and trainer.attack.inversion_tokens else "train")
+        live.enter("words" if phase == "attack" and trainer.run_config.attack.inversion_tokens else "train")
 
     trainer.run(on_progress)
     return work
@@ -169,12 +164,12 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     attacked = n - config.warmup if config.attacks else 0
     renewed = -(-attacked // attack.attack_interval)  # iterations that attack anew
     share = renewed / attacked if attacked else 0
-    per_step = {name: bank.forwards for name, bank in banks.all().items()}  # type: ignore[attr-defined]
-    kind = bank_kind(config.mode, parse_quirks(config.mode, config.quirks))
+    per_step = {name: bank.forwards for name, bank in banks.by_name().items()}  # type: ignore[attr-defined]
+    kind = source_class(config)
 
     def drawing(name: str, count: int) -> float:
         """Return the F that a draw of `count` triples costs beside their use."""
-        return kind.sampling_of(count, plan.bank) * per_step.get(name, 0)
+        return kind.steps_per_draw(count, plan.bank) * per_step.get(name, 0)
 
     redrawn = (1 + steps * (attack.resample == "step")) if attacked else 0
     retained = drawing("retain", config.retain_batch) * (config.retain_steps if config.retain_mode == "step" else 1)
@@ -183,7 +178,7 @@ def _forwards(plan: Plan, banks: Banks, work: Mapping[str, int]) -> Forwards:
     if words and attacked:
         again = attack.resample == "step" and len(plan.concept.groups) == 1
         attacking += share * (1 + attack.inversion_steps * again) * drawing("concept", words)
-    trajectories = {name: len(bank) for name, bank in banks.all().items()} if kind.keeps else {}
+    trajectories = {name: len(bank) for name, bank in banks.by_name().items()} if kind.prefilled else {}
     fill = sum(count * plan.bank.sampling_steps * per_step[name] for name, count in trajectories.items())
     more = config.retain_steps - 1 if config.retains and config.retain_mode == "step" else 0
     train = work["train"] + more * config.retain_batch * with_gradient(plan)

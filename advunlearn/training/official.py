@@ -8,7 +8,7 @@ and another attack loop.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -137,24 +137,40 @@ class PublishedSampler:
     def refresh(self) -> None:
         """Do nothing: every sample is new."""
 
+    def sample_at(self, k: Tensor, prompts: range | None = None) -> BankSamples:
+        """Sample one trajectory for each step in `k` (B,); return its sample at that step."""
+        return self.fresh.sample_at(k, prompts)
+
     def draw(self, count: int, prompts: range | None = None) -> BankSamples:
         """Return `count` samples, with the original model's predictions at the timesteps that they state."""
-        total = len(self.sampler.denoiser.alphas_cumprod)
-        steps = self.sampler.config.sampling_steps
-        stride = total // steps
-        k = torch.randint(min(2, steps - 1), steps, (count,), generator=self.generator)
-        shift = 2 * stride - 1 + torch.randint(stride, (count,), generator=self.generator)
-        return relabelled(self.fresh.sample_at(k, prompts), shift, self.sampler)
+        return published_draw(self, count, prompts)
 
 
-def relabelled(samples: BankSamples, shift: Tensor, sampler: TrajectorySampler) -> BankSamples:
-    """Return samples at timesteps later by `shift` (B,), with the original model's predictions there."""
-    last = len(sampler.denoiser.alphas_cumprod) - 1
-    t = (samples.t + shift.to(samples.t.device)).clamp(max=last)
-    prompts = samples.prompt.cpu()
-    anchor = sampler.anchor(prompts) if sampler.anchor else sampler.uncond.expand(len(samples), -1, -1)
+class StepSource(Protocol):
+    """A source that can sample at given steps of its trajectories."""
+
+    sampler: TrajectorySampler
+    generator: torch.Generator
+
+    def sample_at(self, k: Tensor, prompts: range | None = None) -> BankSamples:
+        """Return one sample for each step in `k` (B,)."""
+        ...
+
+
+def published_draw(source: StepSource, count: int, prompts: range | None = None) -> BankSamples:
+    """Draw steps and timesteps as the published code does; the model's predictions are for these timesteps."""
+    sampler = source.sampler
+    total = len(sampler.denoiser.alphas_cumprod)
+    steps = sampler.config.sampling_steps
+    stride = total // steps
+    k = torch.randint(min(2, steps - 1), steps, (count,), generator=source.generator)
+    shift = 2 * stride - 1 + torch.randint(stride, (count,), generator=source.generator)
+    samples = source.sample_at(k, prompts)
+    t = (samples.t + shift.to(samples.t.device)).clamp(max=total - 1)
+    numbers = samples.prompt.cpu()
+    anchor = sampler.anchor(numbers) if sampler.anchor else sampler.uncond.expand(count, -1, -1)
     anchor_pred = sampler.predict(samples.x_t, t, anchor)
-    cond_pred = sampler.predict(samples.x_t, t, sampler.cond(prompts))
+    cond_pred = sampler.predict(samples.x_t, t, sampler.cond(numbers))
     return BankSamples(samples.x_t, t, anchor_pred, cond_pred, samples.prompt)
 
 

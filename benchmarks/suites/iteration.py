@@ -18,13 +18,13 @@ import torch
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.models.counting import counting
 from advunlearn.models.loading import TextToImage, best_device, load
 from advunlearn.models.text_encoder import frozen
 from advunlearn.training.bank import Banks, TrajectoryBank, make_banks
 from advunlearn.training.events import Progress
-from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.official import FreshSampler
 from advunlearn.training.trainer import Trainer
 
 from .clock import now
@@ -49,7 +49,7 @@ class Work:
 
     def sampling(self, kind: type[TrajectoryBank], step: Cost) -> Cost:
         """Return the mean cost of sampling trajectories in an iteration, from the cost of one step of a trajectory."""
-        steps = sum(kind.sampling_of(count, self.bank) for count in self.draws())
+        steps = sum(kind.steps_per_draw(count, self.bank) for count in self.draws())
         return Cost(steps * step.seconds, steps * step.forwards)
 
 
@@ -77,8 +77,14 @@ def sampled(model: TextToImage, kind: type[TrajectoryBank], work: Work) -> tuple
     """Fill the banks of a run; return them and the cost of one step of a trajectory."""
     counted: Any = model.denoiser
     began, counted.forwards = now(counted.device), 0
-    banks = make_banks(model, CONCEPT, RETAINED, work.bank, torch.Generator().manual_seed(0), bank=kind)
-    steps = max(1, sum(len(bank) for bank in banks.all().values()) * work.bank.sampling_steps)
+    banks = make_banks(
+        model, RunConfig(concept=CONCEPT, bank=work.bank), RETAINED, torch.Generator().manual_seed(0), make=kind
+    )
+    steps = max(
+        1,
+        sum(len(bank) for bank in banks.by_name().values() if isinstance(bank, TrajectoryBank))
+        * work.bank.sampling_steps,
+    )
     return banks, Cost((now(counted.device) - began) / steps, counted.forwards / steps)
 
 
@@ -87,15 +93,14 @@ def iterations(model: TextToImage, banks: Banks, count: int, work: Work) -> list
     counted: Any = model.denoiser
     trainer = Trainer(
         model,
-        CONCEPT,
-        work.attack,
-        replace(work.train, iterations=count),
+        RunConfig(concept=CONCEPT, attack=work.attack, train=replace(work.train, iterations=count), bank=work.bank),
         banks,
         RETAINED,
         torch.Generator().manual_seed(0),
     )
-    for bank in banks.all().values():
-        bank.draws = 0
+    for bank in banks.by_name().values():
+        if isinstance(bank, TrajectoryBank):
+            bank.draws = 0
     costs: list[Cost] = []
     began, counted.forwards = now(counted.device), 0
 

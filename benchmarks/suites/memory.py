@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from advunlearn.config.adversary import AdversaryConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.memory.estimate import estimate
 from advunlearn.memory.plan import GIB, PUBLISHED_RESOLUTION, Plan
 from advunlearn.models.loading import TextToImage
@@ -50,7 +50,7 @@ class Case:
         """Train, as a user would."""
         plan = self.plan
         model = random_model(self.model, self.resolution, getattr(torch, self.dtype))
-        train(model, plan.concept, plan.attack, plan.train, plan.bank, RETAINED)
+        train(model, RunConfig(concept=plan.concept, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
 
 
 def random_model(name: str, resolution: int, dtype: torch.dtype, device: torch.device = CPU) -> TextToImage:

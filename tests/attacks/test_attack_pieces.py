@@ -11,7 +11,7 @@ from attack_table import CPU, TINY, attacked
 from advunlearn.attacks import mma, ring_a_bell
 from advunlearn.attacks.base import AttackContext
 from advunlearn.attacks.baselines import replace_name
-from advunlearn.attacks.prompt_slots import between, bodies, make_slots, renamed
+from advunlearn.attacks.prompt_slots import content_tokens, interleaved_slots, make_slots, without_name
 from advunlearn.attacks.registry import attack_settings, make_attack
 from advunlearn.attacks.search_spaces import HardSearch
 from advunlearn.attacks.vocabulary import nearest, repaired, search_vocabulary, typed_vocabulary, unit, without
@@ -41,9 +41,9 @@ def test_places_are_encoded_as_typed_tokens(scene: AttackContext) -> None:
     slots = make_slots([[700, 701], [702]], [[0, 1], [1]], scene.tokenizer, CPU)
     tokens = torch.tensor([[800, 801], [802, 0]])
     with torch.no_grad():
-        conditioning = slots.conditioning(scene.encoder, embedding_table(scene.encoder)[tokens])
+        conditioning = slots.encode(scene.encoder, embedding_table(scene.encoder)[tokens])
         direct = scene.encoder(slots.fill(tokens)).last_hidden_state
-        short = slots.upto(4).conditioning(scene.encoder, embedding_table(scene.encoder)[tokens])
+        short = slots.truncate(4).encode(scene.encoder, embedding_table(scene.encoder)[tokens])
     assert torch.allclose(conditioning, direct, atol=1e-6)
     assert torch.allclose(short, conditioning[:, :4], atol=1e-5)  # the encoder is causal
 
@@ -72,9 +72,12 @@ def test_no_place_is_inside_a_word(model: TextToImage) -> None:
     tokenizer, prompt = model.tokenizer, "a sailboat, on a cumulonimbus cloud"
     pieces = tokenizer("sailboat,").input_ids[1:-1]
     assert len(pieces) == 3 and len(tokenizer("cumulonimbus").input_ids) > 3
-    slots = between([prompt, "a dog or"], 2, tokenizer, CPU)
+    slots = interleaved_slots([prompt, "a dog or"], 2, tokenizer, CPU)
     dog = tokenizer("dog").input_ids[1]
-    said = [tokenizer.decode(row) for row in bodies(slots.fill(torch.full_like(slots.at, dog)), tokenizer.eos_token_id)]
+    said = [
+        tokenizer.decode(row)
+        for row in content_tokens(slots.fill(torch.full_like(slots.at, dog)), tokenizer.eos_token_id)
+    ]
     assert said[0].replace(" ,", ",") == "dog a sailboat, dog on a dog cumulonimbus cloud dog"
     assert said[1] == "dog a dog dog or" and slots.at[0, :2].tolist() == [1, 6]
 
@@ -187,7 +190,7 @@ def test_concept_vector_by_hand() -> None:
     [([5, 1, 2, 6], ([5, 6], 1)), ([1, 2], ([], 0)), ([5, 2, 1], ([8, 9], 2)), ([5, 3], ([5], 1))],
 )
 def test_the_new_word_stands_where_the_name_stood(body: Sequence[int], expected: tuple[list[int], int]) -> None:
-    assert renamed(body, [[1, 2], [3]], [8, 9]) == expected
+    assert without_name(body, [[1, 2], [3]], [8, 9]) == expected
 
 
 def test_cce_gives_one_word_for_all_cases(scene: AttackContext) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.measurement import Measurement
 from advunlearn.judges.convnet import ConvJudge
@@ -50,7 +50,7 @@ def erased(judge: ConvJudge) -> Erased:
     """Train for a few iterations; in bf16, which is fast."""
     model = load("miniature", dtype=torch.bfloat16)
     config = TrainConfig(mode="esd", iterations=12, warmup=0, lr=2e-4)
-    result = train(model, CHURCH, config=config, bank=BankConfig(trajectories=8, sampling_steps=10))
+    result = train(model, RunConfig(concept=CHURCH, train=config, bank=BankConfig(trajectories=8, sampling_steps=10)))
     budget = EvaluateConfig(cases=6, sampling_steps=6, judge_interval=5, repeats=0)
     names = ["kirche", "iglesia", "kerk", "chapel"]
     evaluator = Evaluator(model, judge, CHURCH, budget, routes=names, given=STRONG)

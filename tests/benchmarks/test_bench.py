@@ -15,7 +15,7 @@ from advunlearn.memory.plan import USABLE
 from advunlearn.models.counting import counting
 from advunlearn.models.loading import TextToImage
 from advunlearn.training.bank import TrajectoryBank
-from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.official import FreshSampler
 from benchmarks.__main__ import main
 from benchmarks.suites import SUITES, bank, iteration, memory, scale
 from benchmarks.suites.iteration import Cost, Work
@@ -80,7 +80,7 @@ def test_the_published_way_takes_what_it_takes_on_average(model: TextToImage) ->
         counted.forwards = 0
         fresh.concept.draw(2)
         drawn.append(counted.forwards)
-    expected = 2 * FreshSampler.sampling_of(2, SMALL.bank)
+    expected = 2 * FreshSampler.steps_per_draw(2, SMALL.bank)
     assert expected == 2 * 2 * (4 - (1 + 4 + 9) / 16)  # the larger of two numbers from 1 to 4, for both
     # Standard deviation of a draw: 3.3 F, of the mean of sixty 0.43.
     assert statistics.mean(drawn) == pytest.approx(expected, abs=1.3) and len(set(drawn)) == 4

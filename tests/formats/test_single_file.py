@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.formats import single_file
 from advunlearn.formats.text_encoders import compute_encoder_shapes
@@ -59,7 +59,9 @@ def test_it_trains_and_can_be_estimated(wide: TextToImage) -> None:
     config = TrainConfig(iterations=1, warmup=0, num_layers=1, batch=1, retain_batch=1)
     bank = BankConfig(trajectories=1, retain_trajectories=1, sampling_steps=2)
     attack, prompts = AdversaryConfig(steps=1, restarts=1), ["a photo of a castle"]
-    result = train(wide, ConceptConfig(concept="church"), attack, config, bank, prompts)
+    result = train(
+        wide, RunConfig(concept=ConceptConfig(concept="church"), attack=attack, train=config, bank=bank), prompts
+    )
     assert result.iterations == 1 and torch.isfinite(torch.tensor(result.losses[0]["loss"]))
     name = "encoder.layers.0.mlp.fc1.weight"
     new, old = (dict(e.named_parameters()) for e in (result.encoder, wide.text_encoder))

@@ -12,10 +12,10 @@ from typing import Any
 from inside import checkpoint, comfy, load_pack, torch
 
 OPTIONS = {
-    "attack": ("AdversaryConfig", {"steps": 2, "restarts": 2}),
-    "train": ("TrainConfig", {"iterations": 2, "warmup": 0, "batch": 4, "retain_batch": 2}),
-    "bank": ("BankConfig", {"trajectories": 2, "retain_trajectories": 2, "sampling_steps": 2}),
-    "concept": ("ConceptConfig", {}),
+    "attack": {"steps": 2, "restarts": 2},
+    "train": {"iterations": 2, "warmup": 0, "batch": 4, "retain_batch": 2},
+    "bank": {"trajectories": 2, "retain_trajectories": 2, "sampling_steps": 2},
+    "concept": {},
 }
 
 
@@ -26,25 +26,21 @@ def main() -> dict[str, Any]:
     config = importlib.import_module("pack.advunlearn.config.training")
     fake_tensors = importlib.import_module("pack.advunlearn.memory.fake_tensors")
     trainer = importlib.import_module("pack.advunlearn.training.trainer")
-    settings = {name: getattr(config, kind)(**values) for name, (kind, values) in OPTIONS.items()}
+    run = config.RunConfig.from_dict(OPTIONS)
     out: dict[str, Any] = {}
     with torch.inference_mode():  # as every node runs
         model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=True)
         with host.enable_gradients():
             adapted = host.make_model(model, clip, resolution=128)
-            out["line"] = memory.check(adapted, ["a dog"], **settings)
+            out["line"] = memory.check(adapted, run, ["a dog"])
             looked = memory._Check(adapted, ["a dog"])
-            out["predicted"] = looked.measure(memory.Plan(resolution=128, **settings)).peak
+            plan = memory.Plan(resolution=128, **{name: getattr(run, name) for name in OPTIONS})
+            out["predicted"] = looked.measure(plan).peak
             with fake_tensors.LiveMemory() as counter:
                 for part in (adapted.text_encoder, adapted.denoiser.patcher.model):
                     for tensor in (*part.parameters(), *part.buffers()):
                         counter.follow(tensor)
-                trainer.train(
-                    adapted,
-                    retain_prompts=["a dog"],
-                    **{k: v for k, v in settings.items() if k != "train"},
-                    config=settings["train"],
-                )
+                trainer.train(adapted, run, ["a dog"])
             out["counted"] = max(counter.peaks.values())
             for name, error in (
                 ("broken", TypeError("no fake\nkernel")),
@@ -56,7 +52,7 @@ def main() -> dict[str, Any]:
 
                 memory.estimate = fail
                 try:
-                    out[name] = memory.check(adapted, ["a dog"], **settings)
+                    out[name] = memory.check(adapted, run, ["a dog"])
                 except memory.host.InterruptProcessingException:
                     out[name] = "raised"
     return out

@@ -16,7 +16,7 @@ from torch import nn
 from advunlearn.cli import main as cli
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.memory import fake_tensors as live
 from advunlearn.memory.estimate import estimate
@@ -167,7 +167,7 @@ def test_a_real_run_takes_what_was_predicted(
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(model, concept, plan.attack, plan.train, plan.bank, RETAINED)
+        train(model, RunConfig(concept=concept, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 
@@ -242,7 +242,7 @@ def test_a_real_run_of_other_options_takes_what_was_predicted(
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(model, plan.concept, plan.attack, plan.train, plan.bank, RETAINED)
+        train(model, RunConfig(concept=plan.concept, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from advunlearn.models.ddim import ddim_sample, ddim_timesteps
 from advunlearn.models.denoiser import add_noise
 from advunlearn.models.diffusers_denoiser import DiffusersDenoiser
 from advunlearn.models.loading import TextToImage
-from advunlearn.training.bank import TrajectoryBank
-from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.bank import TrajectoryBank, TrajectorySampler
+from advunlearn.training.official import FreshSampler
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20, 50, 1000])
@@ -59,16 +60,15 @@ def test_v_prediction_is_turned_into_noise(model: TextToImage) -> None:
     assert (denoiser.noise_pred(x_t, t, torch.zeros(3, 77, 192)) - noise).abs().max() < 1e-5
 
 
-def bank_of(
-    model: TextToImage, config: BankConfig, size: int = 4, kind: type[TrajectoryBank] = TrajectoryBank
-) -> TrajectoryBank:
+def bank_of(model: TextToImage, config: BankConfig, size: int = 4, kind: Any = TrajectoryBank) -> Any:
     prompts = model.encode(["a church", "a dog"])
     generator = torch.Generator().manual_seed(0)
-    return kind(model.denoiser, lambda numbers: prompts[numbers], 2, model.encode([""]), size, config, generator)
+    sampler = TrajectorySampler(model.denoiser, lambda rows: prompts[rows], model.encode([""]), 2, config)
+    return kind(sampler, size, generator)
 
 
 @pytest.mark.parametrize("kind", [TrajectoryBank, FreshSampler])
-def test_triples_are_exact(model: TextToImage, small_bank: BankConfig, kind: type[TrajectoryBank]) -> None:
+def test_triples_are_exact(model: TextToImage, small_bank: BankConfig, kind: Any) -> None:
     bank = bank_of(model, small_bank, kind=kind)
     draw, cond = bank.draw(4), model.encode(["a church", "a dog"])
     with torch.no_grad():
@@ -86,10 +86,10 @@ def test_bank_is_reproducible_and_refreshed_after_its_share_of_draws(model: Text
     for _ in range(7):  # 28 draws: below 2 draws for each of the 16 triples
         a.draw(4)
         a.refresh()
-    assert a.sampled == 4 and torch.equal(a.x_t, before)
+    assert a.n_sampled == 4 and torch.equal(a.x_t, before)
     a.draw(4)
     a.refresh()
-    assert a.sampled == 8 and not torch.equal(a.x_t, before)
+    assert a.n_sampled == 8 and not torch.equal(a.x_t, before)
 
 
 def test_half_precision_storage_costs_half_and_stays_close(model: TextToImage, small_bank: BankConfig) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.memory.estimate import estimate
 from advunlearn.memory.fake_tensors import LiveMemory
 from advunlearn.memory.plan import Plan
@@ -81,7 +81,7 @@ def test_a_run_ends_with_the_same_weights(model: TextToImage, small_bank: BankCo
     ends = []
     for checkpointing in (False, True):
         chosen = dataclasses.replace(config, checkpointing=checkpointing)
-        result = train(model, ConceptConfig(), None, chosen, small_bank, ["a dog"])
+        result = train(model, RunConfig(concept=ConceptConfig(), train=chosen, bank=small_bank), ["a dog"])
         trained = result.denoiser.unet if config.unet_method else result.encoder  # type: ignore[attr-defined]
         ends.append(trained.state_dict())
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
@@ -100,5 +100,5 @@ def test_it_takes_less_memory_as_predicted_and_one_forward_more(model: TextToIma
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(model, plan.concept, plan.attack, plan.train, plan.bank, ["a dog"])
+        train(model, RunConfig(concept=plan.concept, attack=plan.attack, train=plan.train, bank=plan.bank), ["a dog"])
     assert less.peak == pytest.approx(max(live.peaks.values()), rel=0.05)

@@ -7,7 +7,7 @@ import torch
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.prompt_tokens import check_room, content_before, insert, replace_content
@@ -71,7 +71,11 @@ def test_training_refuses_it_before_anything_is_sampled(model: TextToImage) -> N
 
     def run(position: str) -> None:
         attack = AdversaryConfig(steps=1, position=position)  # type: ignore[arg-type]
-        train(model, concept, attack, config, bank, callback=lambda progress: pytest.fail("sampled"))
+        train(
+            model,
+            RunConfig(concept=concept, attack=attack, train=config, bank=bank),
+            callback=lambda progress: pytest.fail("sampled"),
+        )
 
     with pytest.raises(AdvUnlearnError, match="has 72 tokens"):
         run("suffix")

@@ -15,13 +15,13 @@ from tiny_models import tiny_sdxl
 from torch import Tensor
 
 from advunlearn.attacks.base import ReferenceModel
-from advunlearn.attacks.prompt_slots import alone, between, in_front
+from advunlearn.attacks.prompt_slots import free_slots, interleaved_slots, prefix_slots
 from advunlearn.attacks.single_prompt import attack_prompt
 from advunlearn.cli.main import main
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.memory.estimate import estimate
 from advunlearn.memory.fake_tensors import LiveMemory
@@ -60,7 +60,9 @@ def pipeline(folder: pathlib.Path) -> Any:
 
 
 def run(model: TextToImage, **changes: Any) -> TrainResult:
-    return train(model, CONCEPT, ATTACK, replace(CONFIG, **changes), BANK, RETAINED)
+    return train(
+        model, RunConfig(concept=CONCEPT, attack=ATTACK, train=replace(CONFIG, **changes), bank=BANK), RETAINED
+    )
 
 
 def changed(model: TextToImage, result: TrainResult) -> set[str]:
@@ -194,19 +196,27 @@ def test_attacks_search_both_embeddings_at_once(xl: TextToImage, name: str) -> N
         assert torch.allclose(xl.encode([found.text]), found.conditioning, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [in_front, alone, between])
+@pytest.mark.parametrize("make", [prefix_slots, free_slots, interleaved_slots])
 def test_tokens_in_places_say_what_their_text_says(xl: TextToImage, make: Any) -> None:
     prompts, tokens = ["a photo of a church"], tokenize(xl.tokenizer, ["cat dog"])[:, 1:3]
-    asked = (prompts, 2, xl.tokenizer, CPU) if make is between else (tokenize(xl.tokenizer, prompts), 2, xl.tokenizer)
+    asked = (
+        (prompts, 2, xl.tokenizer, CPU)
+        if make is interleaved_slots
+        else (tokenize(xl.tokenizer, prompts), 2, xl.tokenizer)
+    )
     slots = make(*asked)
     tokens = tokens[:, torch.arange(slots.at.shape[1]) % 2]
-    said = slots.conditioning(xl.text_encoder, embedding_table(xl.text_encoder)[tokens])
+    said = slots.encode(xl.text_encoder, embedding_table(xl.text_encoder)[tokens])
     assert torch.equal(said, encode(xl.text_encoder, slots.fill(tokens)))
 
 
 def test_what_cannot_be_is_refused(xl: TextToImage, model: TextToImage, folder: pathlib.Path) -> None:
     with pytest.raises(AdvUnlearnError, match="encoders is clip_g, but this model has one text encoder"):
-        train(model, CONCEPT, ATTACK, replace(CONFIG, encoders="clip_g"), BANK, RETAINED)
+        train(
+            model,
+            RunConfig(concept=CONCEPT, attack=ATTACK, train=replace(CONFIG, encoders="clip_g"), bank=BANK),
+            RETAINED,
+        )
     for name in ("ring_a_bell", "mma", "pez"):
         with pytest.raises(AdvUnlearnError, match=f"{name} lacks a model with one text encoder"):
             attack_prompt(
@@ -292,7 +302,7 @@ def test_a_run_takes_what_was_predicted(folder: pathlib.Path, xl: TextToImage) -
         for part in (xl.text_encoder, xl.denoiser.unet, xl.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(xl, CONCEPT, plan.attack, plan.train, plan.bank, RETAINED)
+        train(xl, RunConfig(concept=CONCEPT, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.formats.ldm_keys import map_unet_keys
 from advunlearn.models.diffusers_denoiser import DiffusersDenoiser
@@ -36,14 +36,19 @@ PUBLISHED: dict[str, Callable[[str], bool]] = {
 @pytest.fixture(scope="module")
 def banks(model: TextToImage) -> Banks:
     small = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2, draws_per_sample=1e6)
-    return make_banks(model, CONCEPT, RETAIN, small, torch.Generator().manual_seed(0))
+    return make_banks(model, RunConfig(concept=CONCEPT, bank=small), RETAIN, torch.Generator().manual_seed(0))
 
 
 def run(model: TextToImage, banks: Banks, **changes: Any) -> TrainResult:
     for bank in banks.all().values():
         bank.generator.manual_seed(0)
     attack = AdversaryConfig(steps=1, restarts=1)
-    return train(model, CONCEPT, attack, dataclasses.replace(QUICK, **changes), retain_prompts=RETAIN, banks=banks)
+    return train(
+        model,
+        RunConfig(concept=CONCEPT, attack=attack, train=dataclasses.replace(QUICK, **changes)),
+        RETAIN,
+        banks=banks,
+    )
 
 
 def moved(before: torch.nn.Module, after: torch.nn.Module) -> set[str]:

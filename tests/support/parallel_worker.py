@@ -16,7 +16,7 @@ from transformers.utils import logging
 from advunlearn.cli.main import main
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage, load
 from advunlearn.training import distributed as parallel
@@ -60,9 +60,9 @@ FLAGS += "--sample-every 0"
 class Deaf(Group):
     """Processes that do not tell each other their gradients; all else is told in lists."""
 
-    def add(self, tensors: Iterable[Tensor | None]) -> None:
+    def all_reduce_(self, tensors: Iterable[Tensor | None]) -> None:
         if isinstance(tensors, list):
-            super().add(tensors)
+            super().all_reduce_(tensors)
 
 
 def run(
@@ -83,12 +83,9 @@ def run(
     concept = ConceptConfig(concept="church\ncastle", schedule="round_robin")
     return trainer.train(
         model,
-        concept,
-        attack,
-        config,
-        bank,
+        RunConfig(concept=concept, attack=attack, train=config, bank=bank),
         RETAIN,
-        follow,
+        callback=follow,
         checkpoints=checkpoints,
         resume=resume,
         processes=processes,
@@ -167,6 +164,6 @@ def work(out: pathlib.Path, group: Group) -> None:
 
 
 if __name__ == "__main__":
-    with parallel.joined() as processes:
+    with parallel.joined_processes() as processes:
         assert isinstance(processes, Group)
         work(pathlib.Path(sys.argv[1]), processes)

@@ -21,7 +21,7 @@ from advunlearn.cli.main import main
 from advunlearn.cli.run_folder import LOG, SAMPLES
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.files import STATE, write_atomic
 from advunlearn.models.loading import TextToImage
@@ -64,7 +64,14 @@ def run(
 
     keep = Checkpoints(folder, every) if folder else None
     attack = attack or AdversaryConfig(steps=2, restarts=2)
-    return train(model, ConceptConfig(), attack, config, BANK, RETAIN, cancel, checkpoints=keep, resume=resume)
+    return train(
+        model,
+        RunConfig(concept=ConceptConfig(), attack=attack, train=config, bank=BANK),
+        RETAIN,
+        callback=cancel,
+        checkpoints=keep,
+        resume=resume,
+    )
 
 
 def same(a: TrainResult, b: TrainResult) -> bool:
@@ -118,7 +125,7 @@ def test_a_run_that_is_done_may_be_resumed_and_then_made_longer(model: TextToIma
 
 
 def test_other_settings_and_missing_or_broken_states_are_refused(model: TextToImage, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(AdvUnlearnError, match="holds no state.pt to go on from"):
+    with pytest.raises(AdvUnlearnError, match="holds no state.pt to resume"):
         run(model, tmp_path, resume=True)
     run(model, tmp_path, config=dataclasses.replace(CONFIG, iterations=2))
     with pytest.raises(AdvUnlearnError, match="train.lr was 0.0001 and is 0.1"):
@@ -142,7 +149,11 @@ def test_the_first_state_is_that_of_the_full_bank(
 
     with pytest.raises(Cancelled):
         train(
-            model, ConceptConfig(), AdversaryConfig(steps=2, restarts=2), CONFIG, BANK, RETAIN, stop, checkpoints=keep
+            model,
+            RunConfig(concept=ConceptConfig(), attack=AdversaryConfig(steps=2, restarts=2), train=CONFIG, bank=BANK),
+            RETAIN,
+            callback=stop,
+            checkpoints=keep,
         )
     assert not torch.load(first / STATE)["history"]
     assert same(run(model, first, resume=True), whole)
@@ -187,15 +198,26 @@ def test_a_run_that_diverges_before_its_second_state_leaves_none(
     for draws, left in ((4, False), (40, True)):
         drawn = [0]
 
-        def poisoned(bank: TrajectoryBank, batch: int, drawn: list[int] = drawn, draws: int = draws) -> BankSamples:
+        def poisoned(
+            bank: TrajectoryBank,
+            batch: int,
+            prompts: range | None = None,
+            drawn: list[int] = drawn,
+            draws: int = draws,
+        ) -> BankSamples:
             drawn[0] += 1
-            found = draw(bank, batch)
+            found = draw(bank, batch, prompts)
             return dataclasses.replace(found, cond=found.cond * float("nan")) if drawn[0] > draws else found
 
         with monkeypatch.context() as patch, pytest.raises(TrainingDiverged):
             patch.setattr(TrajectoryBank, "draw", poisoned)
             config = dataclasses.replace(CONFIG, iterations=12)
-            train(model, ConceptConfig(), AdversaryConfig(steps=1), config, BANK, RETAIN, checkpoints=keep)
+            train(
+                model,
+                RunConfig(concept=ConceptConfig(), attack=AdversaryConfig(steps=1), train=config, bank=BANK),
+                RETAIN,
+                checkpoints=keep,
+            )
         assert keep.exists() == left
 
 
@@ -272,11 +294,11 @@ def test_a_new_run_in_a_used_folder_keeps_a_bank_of_its_own(model: TextToImage, 
     assert same(run(model, tmp_path, resume=True), run(model))
 
 
-def test_resume_without_a_place_to_go_on_from_is_refused(model: TextToImage, tmp_path: pathlib.Path) -> None:
+def test_resume_without_a_state_is_refused(model: TextToImage, tmp_path: pathlib.Path) -> None:
     with pytest.raises(AdvUnlearnError, match="resume needs checkpoints"):
         run(model, resume=True)
     run(model, tmp_path, config=dataclasses.replace(CONFIG, iterations=3))
-    with pytest.raises(AdvUnlearnError, match="has come to iteration 3 already"):
+    with pytest.raises(AdvUnlearnError, match="has already done 3 iterations"):
         run(model, tmp_path, resume=True, config=dataclasses.replace(CONFIG, iterations=2))
 
 

@@ -148,5 +148,5 @@ def test_what_two_processes_cannot_share_is_refused(together: dict[str, Any]) ->
     batch, restarts, bank, words, official = together["refusals"]
     assert batch == "batch is 1, which 2 processes cannot share; give at least 2, or start fewer processes"
     assert restarts.startswith("attack restarts is 1") and bank.startswith("bank retain_trajectories is 1")
-    assert "words" in words and "mode official" in official
+    assert "inversion adversary" in words and "mode official" in official
     assert all("train in one" in text for text in (words, official))

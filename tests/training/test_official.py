@@ -13,13 +13,13 @@ from advunlearn.attacks.pgd import pgd
 from advunlearn.config import presets
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.quirks import NONE, OFFICIAL, Quirks, parse_quirks, quirk_names
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.text_encoder import tokenize
 from advunlearn.training.bank import TrajectoryBank, make_banks
-from advunlearn.training.fresh_bank import FreshSampler
-from advunlearn.training.quirks import NONE, OFFICIAL, PublishedSampler, Quirks, cut_to_words, parse_quirks
+from advunlearn.training.official import FreshSampler, PublishedAttack, PublishedSampler, cut_to_words
 from advunlearn.training.trainer import train
 
 
@@ -31,7 +31,7 @@ def quadratic(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("steps", "end"), [(1, 0.0), (3, 0.2)])
 def test_the_last_attack_step_is_lost(steps: int, end: float) -> None:
     config, start = AdversaryConfig(steps=steps, step_size=0.1), torch.zeros(1, 1, 1)
-    published = pgd(quadratic, start, config, 1.0, quirks=Quirks(result_before_last_step=True)).embeddings.item()
+    published = PublishedAttack(Quirks(result_before_last_step=True))(quadratic, start, config, 1.0).embeddings.item()
     assert published == pytest.approx(end)
     assert pgd(quadratic, start, config, 1.0).embeddings.item() == pytest.approx(end + 0.1)
 
@@ -41,7 +41,8 @@ def test_a_gradient_that_is_never_zeroed_keeps_its_direction() -> None:
     # point stays; taken afresh it goes back to 0.75.
     config, start = AdversaryConfig(steps=3, step_size=0.75), torch.zeros(1, 1, 1)
     assert pgd(quadratic, start, config, 1.0).embeddings.item() == 0.75
-    assert pgd(quadratic, start, config, 1.0, quirks=Quirks(gradient_accumulates=True)).embeddings.item() == 1.5
+    published = PublishedAttack(Quirks(gradient_accumulates=True))
+    assert published(quadratic, start, config, 1.0).embeddings.item() == 1.5
 
 
 def test_words_are_counted_for_tokens(model: TextToImage) -> None:
@@ -56,16 +57,18 @@ def test_words_are_counted_for_tokens(model: TextToImage) -> None:
 def test_latents_are_cleaner_than_the_unet_is_told(tiny_model: TextToImage, concept: ConceptConfig) -> None:
     config = BankConfig(sampling_steps=50, trajectories=4, retain_trajectories=4)
 
-    def draw(kind: type[FreshSampler], count: int) -> Any:
+    def draw(kind: Any, count: int) -> Tensor:
         seen: list[Tensor] = []
 
-        class Spy(kind):  # type: ignore[misc, valid-type]
-            def sampled_at(self, k: Tensor) -> Any:
-                drawn = super().sampled_at(k)
+        class Spy(kind):  # type: ignore[misc]
+            def sample_at(self, k: Tensor, prompts: range | None = None) -> Any:
+                drawn = super().sample_at(k, prompts)
                 seen.append(drawn.t)
                 return drawn
 
-        banks = make_banks(tiny_model, concept, [], config, torch.Generator().manual_seed(3), bank=Spy)
+        banks = make_banks(
+            tiny_model, RunConfig(concept=concept, bank=config), [], torch.Generator().manual_seed(3), make=Spy
+        )
         return banks.concept.draw(count).t - seen[0]
 
     assert draw(FreshSampler, 2).eq(0).all()
@@ -77,7 +80,7 @@ def test_what_a_draw_costs_in_steps_of_a_trajectory() -> None:
     # Of four triples: a bank samples one trajectory's step for every four draws; fresh sampling goes as far with each
     # of the four as the largest of four numbers from 1 to 10, and the published way makes the predictions once more.
     config = BankConfig(sampling_steps=10, draws_per_sample=4)
-    costs = [kind.sampling_of(4, config) for kind in (TrajectoryBank, FreshSampler, PublishedSampler)]
+    costs = [kind.steps_per_draw(4, config) for kind in (TrajectoryBank, FreshSampler, PublishedSampler)]
     fresh = 4 * (10 - 15333 / 10**4)  # 1 + 16 + 81 + ... + 9 ** 4
     assert costs == pytest.approx([1.0, fresh, fresh + 4])
 
@@ -87,10 +90,12 @@ def test_mode_official_is_all_of_them_and_samples_anew(tiny_model: TextToImage, 
     config = TrainConfig(mode="official", iterations=2, warmup=1, batch=2, retain_batch=2, retain_weight=0.5, lr=1e-4)
     attack, bank = AdversaryConfig(steps=2, restarts=1, tokens=1), BankConfig(sampling_steps=4)
 
-    def run(**more: Any) -> dict[str, Tensor]:
-        return train(tiny_model, concept, attack, config, bank, ["a dog"], **more).encoder.state_dict()
+    def run(quirks: str = "") -> dict[str, Tensor]:
+        settings = dataclasses.replace(config, quirks=quirks)
+        run = RunConfig(concept=concept, attack=attack, train=settings, bank=bank)
+        return train(tiny_model, run, ["a dog"]).encoder.state_dict()
 
-    official, again, tidy = run(), run(), run(quirks=NONE)
+    official, again, tidy = run(), run(), run("none")
     assert all(torch.equal(official[k], again[k]) for k in official)
     assert any(not torch.equal(official[k], tidy[k]) for k in official)
 
@@ -106,7 +111,7 @@ def test_mode_official_is_all_of_them_and_samples_anew(tiny_model: TextToImage, 
     ],
 )
 def test_quirks_are_a_setting(mode: str, names: str, quirks: Quirks) -> None:
-    assert parse_quirks(mode, names) == quirks
+    assert parse_quirks(mode, names) == quirks == parse_quirks(mode, quirk_names(quirks))
     for wrong in ("words", "none, words_for_tokens"):
         with pytest.raises(AdvUnlearnError, match="there are result_before_last_step, .*or none alone"):
             TrainConfig(quirks=wrong)
@@ -118,12 +123,12 @@ def test_each_quirk_changes_what_a_run_gives_by_its_name(tiny_model: TextToImage
     concept, config = ConceptConfig(concept="sailboat"), TrainConfig(iterations=2, warmup=0, batch=2, retain_weight=0.0)
     attack, bank = AdversaryConfig(steps=3, restarts=1, tokens=1), BankConfig(sampling_steps=3, trajectories=2)
 
-    def run(names: str = "", **more: Any) -> dict[str, Tensor]:
+    def run(names: str = "") -> dict[str, Tensor]:
         settings = dataclasses.replace(config, quirks=names)
-        return train(tiny_model, concept, attack, settings, bank, **more).encoder.state_dict()
+        run = RunConfig(concept=concept, attack=attack, train=settings, bank=bank)
+        return train(tiny_model, run).encoder.state_dict()
 
-    plain, named, given = run(), run(quirk), run(quirks=Quirks(**{quirk: True}))
-    assert all(torch.equal(named[k], given[k]) for k in named)
+    plain, named = run(), run(quirk)
     assert any(not torch.equal(named[k], plain[k]) for k in named)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.losses import erase_loss, retain_loss
 from advunlearn.models.loading import TextToImage
@@ -22,7 +22,7 @@ from advunlearn.training.adversary import AdversarialState
 from advunlearn.training.bank import Banks, make_banks
 from advunlearn.training.checkpoint import Checkpoints
 from advunlearn.training.events import Progress
-from advunlearn.training.fresh_bank import FreshSampler
+from advunlearn.training.official import FreshSampler
 from advunlearn.training.trainer import Trainer, train
 
 RETAIN = ["a dog", "a photo of a castle"]
@@ -39,7 +39,7 @@ def model(tiny_model: TextToImage) -> TextToImage:
 
 
 def banks_of(model: TextToImage, concept: ConceptConfig, generator: torch.Generator) -> Banks:
-    return make_banks(model, concept, RETAIN, BANK, generator)
+    return make_banks(model, RunConfig(concept=concept, bank=BANK), RETAIN, generator)
 
 
 def test_schedules_and_what_they_ask_for() -> None:
@@ -65,8 +65,8 @@ def test_concepts_take_turns(model: TextToImage, mode: str, every: int, turns: l
     banks, seen = banks_of(model, PAIR, torch.Generator().manual_seed(0)), []
     draw = banks.concept.draw
 
-    def spy(batch: int) -> Any:
-        drawn = draw(batch)
+    def spy(batch: int, prompts: range | None = None) -> Any:
+        drawn = draw(batch, prompts)
         seen.append(set(drawn.prompt.tolist()))
         return drawn
 
@@ -79,21 +79,28 @@ def test_concepts_take_turns(model: TextToImage, mode: str, every: int, turns: l
             seen.clear()
 
     attack = dataclasses.replace(ATTACK, attack_interval=every)
-    train(model, PAIR, attack, dataclasses.replace(CONFIG, mode=mode), BANK, RETAIN, note, banks)  # type: ignore[arg-type]
+    train(
+        model,
+        RunConfig(concept=PAIR, attack=attack, train=dataclasses.replace(CONFIG, mode=mode), bank=BANK),
+        RETAIN,
+        callback=note,
+        banks=banks,
+    )  # type: ignore[arg-type]
     assert rows == [{turn} for turn in turns]
 
 
 def test_fresh_samples_are_of_the_concept_whose_turn_it_is(model: TextToImage) -> None:
-    bank = make_banks(model, PAIR, [], BANK, torch.Generator().manual_seed(0), bank=FreshSampler).concept
+    bank = make_banks(
+        model, RunConfig(concept=PAIR, bank=BANK), [], torch.Generator().manual_seed(0), make=FreshSampler
+    ).concept
     assert set(bank.draw(4).prompt.tolist()) == {0, 1}
-    bank.only = range(1, 2)
-    assert set(bank.draw(4).prompt.tolist()) == {1}
+    assert set(bank.draw(4, range(1, 2)).prompt.tolist()) == {1}
 
 
 def test_a_bank_too_small_for_turns_is_refused(model: TextToImage) -> None:
     styles = ConceptConfig(concept="ink\nfluent", kind="style", schedule="round_robin")
-    with pytest.raises(AdvUnlearnError, match="each of the 32 prompts, and the bank has 4"):
-        train(model, styles, ATTACK, CONFIG, BANK, RETAIN)
+    with pytest.raises(AdvUnlearnError, match="each of the 32 prompts, but the bank has 4"):
+        train(model, RunConfig(concept=styles, attack=ATTACK, train=CONFIG, bank=BANK), RETAIN)
 
 
 def test_an_attack_is_trained_on_until_it_is_renewed(
@@ -102,15 +109,19 @@ def test_an_attack_is_trained_on_until_it_is_renewed(
     given: list[AdversarialState | None] = []
     loss = Trainer.loss
 
-    def spy(self: Trainer, adversarial: AdversarialState | None) -> dict[str, Tensor]:
-        given.append(adversarial)
-        return loss(self, adversarial)
+    def spy(self: Trainer, iteration: int) -> dict[str, Tensor]:
+        given.append(self.state.adversarial.get("prompt"))
+        return loss(self, iteration)
 
     monkeypatch.setattr(Trainer, "loss", spy)
-    rows = train(model, concept, dataclasses.replace(ATTACK, attack_interval=2), CONFIG, BANK, RETAIN).losses
+    rows = train(
+        model,
+        RunConfig(concept=concept, attack=dataclasses.replace(ATTACK, attack_interval=2), train=CONFIG, bank=BANK),
+        RETAIN,
+    ).losses
     assert ["attack_start" in row for row in rows] == [False, True, False, True]
     assert given[0] is None and given[1] is given[2]
-    assert given[1] and given[3] and not torch.equal(given[1]["prompts"], given[3]["prompts"])
+    assert given[1] and given[3] and not torch.equal(given[1]["embeddings"], given[3]["embeddings"])
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -123,7 +134,7 @@ def test_retain_steps_are_adams_next_steps_on_the_second_term(
     generator = torch.Generator().manual_seed(0)
     banks = banks_of(model, concept, generator)
     state = generator.get_state()
-    result = train(model, concept, attack, config, BANK, RETAIN, banks=banks)
+    result = train(model, RunConfig(concept=concept, attack=attack, train=config, bank=BANK), RETAIN, banks=banks)
 
     generator.set_state(state)
     encoder = copy.deepcopy(model.text_encoder)
@@ -163,8 +174,20 @@ def test_a_retain_step_that_diverges_gives_back_the_iteration_before_it(
             banks.retain.eps_cond.fill_(float("nan"))
 
     with pytest.raises(TrainingDiverged) as caught:
-        train(model, concept, ATTACK, config, BANK, RETAIN, poison, banks)
-    good = train(model, concept, ATTACK, config, BANK, RETAIN, lambda p: p.phase == "train" and p.iteration == 2, same)
+        train(
+            model,
+            RunConfig(concept=concept, attack=ATTACK, train=config, bank=BANK),
+            RETAIN,
+            callback=poison,
+            banks=banks,
+        )
+    good = train(
+        model,
+        RunConfig(concept=concept, attack=ATTACK, train=config, bank=BANK),
+        RETAIN,
+        callback=lambda p: p.phase == "train" and p.iteration == 2,
+        banks=same,
+    )
     assert caught.value.result.iterations == good.iterations == 2
     pairs = zip(caught.value.result.encoder.parameters(), good.encoder.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -179,7 +202,14 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit(
     def run(folder: str = "", cancel: Any = None, seed: int = 0) -> list[Tensor]:
         keep = Checkpoints(tmp_path / folder) if folder else None
         seeded, resume = dataclasses.replace(config, seed=seed), bool(keep and keep.exists())
-        result = train(model, PAIR, attack, seeded, BANK, RETAIN, cancel, checkpoints=keep, resume=resume)
+        result = train(
+            model,
+            RunConfig(concept=PAIR, attack=attack, train=seeded, bank=BANK),
+            RETAIN,
+            callback=cancel,
+            checkpoints=keep,
+            resume=resume,
+        )
         return list(result.encoder.parameters())
 
     def in_an_attack(progress: Progress) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.models.loading import TextToImage
 from advunlearn.training.bank import make_banks
@@ -23,7 +23,7 @@ def run(
     model: TextToImage, concept: ConceptConfig, bank: BankConfig, attack: AdversaryConfig = ATTACK, **changes: object
 ) -> TrainResult:
     config = dataclasses.replace(QUICK, **changes)  # type: ignore[arg-type]
-    return train(model, concept, attack, config, bank, RETAIN)
+    return train(model, RunConfig(concept=concept, attack=attack, train=config, bank=bank), RETAIN)
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -64,7 +64,9 @@ def test_several_concepts_are_erased_together(model: TextToImage, small_bank: Ba
     def moved(concept: str) -> tuple[float, float]:
         seen: list[Progress] = []
         names = ConceptConfig(concept=concept)
-        result = train(model, names, ATTACK, config, small_bank, callback=seen.append)
+        result = train(
+            model, RunConfig(concept=names, attack=ATTACK, train=config, bank=small_bank), callback=seen.append
+        )
         assert all(p.encoder is result.encoder for p in seen if p.phase == "train")
         church, dog = model.encode(["a church", "a dog"]) - model.encode(["a church", "a dog"], result.encoder)
         return church.norm().item(), dog.norm().item()
@@ -94,9 +96,11 @@ def test_first_losses_are_what_eq_3_and_6_give(
     # Before any step the encoder is the original: eps = eps_o(c), so eq. (3) is (1 + eta)^2 |eps_o(c) - eps_o(0)|^2,
     # and the retain term is zero.
     generator = torch.Generator().manual_seed(0)
-    banks = make_banks(model, concept, RETAIN, small_bank, generator)
+    banks = make_banks(model, RunConfig(concept=concept, bank=small_bank), RETAIN, generator)
     state = generator.get_state()
-    row = train(model, concept, ATTACK, QUICK, small_bank, RETAIN, banks=banks).losses[0]
+    row = train(
+        model, RunConfig(concept=concept, attack=ATTACK, train=QUICK, bank=small_bank), RETAIN, banks=banks
+    ).losses[0]
     generator.set_state(state)
     banks.concept.draws = 0
     draw = banks.concept.draw(QUICK.batch)
@@ -115,7 +119,12 @@ def test_attack_lowers_its_loss_inside_training(
 def test_fast_takes_one_attack_step(tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig) -> None:
     seen: list[Progress] = []
     config = dataclasses.replace(QUICK, mode="fast")
-    train(tiny_model, concept, ATTACK, config, small_bank, RETAIN, lambda p: seen.append(p))
+    train(
+        tiny_model,
+        RunConfig(concept=concept, attack=ATTACK, train=config, bank=small_bank),
+        RETAIN,
+        callback=lambda p: seen.append(p),
+    )
     assert [p.attack_step for p in seen if p.phase == "attack"] == [1, 1]
     assert [p.iteration for p in seen if p.phase == "train"] == [1, 2, 3]
 
@@ -124,7 +133,10 @@ def test_a_callback_stops_the_run_or_breaks_it_and_nothing_leaks(
     tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
 ) -> None:
     stopped = train(
-        tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, lambda p: p.phase == "train" and p.iteration == 2
+        tiny_model,
+        RunConfig(concept=concept, attack=ATTACK, train=QUICK, bank=small_bank),
+        RETAIN,
+        callback=lambda p: p.phase == "train" and p.iteration == 2,
     )
     assert stopped.iterations == 2
     before = weights(tiny_model.text_encoder)
@@ -134,7 +146,9 @@ def test_a_callback_stops_the_run_or_breaks_it_and_nothing_leaks(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, cancel)
+        train(
+            tiny_model, RunConfig(concept=concept, attack=ATTACK, train=QUICK, bank=small_bank), RETAIN, callback=cancel
+        )
     assert not changed(before, weights(tiny_model.text_encoder))
     assert not any(p.requires_grad for p in tiny_model.text_encoder.parameters())
 
@@ -143,7 +157,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
 ) -> None:
     banks, same = (
-        make_banks(tiny_model, concept, RETAIN, small_bank, torch.Generator().manual_seed(0)) for _ in range(2)
+        make_banks(tiny_model, RunConfig(concept=concept, bank=small_bank), RETAIN, torch.Generator().manual_seed(0))
+        for _ in range(2)
     )
 
     def poison(progress: Progress) -> None:
@@ -151,11 +166,21 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
             banks.concept.eps_cond.fill_(float("nan"))
 
     first = train(
-        tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, lambda p: p.phase == "train" and p.iteration == 1, same
+        tiny_model,
+        RunConfig(concept=concept, attack=ATTACK, train=QUICK, bank=small_bank),
+        RETAIN,
+        callback=lambda p: p.phase == "train" and p.iteration == 1,
+        banks=same,
     )
     good = weights(first.encoder)
     with pytest.raises(TrainingDiverged, match="Lower lr") as caught:
-        train(tiny_model, concept, ATTACK, QUICK, small_bank, RETAIN, poison, banks)
+        train(
+            tiny_model,
+            RunConfig(concept=concept, attack=ATTACK, train=QUICK, bank=small_bank),
+            RETAIN,
+            callback=poison,
+            banks=banks,
+        )
     result = caught.value.result
     assert isinstance(result, TrainResult) and result.iterations == 1
     assert changed(weights(tiny_model.text_encoder), weights(result.encoder))
@@ -166,9 +191,15 @@ def test_retain_term_without_prompts_is_refused(
     tiny_model: TextToImage, concept: ConceptConfig, small_bank: BankConfig
 ) -> None:
     with pytest.raises(AdvUnlearnError, match="no retained prompts"):
-        train(tiny_model, concept, ATTACK, QUICK, small_bank, [])
+        train(tiny_model, RunConfig(concept=concept, attack=ATTACK, train=QUICK, bank=small_bank), [])
     assert (
-        train(tiny_model, concept, ATTACK, dataclasses.replace(QUICK, retain_weight=0.0), small_bank, []).iterations
+        train(
+            tiny_model,
+            RunConfig(
+                concept=concept, attack=ATTACK, train=dataclasses.replace(QUICK, retain_weight=0.0), bank=small_bank
+            ),
+            [],
+        ).iterations
         == 3
     )
 
@@ -177,7 +208,7 @@ def test_a_styles_anchor_is_the_original_prediction_for_the_subject_alone(
     model: TextToImage, small_bank: BankConfig
 ) -> None:
     style = ConceptConfig(concept="ink", kind="style")
-    bank = make_banks(model, style, [], small_bank, torch.Generator().manual_seed(0)).concept
+    bank = make_banks(model, RunConfig(concept=style, bank=small_bank), [], torch.Generator().manual_seed(0)).concept
     draw = bank.draw(3)
     subjects = model.encode([style.anchors[i] for i in draw.prompt.tolist()])
     with torch.no_grad():
@@ -189,7 +220,7 @@ def test_a_styles_anchor_is_the_original_prediction_for_the_subject_alone(
 
 def test_a_bank_is_renewed_between_iterations_only(tiny_model: TextToImage, concept: ConceptConfig) -> None:
     config = BankConfig(trajectories=2, retain_trajectories=2, sampling_steps=2, draws_per_sample=1.0)
-    bank = make_banks(tiny_model, concept, [], config, torch.Generator().manual_seed(0)).concept
+    bank = make_banks(tiny_model, RunConfig(concept=concept, bank=config), [], torch.Generator().manual_seed(0)).concept
     before = bank.x_t.clone()
     bank.draw(3)
     bank.refresh()  # 3 draws of 2 x 2 triples: not yet

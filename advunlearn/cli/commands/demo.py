@@ -21,7 +21,7 @@ from ...miniature.captions import retain_prompts
 from ...models.loading import TextToImage
 from ...reporting import report
 from ...training.bank import make_banks
-from ...training.events import Progress, TrainResult, filling
+from ...training.events import Progress, TrainResult, report_filling
 from ...training.recipe import recipe_metadata
 from ...training.trainer import train
 from ..flags import settings
@@ -76,7 +76,7 @@ def run(args: Namespace) -> None:
     report.write(folder, done.report, done.measurements, done.losses)
     row = done.report["models"]["advunlearn"]
     scores = {"asr": row["asr"], "utility": row["utility"]}
-    metadata = recipe_metadata(model, concept, row["config"], scores=scores)
+    metadata = recipe_metadata(model, RunConfig.from_dict(row["config"]), scores=scores)
     save_encoder(folder / "encoder.safetensors", done.results["advunlearn"].encoder, metadata)
     files = f"{folder / 'report.html'}, {folder / 'report.json'} and {folder / 'encoder.safetensors'}"
     print_result(args, done.report, f"{report.table(done.report)}\nwrote {files}")
@@ -149,7 +149,7 @@ def study(
 def train_runs(
     model: TextToImage, runs: Mapping[str, RunConfig], callback: TrainCallback | None = None
 ) -> dict[str, tuple[TrainResult, float]]:
-    """Train several runs that draw from the same banks; return each result and its seconds without filling the banks.
+    """Train several runs that draw from the same banks; return each result and its seconds without report_filling the banks.
 
     All runs have the concept, bank and seed of the first; the retained prompts are the miniature's.
     """
@@ -164,8 +164,8 @@ def train_runs(
         prompts = retain_prompts(run.concept.names, run.concept.kind)
         if banks is None:
             generator = torch.Generator().manual_seed(run.train.seed)
-            banks = make_banks(model, run.concept, prompts, run.bank, generator, filling(report_progress))
+            banks = make_banks(model, run, prompts, generator, report=report_filling(report_progress))
         start = time.perf_counter()
-        result = train(model, run.concept, run.attack, run.train, run.bank, prompts, report_progress, banks)
+        result = train(model, run, prompts, callback=report_progress, banks=banks)
         results[name] = (result, time.perf_counter() - start)
     return results

@@ -19,7 +19,7 @@ from ...prompts import retain
 from ...prompts.prompt_files import read_prompts
 from ...reporting.training_samples import Samples
 from ...training.checkpoint import Checkpoints
-from ...training.distributed import Processes, joined
+from ...training.distributed import Processes, joined_processes
 from ...training.events import Progress, TrainResult
 from ...training.recipe import environment, recipe_metadata
 from ...training.trainer import train
@@ -35,7 +35,7 @@ from .save import check_single_file, save_single_file, save_trained
 
 def run(args: Namespace) -> None:
     """Train and save what was trained with its recipe; of several processes only the main one writes files."""
-    with joined() as processes:
+    with joined_processes() as processes:
         resume = check_resume(args)
         run, output = run_settings(args), settings(OutputConfig, args)
         model_config = settings(ModelConfig, args)
@@ -44,9 +44,7 @@ def run(args: Namespace) -> None:
         prompts = load_retain_prompts(settings(RetainConfig, args), run.concept, model_config.model)
         if output.single_file:
             check_single_file(model)
-        work = functools.partial(
-            train, model, run.concept, run.attack, run.train, run.bank, prompts, resume=resume, processes=processes
-        )
+        work = functools.partial(train, model, run, prompts, resume=resume, processes=processes)
         if not processes.main:
             work(checkpoints=Checkpoints(args.out, output.checkpoint_every))
             return
@@ -85,7 +83,7 @@ def train_in_folder(work: Callable[..., TrainResult], run_folder: RunFolder, run
 def save(args: Namespace, run_folder: RunFolder, model: TextToImage, run: RunConfig, result: TrainResult) -> None:
     """Save what was trained, complete the run folder, and print the result."""
     config, folder = run.to_dict(), run_folder.folder
-    metadata = recipe_metadata(model, run.concept, config)
+    metadata = recipe_metadata(model, run)
     path = save_trained(folder, result, run.train, metadata)
     if run_folder.output.single_file:
         save_single_file(folder, model, result, metadata)
