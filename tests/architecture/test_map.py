@@ -18,7 +18,6 @@ INTERFACES = {"cli.commands": {"NAME", "HELP", "add", "run", "main"}}
 # Still to be mended; these lists only ever get shorter.
 KNOWN_FOLDERS = {"bench"}
 KNOWN_IMPORTS = {
-    "attacks.pgd -> training.quirks",
     "miniature.checkpoint -> models.loading",
 }
 KNOWN_NAMES = {

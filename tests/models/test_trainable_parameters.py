@@ -40,7 +40,7 @@ def banks(model: TextToImage) -> Banks:
 
 
 def run(model: TextToImage, banks: Banks, **changes: Any) -> TrainResult:
-    for bank in banks.all().values():
+    for bank in banks.by_name().values():
         bank.generator.manual_seed(0)
     attack = AdversaryConfig(steps=1, restarts=1)
     return train(

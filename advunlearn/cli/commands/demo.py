@@ -149,7 +149,7 @@ def study(
 def train_runs(
     model: TextToImage, runs: Mapping[str, RunConfig], callback: TrainCallback | None = None
 ) -> dict[str, tuple[TrainResult, float]]:
-    """Train several runs that draw from the same banks; return each result and its seconds without report_filling the banks.
+    """Train several runs that draw from the same banks; return each result and its seconds without filling the banks.
 
     All runs have the concept, bank and seed of the first; the retained prompts are the miniature's.
     """
