@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from torch import Tensor
 
+# CLIP's tokenizer, for checkpoints that bring none.
+CLIP_TOKENIZER = pathlib.Path(__file__).parent / "data" / "clip_tokenizer"
 PARTIAL = ".partial"  # suffix of a file that is being written
 STATE = "state.pt"  # a run's checkpoint, from which it resumes
 DONE = "train.json"  # a run's result, written when it is complete

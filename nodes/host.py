@@ -21,8 +21,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
 from ..advunlearn.errors import AdvUnlearnError
+from ..advunlearn.files import CLIP_TOKENIZER
 from ..advunlearn.models.denoiser import fingerprint, scaled_gradients
-from ..advunlearn.models.loading import CLIP_TOKENIZER, TextToImage
+from ..advunlearn.models.loading import TextToImage
 from .clip_l import make_text_encoder
 
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from ..config.attacks import AttackConfig
 from ..config.concept import ConceptConfig
 from ..errors import AdvUnlearnError
-from ..models.ddim import batch_of
+from ..models.ddim import scale_batch
 from ..models.denoiser import Denoiser
-from ..models.sdxl_text_encoder import DualTextEncoder
-from ..models.text_encoder import encode_prompts
+from ..models.text_encoder import encode_prompts, encoder_parts
 
 OnStep = Callable[[int, float], None]
 Settings = TypeVar("Settings", bound=AttackConfig)
@@ -84,7 +83,7 @@ class AttackContext:
             "original denoiser": self.original.denoiser is not None,
             "concept": self.concept is not None,
             "synonyms": bool(self.synonyms),
-            "one encoder": not isinstance(self.encoder, DualTextEncoder),
+            "one encoder": len(encoder_parts(self.encoder)) == 1,
         }[need]
 
     def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:
@@ -207,7 +206,7 @@ class GradientAttack(Attack[Settings]):
         """Take one step, in chunks; the gradient is taken afresh."""
         drawn, x = self.draw(), self.search.embeddings()
         gradient, losses = torch.zeros_like(x), torch.zeros(len(x))
-        for rows in torch.arange(len(x)).split(batch_of(self.chunk, self.scene.target.x_0)):
+        for rows in torch.arange(len(x)).split(scale_batch(self.chunk, self.scene.target.x_0)):
             part = x.detach()[rows].requires_grad_(True)
             loss = self.loss(part, rows, *(d[rows] for d in drawn))
             (gradient[rows],) = torch.autograd.grad(loss.sum(), part)

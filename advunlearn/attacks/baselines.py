@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config.attacks import RandomPrefixConfig, SeedSearchConfig, SynonymSearchConfig
-from ..models.ddim import noise_of
+from ..models.ddim import draw_noise
 from ..models.text_encoder import tokenize
 from .base import Attack, AttackOutput
 from .prompt_slots import content_tokens, prefix_slots
@@ -94,7 +94,7 @@ class SeedSearch(PlainAttack):
         """Draw a seed for each case, and its noise, so that the seed alone gives the picture again."""
         count, *shape = self.scene.target.x_0.shape
         self.seeds: list[int] = torch.randint(2**32, (count,), generator=generator).tolist()
-        self.noise = torch.stack([noise_of(seed, shape) for seed in self.seeds])
+        self.noise = torch.stack([draw_noise(seed, shape) for seed in self.seeds])
 
     def step(self) -> Tensor:
         """Draw other noise."""

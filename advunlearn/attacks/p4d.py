@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.attacks import P4DConfig
 from ..losses import attack_loss
-from ..models.ddim import batch_of
+from ..models.ddim import scale_batch
 from .prompt_slots import PromptSlots, free_slots, interleaved_slots
 from .token_attacks import HardPrompt, noised
 
@@ -37,7 +37,7 @@ class P4DN(HardPrompt[P4DConfig]):
         x_t, t, _ = noised(self)
         original = self.scene.original.denoiser
         assert original is not None  # `needs`
-        size = batch_of(self.chunk, x_t)
+        size = scale_batch(self.chunk, x_t)
         parts = zip(x_t.split(size), t.split(size), self.asked.split(size), strict=True)
         with torch.no_grad():
             return x_t, t, torch.cat([original.noise_pred(*part) for part in parts])

@@ -20,7 +20,8 @@ from ..formats.inspect import decode_metadata
 from ..formats.weights import open_weights
 from ..judges import load as judges
 from ..judges.base import Judge
-from ..models import Denoiser, DiffusersDenoiser
+from ..models.denoiser import Denoiser
+from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.encoder_files import load_encoder, part_hashes
 from ..models.loading import TextToImage, best_device, load
 from ..models.unet_files import load_unet

@@ -16,10 +16,9 @@ from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
 from ..judges.base import Judge
 from ..judges.convnet import ConvJudge
-from ..models.ddim import noise_of_rows
+from ..models.ddim import draw_noise_rows
 from ..models.loading import TextToImage
-from ..models.sdxl_text_encoder import DualTextEncoder
-from ..models.text_encoder import frozen, tokenize
+from ..models.text_encoder import encoder_parts, frozen, tokenize
 from ..prompts import synonyms as names
 from .accuracies import accuracies, decisions
 from .attack_log import first_embeddings
@@ -74,7 +73,7 @@ class Evaluator(ImageGenerator):
         generator, device = torch.Generator().manual_seed(config.seed), model.denoiser.device
         kept = ([row.seed for row in rows] for rows in (self.cases.retained, self.cases.co_occurring))
         self.noise, self.retained_noise, self.near_noise = (
-            noise_of_rows(seeds, model.denoiser.latent_shape, generator).to(device) for seeds in (self.seeds, *kept)
+            draw_noise_rows(seeds, model.denoiser.latent_shape, generator).to(device) for seeds in (self.seeds, *kept)
         )
         self.original = Subject(model.text_encoder, model.denoiser)
         self._targets: tuple[AttackTargets, AttackTargets] | None = None
@@ -131,7 +130,7 @@ class Evaluator(ImageGenerator):
         needs = attack_class(name).needs
         if "synonyms" in needs and not self.routes:
             return f"no other name of {self.concept.concept!r} is known; give a file of them, one a line (--routes)"
-        if "one encoder" in needs and isinstance(self.model.text_encoder, DualTextEncoder):
+        if "one encoder" in needs and len(encoder_parts(self.model.text_encoder)) > 1:
             return f"{name} lacks {NEEDS['one encoder']}; choose other attacks"
         return ""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config.evaluation import EvaluateConfig
 from ..judges.base import Judge, JudgeOutput
-from ..models.ddim import batch_of, ddim_sample
+from ..models.ddim import ddim_sample, scale_batch
 from ..models.loading import TextToImage
 from .measurement import Subject
 
@@ -28,7 +28,7 @@ class ImageGenerator:
     def generate(self, subject: Subject, context: Tensor, noise: Tensor) -> Tensor:
         """Return final latents (N, C, h, w) for a conditioning (N, L, D), guided against the subject's empty prompt."""
         empty = self.model.encode([""], subject.encoder)
-        size = batch_of(128, noise)
+        size = scale_batch(128, noise)
         parts = zip(context.split(size), noise.split(size), strict=True)
         steps, scale = self.config.sampling_steps, self.config.guidance_scale
         return torch.cat([ddim_sample(subject.denoiser, c, empty, z, steps, scale) for c, z in parts])

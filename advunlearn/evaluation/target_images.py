@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..models.ddim import batch_of
+from ..models.ddim import scale_batch
 from ..models.loading import TextToImage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -45,7 +45,7 @@ def picture(path: pathlib.Path, width: int, height: int) -> Tensor:
 def encoded(model: TextToImage, images: Tensor) -> Tensor:
     """Return the latents (M, C, h, w) of pictures (M, 3, H, W) in [0, 1], in the scale of the UNet."""
     vae, parts = model.vae, []
-    for part in (images * 2 - 1).split(batch_of(64, torch.empty(model.denoiser.latent_shape))):
+    for part in (images * 2 - 1).split(scale_batch(64, torch.empty(model.denoiser.latent_shape))):
         found = vae.encode(part.to(model.denoiser.device, vae.dtype))
         # The mean of AutoencoderKL's distribution; AutoencoderTiny gives latents.
         parts.append(found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
 from ..models.counting import BACKWARD
-from ..models.ddim import batch_of
+from ..models.ddim import scale_batch
 from ..models.loading import TextToImage
 from ..training.bank import Banks, TrajectoryBank, make_banks
 from ..training.events import Progress
@@ -41,7 +41,7 @@ class ProbedBank(TrajectoryBank):
         """Sample as a run does between two iterations."""
         self.live.enter("bank")
         counted: Any = self.sampler.denoiser
-        rows, counted.forwards = min(batch_of(self.chunk, self.x_t), len(self)), 0
+        rows, counted.forwards = min(scale_batch(self.chunk, self.x_t), len(self)), 0
         self._sample(range(rows), last=0)
         self.forwards, counted.forwards = counted.forwards / rows, 0
         self.live.enter(self.then)

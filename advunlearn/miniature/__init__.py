@@ -1,4 +1,4 @@
-"""The model that ships with the library: a small, real latent diffusion model, its judge and its words."""
+"""The miniature: a small, complete latent diffusion model shipped with the library, its judge and captions."""
 
 from __future__ import annotations
 

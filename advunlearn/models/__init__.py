@@ -1,6 +1,1 @@
-"""The seam between the method and whatever predicts the noise: a diffusers UNet here, a host's model elsewhere."""
-
-from .denoiser import Denoiser
-from .diffusers_denoiser import DiffusersDenoiser
-
-__all__ = ["Denoiser", "DiffusersDenoiser"]
+"""Models: the denoiser and the text encoder that the method works on, and how they are loaded and saved."""

@@ -16,28 +16,28 @@ def ddim_timesteps(steps: int, total: int = 1000) -> Tensor:
     return (torch.arange(steps) * (total // steps)).flip(0).clamp(max=total - 2) + 1
 
 
-def batch_of(count: int, latents: Tensor) -> int:
-    """Return how many latents to take at once: `count` of 8 x 8, fewer of larger ones, at least one."""
+def scale_batch(count: int, latents: Tensor) -> int:
+    """Return the batch size for latents (..., h, w) that costs as much as `count` latents of 8 x 8; at least 1."""
     return max(1, count * 64 // (latents.shape[-1] * latents.shape[-2]))
 
 
-def noise_of(seed: int, shape: Sequence[int]) -> Tensor:
-    """Return the starting noise (C, h, w) of one picture by a seed of its own, as `sample --seed` draws it."""
+def draw_noise(seed: int, shape: Sequence[int]) -> Tensor:
+    """Draw the starting noise (C, h, w) of one image from its own seed, as `sample --seed` does."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def noise_of_rows(seeds: Sequence[int | None], shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return noise (N, C, h, w): one draw for all rows, in which a row with a seed of its own has that one's."""
+def draw_noise_rows(seeds: Sequence[int | None], shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw noise (N, C, h, w) for all rows at once; a row with its own seed gets the noise of that seed instead."""
     noise = torch.randn(len(seeds), *shape, generator=generator)
     for row, seed in enumerate(seeds):
         if seed is not None:
-            noise[row] = noise_of(seed, shape)
+            noise[row] = draw_noise(seed, shape)
     return noise
 
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """One DDIM step of B samples: the latents it began with, and the two predictions guidance needed there."""
+    """One DDIM step of B samples: its input latents, the two predictions that guidance combines, and its output."""
 
     timestep: int
     x_t: Tensor  # (B, C, h, w)
@@ -50,7 +50,7 @@ class SamplingStep:
 def ddim_steps(
     denoiser: Denoiser, cond: Tensor, uncond: Tensor, noise: Tensor, steps: int, guidance_scale: float
 ) -> Iterator[SamplingStep]:
-    """Yield the steps of a DDIM run.
+    """Yield the steps of DDIM sampling with classifier-free guidance.
 
     Args:
         denoiser: predicts the noise.
@@ -59,8 +59,10 @@ def ddim_steps(
         steps: number of DDIM steps.
         guidance_scale: w in eps = eps(0) + w (eps(c) - eps(0)).
     """
-    alphas, timesteps = denoiser.alphas_cumprod, ddim_timesteps(steps, len(denoiser.alphas_cumprod))
-    context, x = torch.cat([uncond.expand_as(cond), cond]), noise
+    alphas = denoiser.alphas_cumprod
+    timesteps = ddim_timesteps(steps, len(alphas))
+    context = torch.cat([uncond.expand_as(cond), cond])  # (2 B, L, D)
+    x = noise
     for k, step in enumerate(timesteps.tolist()):
         t = torch.full((2 * len(x),), step, device=x.device)
         eps_0, eps_c = denoiser.noise_pred(torch.cat([x, x]), t, context).chunk(2)

@@ -1,4 +1,4 @@
-"""A model's text encoder from files, also where it is two of them, as Stable Diffusion XL's is."""
+"""Read and write a model's text encoder: one file, or one for each of Stable Diffusion XL's two encoders."""
 
 from __future__ import annotations
 
@@ -7,104 +7,102 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.training import ENCODER_NAMES, Encoders
 from ..errors import AdvUnlearnError
 from ..formats.detect import UNET_PREFIX, detect_checkpoint_kind
 from ..formats.openclip import CLIP_G_PREFIX, extract_sdxl_encoder
-from ..formats.text_encoders import (
-    TEXT_PREFIX,
-    extract_encoder,
-    hash_encoder,
-    load_state,
-    save_encoder,
-)
-from ..formats.weights import open_weights
-from .sdxl_text_encoder import DualTextEncoder
+from ..formats.text_encoders import TEXT_PREFIX, extract_encoder, hash_encoder, load_state, save_encoder
+from ..formats.weights import Weights, open_weights
+from .text_encoder import encoder_parts
 
-BASES = "advunlearn.base_parts"
+BASE_HASHES = "advunlearn.base_parts"  # metadata: the hash of each encoder before training, by name
 
-
-Check = Callable[[str, Mapping[str, str]], None]  # is given a file and its metadata; may raise
+Check = Callable[[str, Mapping[str, str]], None]  # gets a file and its metadata; may raise
 
 
 def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None) -> tuple[Any, dict[str, str]]:
-    """Return a copy of the encoder `like` with the weights of a file, and the file's metadata.
+    """Load weights into a copy of a text encoder.
 
-    Of Stable Diffusion XL's two encoders that one gets the weights which is as wide; from a run's folder and from a
-    whole checkpoint both do.
-    Raises AdvUnlearnError for a file that does not fit; `check` may refuse more.
+    Args:
+        path: a file, a folder, or a run's folder with a file for each of Stable Diffusion XL's encoders. A file with a
+            single encoder goes into the one of the same width; a Stable Diffusion XL checkpoint fills both.
+        like: the encoder to copy; it is unchanged.
+        check: called with each file and its metadata; may raise to refuse it.
+
+    Returns:
+        the encoder, and the metadata of the last file.
+
+    Raises AdvUnlearnError for a file that does not fit.
     """
     encoder = copy.deepcopy(like)
     metadata: dict[str, str] = {}
-    for file in parts_of(path):
+    for file in encoder_files(path):
         with open_weights(file) as weights:
-            whole = isinstance(like, DualTextEncoder) and any(
-                name.startswith((UNET_PREFIX, CLIP_G_PREFIX)) for name in weights.names
-            )
-            if whole and not any(name.startswith(CLIP_G_PREFIX) for name in weights.names):
-                raise AdvUnlearnError(
-                    f"{file} is {detect_checkpoint_kind(weights.names, weights.shape)}, of which CLIP-L alone could be "
-                    "read; give an SDXL checkpoint, a run's folder, or its clip_l.safetensors or clip_g.safetensors"
-                )
-            found = (
-                [extract_sdxl_encoder(weights, name) for name in ENCODER_NAMES] if whole else [extract_encoder(weights)]
-            )
+            states = _read_states(file, weights, len(encoder_parts(like)))
             metadata = weights.metadata
         if check is not None:
             check(str(file), metadata)
-        for tensors in found:
-            load_state(part_as_wide(encoder, tensors), tensors, str(file))
+        for tensors in states:
+            load_state(matching_part(encoder, tensors), tensors, str(file))
     return encoder, metadata
 
 
-def parts_of(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """Return the files of the text encoders in a run's folder on Stable Diffusion XL, or else the path itself."""
-    found = [file for name in ENCODER_NAMES if (file := pathlib.Path(path) / f"{name}.safetensors").is_file()]
-    return found or [pathlib.Path(path)]
+def _read_states(file: pathlib.Path, weights: Weights, count: int) -> list[dict[str, Tensor]]:
+    """Return the encoder in a file, or all `count` encoders of a Stable Diffusion XL checkpoint."""
+    is_checkpoint = any(name.startswith((UNET_PREFIX, CLIP_G_PREFIX)) for name in weights.names)
+    if count == 1 or not is_checkpoint:
+        return [extract_encoder(weights)]
+    if not any(name.startswith(CLIP_G_PREFIX) for name in weights.names):
+        raise AdvUnlearnError(
+            f"{file} is {detect_checkpoint_kind(weights.names, weights.shape)}, of which CLIP-L alone could be read; "
+            "give an SDXL checkpoint, a run's folder, or its clip_l.safetensors or clip_g.safetensors"
+        )
+    return [extract_sdxl_encoder(weights, name) for name in ENCODER_NAMES]
 
 
-def part_as_wide(encoder: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the one of Stable Diffusion XL's two encoders that is as wide as some tensors; any other encoder as is."""
-    if not isinstance(encoder, DualTextEncoder):
-        return encoder
+def encoder_files(path: str | pathlib.Path) -> list[pathlib.Path]:
+    """Return the files of Stable Diffusion XL's encoders in a run's folder; otherwise the path itself."""
+    files = [pathlib.Path(path) / f"{name}.safetensors" for name in ENCODER_NAMES]
+    return [file for file in files if file.is_file()] or [pathlib.Path(path)]
+
+
+def matching_part(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the part of an encoder whose width is that of some weights; the first part if none has it."""
+    parts = list(encoder_parts(encoder).values())
     table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
     width = table.shape[-1] if table is not None else 0
-    first, second = encoder.encoders().values()
-    return second if second.get_input_embeddings().weight.shape[1] == width else first
+    return next((part for part in parts if part.get_input_embeddings().weight.shape[1] == width), parts[0])
 
 
 def save_encoders(
-    folder: str | pathlib.Path, encoder: DualTextEncoder, which: Encoders, metadata: Mapping[str, Any]
+    folder: str | pathlib.Path, encoder: nn.Module, encoders: Encoders, metadata: Mapping[str, Any]
 ) -> list[pathlib.Path]:
-    """Write those of Stable Diffusion XL's encoders that trained, `clip_l.safetensors` and `clip_g.safetensors`.
+    """Write those of Stable Diffusion XL's encoders that trained, as `clip_l.safetensors` and `clip_g.safetensors`.
 
-    Of an older run in that folder the file of one that did not train is deleted: the two would not belong together.
-    `metadata` may have `BASES`, the hash of each encoder before training; a file gets its own.
+    A file of an earlier run of an encoder that did not train now is deleted, because the two do not belong together.
+    If `metadata` has `BASE_HASHES`, each file gets its own encoder's hash.
     """
-    about = {k: v for k, v in metadata.items() if k != BASES}
+    shared = {k: v for k, v in metadata.items() if k != BASE_HASHES}
     written = []
-    for name, part in encoder.encoders().items():
+    for name, part in encoder_parts(encoder).items():
         file = pathlib.Path(folder) / f"{name}.safetensors"
-        if which not in ("both", name):
+        if encoders not in ("both", name):
             file.unlink(missing_ok=True)
             continue
-        own = {"advunlearn.base_sha256": metadata[BASES][name]} if BASES in metadata else {}
-        written.append(save_encoder(file, part, about | own))
+        base = {"advunlearn.base_sha256": metadata[BASE_HASHES][name]} if BASE_HASHES in metadata else {}
+        written.append(save_encoder(file, part, shared | base))
     return written
 
 
-def part_hashes(encoder: Any) -> dict[str, str]:
-    """Return the `hash_encoder` of each of two encoders by name; of one there are none."""
-    if not isinstance(encoder, DualTextEncoder):
-        return {}
-    return {name: hash_encoder(part.state_dict()) for name, part in encoder.encoders().items()}
+def part_hashes(encoder: nn.Module) -> dict[str, str]:
+    """Return the `hash_encoder` of each part of an encoder by name."""
+    return {name: hash_encoder(part.state_dict()) for name, part in encoder_parts(encoder).items()}
 
 
-def embedding_file(found: Tensor, encoder: Any) -> dict[str, Tensor]:
-    """Return embeddings (k, D) as a textual inversion's file has them, those of each encoder under its name."""
-    if not isinstance(encoder, DualTextEncoder):
-        return {ENCODER_NAMES[0]: found.contiguous()}
-    parts = found.split([table.shape[1] for table in encoder.tables()], -1)
-    return {name: part.contiguous() for name, part in zip(ENCODER_NAMES, parts, strict=True)}
+def embedding_file(embeddings: Tensor, encoder: nn.Module) -> dict[str, Tensor]:
+    """Return embeddings (k, D) as the tensors of a textual inversion's file: each encoder's columns under its name."""
+    parts = encoder_parts(encoder)
+    columns = embeddings.split([part.get_input_embeddings().weight.shape[1] for part in parts.values()], -1)
+    return {name: part.contiguous() for name, part in zip(parts, columns, strict=True)}

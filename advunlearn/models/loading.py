@@ -1,12 +1,13 @@
-"""Load a text-to-image model into the parts the method works on."""
+"""Load a text-to-image model into the parts that the method works on."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -14,25 +15,35 @@ from torch import Tensor, nn
 
 from .. import miniature
 from ..errors import AdvUnlearnError
+from ..files import CLIP_TOKENIZER
 from ..formats import single_file
-from ..formats.text_encoders import hash_encoder
 from ..formats.weights import open_weights
-from . import Denoiser, DiffusersDenoiser
-from .ddim import batch_of
+from .ddim import scale_batch
+from .denoiser import Denoiser
+from .diffusers_denoiser import DiffusersDenoiser
 from .encoder_files import part_hashes
 from .sdxl_text_encoder import DualTextEncoder
-from .text_encoder import embedding_table, encode_prompts
+from .text_encoder import embedding_table, encode_prompts, encoder_parts
 
-# CLIP's own vocabulary, for checkpoints that bring no tokenizer.
-CLIP_TOKENIZER = pathlib.Path(__file__).parents[1] / "data" / "clip_tokenizer"
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-WRONG = {"missing_keys": "lacks", "unexpected_keys": "has unknown"}  # by the names of a library's report on loading
-SECOND = "text_encoder_2"  # of Stable Diffusion XL
+SUBFOLDERS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")  # of a diffusers folder
+SECOND_TEXT_ENCODER = "text_encoder_2"  # of Stable Diffusion XL
+# How an error names the entries of `output_loading_info`.
+LOADING_FAULTS = {"missing_keys": "lacks", "unexpected_keys": "has unknown"}
+
+
+class Components(NamedTuple):
+    """A model's parts, as diffusers and transformers have them."""
+
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
+    vae: Any
+    scheduler: Any
 
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A latent diffusion model in parts. `denoiser` is the seam: any `Denoiser` will do."""
+    """A latent diffusion model in parts. Any `Denoiser` will do: a diffusers UNet, or a host's own model."""
 
     name: str
     tokenizer: Any
@@ -46,14 +57,14 @@ class TextToImage:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents (B, C, h, w) into pictures (B, 3, H, W) in [0, 1]."""
+        """Decode latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]."""
         scaled = latents / self.vae.config.scaling_factor
-        parts = scaled.split(batch_of(64, latents))
-        rows = [self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in parts]
-        return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
+        batches = scaled.split(scale_batch(64, latents))
+        images = [self.vae.decode(batch.to(self.vae.dtype)).sample.float() for batch in batches]
+        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
 
     def fingerprints(self) -> dict[str, Any]:
-        """Return what tells this model from another: a run goes on only with the one it began with."""
+        """Return the values that identify this model; a run resumes only with the model it started with."""
         return {
             "base": self.base_hash(),
             "denoiser": self.denoiser.fingerprint(),
@@ -61,25 +72,27 @@ class TextToImage:
         }
 
     def base_hash(self) -> str:
-        """Return the SHA-256 of the text encoder's weights, which tells one base model from another; or of both."""
-        if parts := part_hashes(self.text_encoder):
-            return hashlib.sha256(" ".join(parts.values()).encode()).hexdigest()
-        return hash_encoder(self.text_encoder.state_dict())
+        """Return the SHA-256 of the text encoder's weights, which identifies the base model; of two, of both hashes."""
+        hashes = list(part_hashes(self.text_encoder).values())
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
-def resolve(name: str) -> pathlib.Path:
-    """Return where a model is: the shipped miniature, or a diffusers folder or a single file on disk."""
+def find_model(name: str) -> pathlib.Path:
+    """Return the path of a model: the shipped miniature, or a diffusers folder or a single file on disk.
+
+    Raises AdvUnlearnError when there is neither.
+    """
     if name == "miniature":
         return miniature.path()
     path = pathlib.Path(name)
     if path.is_file() and path.suffix in single_file.CHECKPOINT_SUFFIXES:
         return path
-    missing = [part for part in PARTS if not (path / part).is_dir()]
+    missing = [part for part in SUBFOLDERS if not (path / part).is_dir()]
     if missing:
         found = "no such folder or file" if not path.exists() else f"it has no {', '.join(missing)}"
         raise AdvUnlearnError(
-            f"model {name!r}: {found}; give 'miniature', a diffusers folder with {', '.join(PARTS)}, or a checkpoint "
-            f"({', '.join(single_file.CHECKPOINT_SUFFIXES)})"
+            f"model {name!r}: {found}; give 'miniature', a diffusers folder with {', '.join(SUBFOLDERS)}, or a "
+            f"checkpoint ({', '.join(single_file.CHECKPOINT_SUFFIXES)})"
         )
     return path
 
@@ -90,134 +103,162 @@ def load(
     dtype: torch.dtype = torch.float32,
     prediction_type: str = "auto",
 ) -> TextToImage:
-    """Load a model from disk, never from a hub.
+    """Load a model from disk; nothing is downloaded.
 
-    The text encoder, which trains, has fp32 weights and computes in bf16 where `dtype` is that; the frozen UNet and
-    autoencoder are in `dtype`, SDXL's autoencoder in fp32 where that is fp16 and it would overflow.
+    The text encoder, which trains, has fp32 weights and computes in bf16 if that is `dtype`. The frozen UNet and
+    autoencoder are in `dtype`, except that SDXL's autoencoder, which overflows in fp16, is then in fp32.
 
     Args:
-        name: 'miniature', a diffusers folder of the kind of Stable Diffusion 1.x or XL, or a single-file checkpoint of
-            Stable Diffusion 1.x.
+        name: 'miniature', a diffusers folder of Stable Diffusion 1.x or XL, or a single-file checkpoint of Stable
+            Diffusion 1.x.
         device: where to put it.
         dtype: of the frozen parts.
-        prediction_type: 'epsilon' or 'v_prediction'; 'auto' is what the folder's scheduler, or the file, says.
+        prediction_type: 'epsilon' or 'v_prediction'; 'auto': as the folder's scheduler or the file states.
 
-    Raises AdvUnlearnError when it is no such model, and says what it is.
+    Raises AdvUnlearnError for any other model, and says what it is.
     """
-    path = resolve(name)
-    attention: dict[str, Any] = {"attn_implementation": "eager"} if plain_attention(device, dtype) else {}
+    path = find_model(name)
+    attention = "eager" if uses_plain_attention(device, dtype) else None
     try:
-        read = _from_file if path.is_file() else _from_folder
-        tokenizer, encoder, unet, vae, scheduler = read(path, dtype, prediction_type, attention)
+        read = _read_file if path.is_file() else _read_folder
+        parts = read(path, dtype, prediction_type, attention)
     except AdvUnlearnError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AdvUnlearnError(f"model {name!r} could not be read: {error}") from error
-    width = embedding_table(encoder).shape[1]
-    if unet.config.cross_attention_dim != width:
+    width = embedding_table(parts.text_encoder).shape[1]
+    if parts.unet.config.cross_attention_dim != width:
         raise AdvUnlearnError(
-            f"model {name!r}: its UNet takes {unet.config.cross_attention_dim} wide conditioning and its text encoding "
-            f"is {width} wide; only models of the style of Stable Diffusion 1.x and XL work"
+            f"model {name!r}: its UNet takes {parts.unet.config.cross_attention_dim} wide conditioning and its text "
+            f"encoding is {width} wide; only models of the style of Stable Diffusion 1.x and XL work"
         )
-    parts: tuple[nn.Module, ...] = (encoder, unet, vae)
-    for part in parts:
-        part.to(device).train(False).requires_grad_(False)
-    return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
+    return assemble(name, parts, device, dtype)
 
 
-def _from_folder(
-    folder: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Return a diffusers folder's `PARTS`."""
+def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: str | None) -> Components:
+    """Read a diffusers folder."""
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from diffusers.utils import is_accelerate_available
+    from transformers import CLIPTokenizer
 
     vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = _part(CLIPTextModel, folder / "text_encoder", **attention).float()
-    if (folder / SECOND).is_dir():
-        padding = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True).pad_token_id
-        encoder = DualTextEncoder(
-            encoder, _part(CLIPTextModelWithProjection, folder / SECOND, **attention).float(), padding
-        )
-    unet, vae = (
-        _part(kind, folder / part, ("missing_keys", "unexpected_keys"), torch_dtype=dtype)
-        for kind, part in ((UNet2DConditionModel, "unet"), (vae_class, "vae"))
-    )
-    chosen = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True, **chosen)
-    return tokenizer, encoder, unet, nn.Module.to(vae, vae_dtype(vae, encoder, dtype)), scheduler
+    encoder = _read_text_encoder(folder, attention)
+    faults = ("missing_keys", "unexpected_keys")
+    # diffusers warns where it has to fall back to False.
+    options = {"torch_dtype": dtype, "low_cpu_mem_usage": is_accelerate_available()}
+    unet = _read_part(UNet2DConditionModel, folder / "unet", faults, **options)
+    vae = _read_part(vae_class, folder / "vae", faults, **options)
+    vae_dtype = choose_vae_dtype(vae, encoder, dtype)
+    changes = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True, **changes)
+    return Components(tokenizer, encoder, unet, nn.Module.to(vae, vae_dtype), scheduler)
 
 
-def vae_dtype(vae: Any, encoder: Any, dtype: torch.dtype) -> torch.dtype:
-    """Return what the autoencoder computes in: SDXL's own overflows in fp16, and its configuration says so.
+def _read_text_encoder(folder: pathlib.Path, attention: str | None) -> Any:
+    """Read a diffusers folder's text encoder, or both of Stable Diffusion XL's."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    That of other models says so too, without need.
+    options = {"attn_implementation": attention} if attention else {}
+    with _without_progress_bar():
+        encoder = _read_part(CLIPTextModel, folder / "text_encoder", **options).float()
+        if not (folder / SECOND_TEXT_ENCODER).is_dir():
+            return encoder
+        second = _read_part(CLIPTextModelWithProjection, folder / SECOND_TEXT_ENCODER, **options).float()
+    padding = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True).pad_token_id
+    return DualTextEncoder(encoder, second, padding)
+
+
+def _read_part(kind: Any, folder: pathlib.Path, faults: Sequence[str] = ("missing_keys",), **options: Any) -> Any:
+    """Read a part of a model with its library's loader.
+
+    Raises AdvUnlearnError when one of the `faults`, of those in `LOADING_FAULTS`, was found.
     """
-    upcast = isinstance(encoder, DualTextEncoder) and dtype == torch.float16 and vae.config.get("force_upcast")
-    return torch.float32 if upcast else dtype
-
-
-def _part(kind: Any, folder: pathlib.Path, wrong: Sequence[str] = ("missing_keys",), **how: Any) -> Any:
-    """Return a part of a model's folder. Raises AdvUnlearnError for tensors that are `wrong`, of those in `WRONG`."""
-    part, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **how)
-    for fault in wrong:
+    part, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    for fault in faults:
         if names := info[fault]:
             raise AdvUnlearnError(
-                f"model {str(folder.parent)!r}: its {folder.name} {WRONG[fault]} {len(names)} tensors, first "
-                f"{min(names)!r}; it would not draw what it was trained to: save or fetch that folder anew"
+                f"model {str(folder.parent)!r}: its {folder.name} {LOADING_FAULTS[fault]} {len(names)} tensors, first "
+                f"{min(names)!r}; it would not draw what it was trained to: save or download that folder again"
             )
     return part
 
 
-def _from_file(
-    path: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Return a single-file checkpoint's `PARTS`, with CLIP's own tokenizer."""
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Turn off transformers' progress bar, which its loaders have no argument for."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _read_file(path: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: str | None) -> Components:
+    """Read a single-file checkpoint; the tokenizer is CLIP's own."""
     from diffusers import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     with open_weights(path) as weights:
         configs = single_file.infer_configs(weights, prediction_type)
         states = single_file.read_states(weights, configs)
-    encoder: Any = CLIPTextModel.from_pretrained(
-        None, config=CLIPTextConfig(**configs["text_encoder"], **attention), state_dict=states["text_encoder"]
-    )
+    options = {"attn_implementation": attention} if attention else {}
+    config = CLIPTextConfig(**{**configs["text_encoder"], **options})
+    with _without_progress_bar():
+        encoder: Any = CLIPTextModel.from_pretrained(None, config=config, state_dict=states["text_encoder"])
     unet, vae = single_file.build_meta_modules(configs)
     for part, state in ((unet, states["unet"]), (vae, states["vae"])):
         part.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
     tokenizer = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER, local_files_only=True)
-    return tokenizer, encoder.float(), unet, vae, DDIMScheduler.from_config(configs["scheduler"])
+    return Components(tokenizer, encoder.float(), unet, vae, DDIMScheduler.from_config(configs["scheduler"]))
 
 
-def plain_attention(device: str | torch.device, dtype: torch.dtype) -> bool:
-    """Return whether attention is done by plain matrix products.
+def choose_vae_dtype(vae: Any, encoder: Any, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the autoencoder: fp32 for SDXL's in a model of fp16, otherwise `dtype`.
 
-    On CPUs in bf16 the fused one is slow backwards: 2.2 times their time.
+    SDXL's autoencoder overflows in fp16, which its configuration states. Other models' configurations state the same
+    although they need no fp32.
+    """
+    upcast = len(encoder_parts(encoder)) > 1 and dtype == torch.float16 and vae.config.get("force_upcast")
+    return torch.float32 if upcast else dtype
+
+
+def uses_plain_attention(device: str | torch.device, dtype: torch.dtype) -> bool:
+    """Return whether attention is computed by plain matrix products.
+
+    In bf16 on CPUs the backward pass of fused attention takes 2.2 times as long.
     """
     return torch.device(device).type == "cpu" and dtype == torch.bfloat16
 
 
-def assembled(name: str, parts: tuple[Any, ...], device: str | torch.device, dtype: torch.dtype) -> TextToImage:
-    """Return a model of its `PARTS`: what frozen parts compute in is the encoder's too, and attention as it is fast.
+def assemble(name: str, parts: Components, device: str | torch.device, dtype: torch.dtype) -> TextToImage:
+    """Return a model of its parts, frozen; parts on the meta device stay there.
 
-    Raises AdvUnlearnError for a UNet or a schedule of another kind.
+    Raises AdvUnlearnError for a UNet or a noise schedule of another kind.
     """
-    tokenizer, encoder, unet, vae, scheduler = parts
+    encoder = parts.text_encoder
+    for part in (encoder, parts.unet, parts.vae):
+        if next(part.parameters()).device.type != "meta":
+            part.to(device)
+        part.train(False).requires_grad_(False)
     encoder.compute_dtype = dtype
-    if plain_attention(device, dtype):
+    if uses_plain_attention(device, dtype):
         from diffusers.models.attention_processor import AttnProcessor
 
-        unet.set_attn_processor(AttnProcessor())
+        parts.unet.set_attn_processor(AttnProcessor())
     try:
-        denoiser = DiffusersDenoiser(unet, scheduler)
+        denoiser = DiffusersDenoiser(parts.unet, parts.scheduler)
     except AdvUnlearnError as error:
         raise AdvUnlearnError(f"model {name!r}: {error}") from error
-    return TextToImage(name, tokenizer, encoder, denoiser, vae)
+    return TextToImage(name, parts.tokenizer, encoder, denoiser, parts.vae)
 
 
 def best_device() -> str:
-    """Return cuda, mps or cpu, the first that is there."""
+    """Return cuda, mps or cpu: the first that is available."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,18 +1,28 @@
-"""A model from its configuration files alone: every layer and shape, no weights."""
+"""Build a model from its configuration files alone: all layers and shapes, no weights."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import AdvUnlearnError
+from ..files import CLIP_TOKENIZER
 from ..formats import single_file
 from ..formats.weights import open_weights
-from .loading import CLIP_TOKENIZER, SECOND, TextToImage, assembled, plain_attention, resolve, vae_dtype
+from .loading import (
+    SECOND_TEXT_ENCODER,
+    Components,
+    TextToImage,
+    assemble,
+    choose_vae_dtype,
+    find_model,
+    uses_plain_attention,
+)
 from .sdxl_text_encoder import DualTextEncoder
 
 SHAPES = pathlib.Path(__file__).parents[1] / "data" / "shapes"
@@ -20,50 +30,64 @@ SHIPPED = ("sd15", "sdxl")
 
 
 def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage:
-    """Return what `models.load` would, with all weights on the meta device: it takes no memory.
+    """Return the model that `loading.load` would return, with all weights on the meta device: it takes no memory.
 
     Args:
-        name: 'sd15' or 'sdxl' (the shapes of Stable Diffusion 1.5 and XL, which are shipped), 'miniature', a
-            diffusers folder, of which only the configuration files and the tokenizer are read, or a single-file
-            checkpoint, of which only the shapes are (a pickle is read whole).
-        device: where the model would be; nothing is done there.
+        name: 'sd15' or 'sdxl' (the shipped shapes of Stable Diffusion 1.5 and XL); 'miniature'; a diffusers folder, of
+            which only the configuration files and the tokenizer are read; or a single-file checkpoint, of which only
+            the shapes are read (all of it for a pickle).
+        device: where the model would be; it need not exist.
         dtype: of the frozen parts.
 
     Raises AdvUnlearnError for a model that cannot be read.
     """
-    from diffusers import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    folder = SHAPES / name if name in SHIPPED else resolve(name)
+    path = SHAPES / name if name in SHIPPED else find_model(name)
     try:
-        if folder.is_file():
-            with open_weights(folder) as weights:
-                configs = single_file.infer_configs(weights)
-        else:
-            parts = ("unet", "vae", "text_encoder", SECOND, "scheduler")
-            configs = {part: _config(folder / part) for part in parts if (folder / part).is_dir()}
-        vocabulary = folder / "tokenizer"
-        tokenizer = CLIPTokenizer.from_pretrained(
-            vocabulary if vocabulary.is_dir() else CLIP_TOKENIZER, local_files_only=True
-        )
-        scheduler = DDIMScheduler.from_config(configs["scheduler"])
-        attention = {"attn_implementation": "eager" if plain_attention(device, dtype) else "sdpa"}
-        with torch.device("meta"):
-            encoder: Any = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"] | attention)).float()
-            if SECOND in configs:
-                second = CLIPTextModelWithProjection(CLIPTextConfig(**configs[SECOND] | attention)).float()
-                encoder = DualTextEncoder(encoder, second)
-        unet, vae = single_file.build_meta_modules(configs)
-        unet, vae = nn.Module.to(unet, dtype), nn.Module.to(vae, vae_dtype(vae, encoder, dtype))
+        parts = _blank_parts(path, device, dtype)
     except AdvUnlearnError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdvUnlearnError(f"the configuration of model {name!r} could not be read: {error}") from error
-    for part in (encoder, unet, vae):
-        part.train(False).requires_grad_(False)
-    return assembled(name, (tokenizer, encoder, unet, vae, scheduler), device, dtype)
+    return assemble(name, parts, device, dtype)
 
 
-def _config(folder: pathlib.Path) -> dict[str, Any]:
+def _blank_parts(path: pathlib.Path, device: torch.device, dtype: torch.dtype) -> Components:
+    from diffusers import DDIMScheduler
+    from transformers import CLIPTokenizer
+
+    configs = _read_configs(path)
+    own_tokenizer = path / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(
+        own_tokenizer if own_tokenizer.is_dir() else CLIP_TOKENIZER, local_files_only=True
+    )
+    encoder = _blank_text_encoder(configs, "eager" if uses_plain_attention(device, dtype) else "sdpa")
+    unet, vae = single_file.build_meta_modules(configs)
+    unet = nn.Module.to(unet, dtype)
+    vae = nn.Module.to(vae, choose_vae_dtype(vae, encoder, dtype))
+    return Components(tokenizer, encoder, unet, vae, DDIMScheduler.from_config(configs["scheduler"]))
+
+
+def _blank_text_encoder(configs: Mapping[str, Mapping[str, Any]], attention: str) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    option = {"attn_implementation": attention}
+    with torch.device("meta"):
+        encoder = CLIPTextModel(CLIPTextConfig(**{**configs["text_encoder"], **option})).float()
+        if SECOND_TEXT_ENCODER not in configs:
+            return encoder
+        config = CLIPTextConfig(**{**configs[SECOND_TEXT_ENCODER], **option})
+        return DualTextEncoder(encoder, CLIPTextModelWithProjection(config).float())
+
+
+def _read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return the configuration of each part of a diffusers folder or a single-file checkpoint."""
+    if path.is_file():
+        with open_weights(path) as weights:
+            return single_file.infer_configs(weights)
+    parts = ("unet", "vae", "text_encoder", SECOND_TEXT_ENCODER, "scheduler")
+    return {part: _read_config(path / part) for part in parts if (path / part).is_dir()}
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
     return json.loads((folder / name).read_text(encoding="utf-8"))

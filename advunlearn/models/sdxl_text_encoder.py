@@ -1,8 +1,9 @@
 """Stable Diffusion XL's two text encoders as one (arXiv 2307.01952, section 2.1).
 
-Its UNet is conditioned on what both say in their last layer but one, side by side, and on the pooled output of the
-larger. Here the pooled output is one more row, so that conditioning is a single tensor (B, L + 1, 2048) as everywhere:
-banks, losses and attacks need not know. A token's embedding is both of its embeddings, and an attack searches both.
+The UNet of Stable Diffusion XL is conditioned on the hidden states of both encoders before their last layer, joined
+along the channels, and on the pooled output of the larger encoder. Here the pooled output is one more row, so that the
+conditioning is a single tensor (B, L + 1, 2048) and banks, losses and attacks need no special case. A token's embedding
+is the join of its two embeddings, and an attack searches both.
 """
 
 from __future__ import annotations
@@ -17,26 +18,24 @@ from torch import Tensor, nn
 
 from ..config.training import Encoders
 
-NAMES: tuple[Encoders, ...] = ("clip_l", "clip_g")
-
 
 @dataclass(frozen=True)
-class Output:
-    """What the encoders say, under the name that a CLIPTextModel has for it."""
+class TextEncoderOutput:
+    """The conditioning, under the name of a CLIPTextModel's output."""
 
     last_hidden_state: Tensor  # (B, L + 1, D_l + D_g)
 
 
-class SideBySide(nn.Module):
-    """Joins the embeddings of both tables (B, L, D_l) and (B, L, D_g); a hook on it sees them as one."""
+class JoinedEmbeddings(nn.Module):
+    """Joins the embeddings (B, L, D_l) and (B, L, D_g), so that one hook sees and replaces both."""
 
-    def forward(self, *rows: Tensor) -> Tensor:
+    def forward(self, *embeddings: Tensor) -> Tensor:
         """Return (B, L, D_l + D_g)."""
-        return torch.cat(rows, -1)
+        return torch.cat(embeddings, -1)
 
 
 class DualTextEncoder(nn.Module):
-    """CLIP-L and CLIP-G behind the interface of one encoder.
+    """CLIP-L and CLIP-G behind the interface of one encoder; a `TextEncoder`.
 
     Args:
         clip_l: a transformers CLIPTextModel.
@@ -46,63 +45,60 @@ class DualTextEncoder(nn.Module):
 
     def __init__(self, clip_l: Any, clip_g: Any, padding: int = 0) -> None:
         super().__init__()
-        self.clip_l, self.clip_g, self.padding = clip_l, clip_g, padding
-        self.joint = SideBySide()
+        self.clip_l = clip_l
+        self.clip_g = clip_g
+        self.padding = padding
+        self.joined = JoinedEmbeddings()
 
-    def encoders(self) -> dict[Encoders, Any]:
+    def parts(self) -> dict[str, Any]:
         """Return the two encoders by name."""
         return {"clip_l": self.clip_l, "clip_g": self.clip_g}
 
-    def tables(self) -> tuple[Tensor, Tensor]:
+    def tables(self) -> list[Tensor]:
         """Return both token embedding tables (V, D_l), (V, D_g)."""
-        first, second = (encoder.get_input_embeddings().weight for encoder in self.encoders().values())
-        return first, second
-
-    def embedding_table(self) -> Tensor:
-        """Return both tables side by side (V, D_l + D_g)."""
-        return torch.cat(self.tables(), -1)
+        return [encoder.get_input_embeddings().weight for encoder in self.parts().values()]
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the module whose output are the joined embeddings."""
-        return self.joint
+        """Return the module whose output is the joined embeddings."""
+        return self.joined
 
-    def padded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def pad_ids(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids (B, L) as each encoder pads them."""
-        end = ids.argmax(-1, keepdim=True)  # the end of text is the highest token
+        end = ids.argmax(-1, keepdim=True)  # the end of text is the highest id
         behind = torch.arange(ids.shape[1], device=ids.device) > end
         return ids, ids.masked_fill(behind, self.padding)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the joined embeddings (B, L, D_l + D_g) of ids (B, L)."""
-        parts = [F.embedding(own, table) for own, table in zip(self.padded(ids), self.tables(), strict=True)]
-        return self.joint(*parts)
+        padded = zip(self.pad_ids(ids), self.tables(), strict=True)
+        return self.joined(*(F.embedding(part_ids, table) for part_ids, table in padded))
 
-    def reaching(self, which: Encoders) -> Iterator[tuple[str, nn.Parameter]]:
+    def conditioning_parameters(self, encoders: Encoders) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the names and parameters of the chosen encoders that the conditioning depends on.
 
-        CLIP-L's last layer and final norm are never looked at; those of CLIP-G are, by its pooled output.
+        CLIP-L's last layer and final norm have no effect on it; CLIP-G's do, through the pooled output.
         """
         last = f"layers.{self.clip_l.config.num_hidden_layers - 1}."
         for name, parameter in self.named_parameters():
-            unseen = name.startswith("clip_l.") and (last in name or "final_layer_norm" in name)
-            if not unseen and (which == "both" or name.startswith(which)):
+            unused = name.startswith("clip_l.") and (last in name or "final_layer_norm" in name)
+            if not unused and (encoders == "both" or name.startswith(encoders)):
                 yield name, parameter
 
-    def forward(self, ids: Tensor) -> Output:
+    def forward(self, ids: Tensor) -> TextEncoderOutput:
         """Encode token ids (B, L)."""
-        rows = self.embed(ids).split([table.shape[1] for table in self.tables()], -1)
-        said = [
-            _encoded(encoder, own, row)
-            for encoder, own, row in zip(self.encoders().values(), self.padded(ids), rows, strict=True)
+        embeddings = self.embed(ids).split([table.shape[1] for table in self.tables()], -1)
+        outputs = [
+            _encode_part(encoder, part_ids, rows)
+            for encoder, part_ids, rows in zip(self.parts().values(), self.pad_ids(ids), embeddings, strict=True)
         ]
-        hidden = torch.cat([output.hidden_states[-2] for output in said], -1)
-        pooled = said[1].text_embeds
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)  # (B, L, D_l + D_g)
+        pooled = outputs[1].text_embeds  # (B, P)
         pooled = F.pad(pooled, (0, hidden.shape[-1] - pooled.shape[-1]))[:, None]
-        return Output(torch.cat([hidden, pooled.to(hidden.dtype)], 1))
+        return TextEncoderOutput(torch.cat([hidden, pooled.to(hidden.dtype)], 1))
 
 
-def _encoded(encoder: Any, ids: Tensor, embeddings: Tensor) -> Any:
-    """Return what an encoder says of ids (B, L) with these embeddings (B, L, D) for its tokens."""
+def _encode_part(encoder: Any, ids: Tensor, embeddings: Tensor) -> Any:
+    """Return an encoder's output for ids (B, L) whose token embeddings are replaced by `embeddings` (B, L, D)."""
     table = encoder.get_input_embeddings()
     handle = table.register_forward_hook(lambda module, inputs, output: embeddings.to(output.dtype))
     try:
@@ -112,5 +108,5 @@ def _encoded(encoder: Any, ids: Tensor, embeddings: Tensor) -> Any:
 
 
 def split_conditioning(conditioning: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return hidden states (B, L, D) and pooled output (B, `width`) of a conditioning (B, L + 1, D)."""
+    """Return the hidden states (B, L, D) and the pooled output (B, `width`) of a conditioning (B, L + 1, D)."""
     return conditioning[:, :-1], conditioning[:, -1, :width]

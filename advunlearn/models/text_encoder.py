@@ -1,19 +1,76 @@
-"""CLIP's text encoder: encode from ids or from embeddings, choose what trains."""
+"""Text encoders: encode prompts from token ids or from embeddings, and choose the parameters that train.
+
+An encoder is a transformers CLIPTextModel (Stable Diffusion 1.x) or a `DualTextEncoder` (Stable Diffusion XL). Where
+the two differ, callers go through the protocol `TextEncoder`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.training import Encoders, FinalNorm, Trainable
+from ..config.training import ENCODER_NAMES, Encoders, FinalNorm, Trainable
 from ..errors import AdvUnlearnError
-from .sdxl_text_encoder import DualTextEncoder
+
+TRAINABLE_PATTERNS: dict[Trainable, str] = {
+    "layers": r"\blayers\.",
+    "attention": r"\bself_attn\.",
+    "mlp": r"\bmlp\.",
+    "all": r"",
+}
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """One or more CLIP text encoders behind one interface; `as_text_encoder` returns it for any encoder."""
+
+    def parts(self) -> dict[str, Any]:
+        """Return the CLIP encoders by name (`clip_l`, `clip_g`), in the order of their embeddings' columns."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the token embeddings (B, L, D) of ids (B, L); D is the sum of the parts' widths."""
+        ...
+
+    def conditioning_parameters(self, encoders: Encoders) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the names and parameters of the chosen parts that the conditioning depends on."""
+        ...
+
+
+@dataclass(frozen=True)
+class SingleTextEncoder:
+    """A transformers CLIPTextModel as a `TextEncoder`; see there."""
+
+    clip: Any
+
+    def parts(self) -> dict[str, Any]:
+        """Return the encoder under the name of its embeddings in a textual inversion's file."""
+        return {ENCODER_NAMES[0]: self.clip}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the token embeddings (B, L, D) of ids (B, L)."""
+        return F.embedding(ids, embedding_table(self.clip))
+
+    def conditioning_parameters(self, encoders: Encoders) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield all names and parameters."""
+        return self.clip.named_parameters()
+
+
+def as_text_encoder(encoder: nn.Module) -> TextEncoder:
+    """Return an encoder itself if it fulfils `TextEncoder`, otherwise a CLIPTextModel's adapter."""
+    return encoder if isinstance(encoder, TextEncoder) else SingleTextEncoder(encoder)
+
+
+def encoder_parts(encoder: nn.Module) -> dict[str, Any]:
+    """Return the CLIP encoders of a text encoder by name: one of Stable Diffusion 1.x, two of XL."""
+    return as_text_encoder(encoder).parts()
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
@@ -24,17 +81,14 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def embedding_table(encoder: nn.Module) -> Tensor:
-    """Return the token embedding table (V, D)."""
-    if isinstance(encoder, DualTextEncoder):
-        return encoder.embedding_table()
-    return encoder.get_input_embeddings().weight  # type: ignore[operator]
+    """Return the token embedding table (V, D); the tables of two encoders are joined along D."""
+    tables = [part.get_input_embeddings().weight for part in encoder_parts(encoder).values()]
+    return tables[0] if len(tables) == 1 else torch.cat(tables, -1)
 
 
 def embed(encoder: nn.Module, ids: Tensor) -> Tensor:
     """Return the token embeddings (B, L, D) of ids (B, L), as `encode` takes them."""
-    if isinstance(encoder, DualTextEncoder):
-        return encoder.embed(ids)
-    return F.embedding(ids, embedding_table(encoder))
+    return as_text_encoder(encoder).embed(ids)
 
 
 def encode(
@@ -47,18 +101,19 @@ def encode(
     """Encode a prompt to the hidden states that condition the denoiser.
 
     Args:
-        encoder: a transformers CLIPTextModel, or Stable Diffusion XL's two as a DualTextEncoder. Where it has an
-            attribute `compute_dtype` of torch.bfloat16, its weights stay as they are and its arithmetic is done in
-            bf16.
-        ids: (B, L) token ids; positions, the causal mask and the end of text follow from them.
+        encoder: a transformers CLIPTextModel, or Stable Diffusion XL's two as a DualTextEncoder. If its attribute
+            `compute_dtype` is torch.bfloat16, it computes in bf16; its weights keep their dtype.
+        ids: (B, L) token ids, which determine positions, the causal mask and the end of text.
         embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
-        at: the k places: a slice, or (B, k) where they differ from row to row; none twice in a row.
-        add: the embeddings are added to those of `ids` and do not replace them.
+        at: the k positions: a slice, or (B, k) if they differ from row to row; no position twice in a row.
+        add: add the embeddings to those of `ids` instead of replacing them.
 
     Returns:
-        (B, L, D) last hidden states after the final layer norm; of two encoders see `dual_encoder`.
+        (B, L, D) last hidden states after the final layer norm; for two encoders see `sdxl_text_encoder`.
+
+    Raises ValueError when `at` has another number of positions than `embeddings` has tokens.
     """
-    # Entered anew in every call: the casts that autocast caches must not outlive a step of the weights.
+    # A new context for every call: the casts that autocast caches must not outlive an update of the weights.
     half = getattr(encoder, "compute_dtype", None) == torch.bfloat16
     compute = torch.autocast(ids.device.type, torch.bfloat16, enabled=half)
 
@@ -69,16 +124,16 @@ def encode(
 
     if embeddings is None:
         return hidden_states()
-    places = torch.arange(at.start, at.stop, device=ids.device) if isinstance(at, slice) else at
-    if places is None or places.shape[-1] != embeddings.shape[1]:
+    positions = torch.arange(at.start, at.stop, device=ids.device) if isinstance(at, slice) else at
+    if positions is None or positions.shape[-1] != embeddings.shape[1]:
         raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
-    index = places.expand(embeddings.shape[:2])[..., None].expand_as(embeddings)
+    index = positions.expand(embeddings.shape[:2])[..., None].expand_as(embeddings)
 
     def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        put = output.scatter_add if add else output.scatter
-        return put(1, index, embeddings.to(output.dtype))
+        scatter = output.scatter_add if add else output.scatter
+        return scatter(1, index, embeddings.to(output.dtype))
 
-    # A hook on the embedding table works alike in transformers 4 and 5, whose forward methods differ inside.
+    # A hook on the embedding table works in transformers 4 and 5 alike, whose forward methods differ.
     handle = encoder.get_input_embeddings().register_forward_hook(replace)  # type: ignore[operator]
     try:
         return hidden_states()
@@ -90,50 +145,49 @@ def encode(
 def encode_prompts(encoder: nn.Module, tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
     """Return the conditioning (B, L, D) of prompts."""
     ids = tokenize(tokenizer, prompts).to(device)
-    return torch.cat([encode(encoder, part) for part in ids.split(128)])
-
-
-PARTS = {"layers": r"\blayers\.", "attention": r"\bself_attn\.", "mlp": r"\bmlp\.", "all": r""}
+    return torch.cat([encode(encoder, rows) for rows in ids.split(128)])
 
 
 def trainable_parameters(
     encoder: nn.Module,
-    what: Trainable = "layers",
-    first: int = 0,
+    trainable: Trainable = "layers",
+    num_layers: int = 0,
     final_norm: FinalNorm = "auto",
-    which: Encoders = "both",
+    encoders: Encoders = "both",
 ) -> list[nn.Parameter]:
     """Return the parameters that train.
 
     Args:
         encoder: a transformers CLIPTextModel, or a DualTextEncoder.
-        what: the layers; their attention or their feed-forward blocks; or all, the embeddings included.
-        first: of the layers the first so many only, counted as numbers: 1 is layer 0, and never layer 10; 0 is all.
-        final_norm: whether the final norm trains; auto: with whole layers it does, as published.
-        which: of two encoders, those that train. Never trained are projections, and what nothing depends on.
+        trainable: the layers; only their attention or feed-forward blocks; or all, with the embeddings.
+        num_layers: train only the first N layers (0: all). Layers are compared as numbers: 1 is layer 0, not layer 10.
+        final_norm: whether the final norm trains; auto: it trains together with whole layers, as published.
+        encoders: of two encoders, those that train. Projections never train, nor parameters without effect on the
+            conditioning.
 
-    Raises AdvUnlearnError when the encoder has fewer layers.
+    Raises AdvUnlearnError when the encoder has fewer than `num_layers` layers.
     """
-    norm = what in ("layers", "all") if final_norm == "auto" else final_norm == "train"
-    chosen, numbers = [], set()
-    dual = isinstance(encoder, DualTextEncoder)
-    for name, parameter in encoder.reaching(which) if dual else encoder.named_parameters():  # type: ignore[operator]
+    norm_trains = trainable in ("layers", "all") if final_norm == "auto" else final_norm == "train"
+    chosen = []
+    layers = set()
+    for name, parameter in as_text_encoder(encoder).conditioning_parameters(encoders):
         layer = re.search(r"\blayers\.(\d+)\.", name)
-        numbers |= {int(layer[1])} if layer else set()
-        if layer and first and int(layer[1]) >= first:
+        if layer:
+            layers.add(int(layer[1]))
+        if "text_projection" in name or (layer and num_layers and int(layer[1]) >= num_layers):
             continue
-        if "text_projection" in name:
-            continue
-        if norm if "final_layer_norm" in name else re.search(PARTS[what], name):
+        if norm_trains if "final_layer_norm" in name else re.search(TRAINABLE_PATTERNS[trainable], name):
             chosen.append(parameter)
-    if first > len(numbers):
-        raise AdvUnlearnError(f"layers is {first}, but this text encoder has {len(numbers)}; give at most that, or 0")
+    if num_layers > len(layers):
+        raise AdvUnlearnError(
+            f"num_layers is {num_layers}, but this text encoder has {len(layers)} layers; give at most that, or 0"
+        )
     return chosen
 
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Freeze modules and put them in evaluation mode; afterwards every flag is as it was."""
+    """Freeze modules and put them in evaluation mode; restore every flag afterwards."""
     flags = [(p, p.requires_grad) for m in modules for p in m.parameters()]
     modes = [(child, child.training) for m in modules for child in m.modules()]
     try:
@@ -149,7 +203,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def gradients_for(parameters: Sequence[nn.Parameter], enabled: bool) -> Iterator[None]:
-    """Turn gradients of some parameters on or off; afterwards every flag is as it was."""
+    """Turn gradients of parameters on or off; restore every flag afterwards."""
     flags = [p.requires_grad for p in parameters]
     try:
         for p in parameters:

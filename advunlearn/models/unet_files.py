@@ -16,7 +16,7 @@ from ..formats.detect import UNET_PREFIX, detect_weights_kind
 from ..formats.ldm_keys import build_checkpoint_state, map_unet_keys
 from ..formats.text_encoders import encode_metadata, export_state
 from ..formats.weights import describe_mismatch, find_weights_file, open_weights
-from . import DiffusersDenoiser
+from .diffusers_denoiser import DiffusersDenoiser
 from .loading import TextToImage
 
 FORMATS = {"folder": "advunlearn.unet.v1", "checkpoint": "advunlearn.checkpoint.v1"}

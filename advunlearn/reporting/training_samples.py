@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..config.evaluation import EvaluateConfig
-from ..models import Denoiser
 from ..models.ddim import ddim_sample
+from ..models.denoiser import Denoiser
 from ..models.loading import TextToImage
 from .images import overview
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config.training import BankConfig, RunConfig
-from ..models.ddim import batch_of, ddim_steps
+from ..models.ddim import ddim_steps, scale_batch
 from ..models.denoiser import Denoiser
 from ..models.loading import TextToImage
 from ..models.text_encoder import frozen
@@ -150,7 +150,7 @@ class TrajectoryBank:
         if state is not None:
             self.restore(state)
             return
-        step = batch_of(self.chunk, self.x_t)
+        step = scale_batch(self.chunk, self.x_t)
         for start in range(0, size, step):
             self._sample(range(start, min(start + step, size)))
             if report is not None:
@@ -205,7 +205,7 @@ class TrajectoryBank:
 
     def refresh(self) -> None:
         """Replace the oldest trajectories once each sample has been drawn `draws_per_sample` times on average."""
-        count = min(batch_of(self.chunk, self.x_t), len(self))
+        count = min(scale_batch(self.chunk, self.x_t), len(self))
         budget = max(1, round(self.config.draws_per_sample * count * self.config.sampling_steps))
         while self.draws >= budget:
             self.draws -= budget

@@ -10,7 +10,7 @@ import torch
 
 from .. import __version__
 from ..config.training import RunConfig
-from ..models.encoder_files import BASES, part_hashes
+from ..models.encoder_files import BASE_HASHES, part_hashes
 from ..models.loading import TextToImage
 
 
@@ -48,6 +48,6 @@ def recipe_metadata(model: TextToImage, run: RunConfig, **more: object) -> dict[
     }
     metadata |= {f"advunlearn.{key}": value for key, value in more.items()}
     parts = part_hashes(model.text_encoder)
-    if parts:
-        metadata[BASES] = parts
+    if len(parts) > 1:
+        metadata[BASE_HASHES] = parts
     return metadata

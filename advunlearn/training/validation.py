@@ -11,7 +11,7 @@ from ..errors import AdvUnlearnError
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.loading import TextToImage
 from ..models.prompt_tokens import check_room
-from ..models.sdxl_text_encoder import DualTextEncoder
+from ..models.text_encoder import encoder_parts
 from .bank import Banks, TrajectoryBank
 from .official import source_class
 from .prompt_adversary import num_adversarial_tokens
@@ -36,7 +36,7 @@ def check_run(model: TextToImage, run: RunConfig, retain_prompts: Sequence[str],
             f"train_method {config.unet_method} needs a diffusers UNet, which this model does not have; "
             "train its text encoder"
         )
-    if config.encoders != "both" and not isinstance(model.text_encoder, DualTextEncoder):
+    if config.encoders != "both" and len(encoder_parts(model.text_encoder)) == 1:
         raise AdvUnlearnError(f"encoders is {config.encoders}, but this model has one text encoder; set it to both")
     check_room(model.tokenizer, concept.prompts)
     if config.attacks:

@@ -22,7 +22,7 @@ from advunlearn.evaluation.cases import make_cases
 from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.evaluation.user_prompts import UserPrompt
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models.ddim import noise_of
+from advunlearn.models.ddim import draw_noise
 from advunlearn.models.loading import TextToImage
 
 CHURCH = ConceptConfig(concept="church")
@@ -63,7 +63,7 @@ def test_a_seed_is_that_of_the_picture_alone_and_the_others_keep_theirs(model: T
     config = EvaluateConfig(cases=3, sampling_steps=2, repeats=0)
     plain = Evaluator(model, judge, CHURCH, config, prompts=["a", "b", "c"])
     own = Evaluator(model, judge, CHURCH, config, prompts=[UserPrompt("a"), UserPrompt("b", seed=7), UserPrompt("c")])
-    assert torch.equal(own.noise[1], noise_of(7, model.denoiser.latent_shape))
+    assert torch.equal(own.noise[1], draw_noise(7, model.denoiser.latent_shape))
     assert torch.equal(own.noise[::2], plain.noise[::2]) and not torch.equal(own.noise[1], plain.noise[1])
     assert own.described()["own_prompts"] == ["a", {"prompt": "b", "label": "", "seed": 7}, "c"]
 
@@ -74,7 +74,7 @@ def test_a_seed_search_says_by_which_seed_the_noise_came(scene: AttackContext) -
     for _ in range(2):
         noise = attack.found().noise
         for text, own in zip(attack.texts(), noise if noise is not None else (), strict=True):
-            assert torch.equal(own, noise_of(text["noise_seed"], own.shape))
+            assert torch.equal(own, draw_noise(text["noise_seed"], own.shape))
             seeds.add(text["noise_seed"])
         attack.step()
     assert len(seeds) == 4

@@ -187,7 +187,7 @@ def test_both_encoders_are_loaded_out_of_a_whole_checkpoint(base: pathlib.Path) 
     loaded, metadata = load_encoder(base, own)
     assert metadata["modelspec.title"] == "xl" and is_same(own.state_dict(), before)
     there = load_file(base)
-    first, second = ({k: v.half() for k, v in export_state(e).items()} for e in loaded.encoders().values())
+    first, second = ({k: v.half() for k, v in export_state(e).items()} for e in loaded.parts().values())
     second = {CLIP_G_PREFIX + k: v for k, v in to_openclip(second).items()}
     first = {CLIP_L + k: v for k, v in first.items() if k.startswith("text_model.")}
     assert is_same(first | second, {k: v for k, v in there.items() if k in first or k in second})

@@ -9,13 +9,21 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from advunlearn import miniature
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.evaluation.cases import make_cases
+from advunlearn.files import CLIP_TOKENIZER
 from advunlearn.formats.text_encoders import export_state, load_state
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.miniature.captions import retain_prompts
-from advunlearn.miniature.checkpoint import WIDTH, text_state, token_rows, wide_shapes, widened
+from advunlearn.miniature.checkpoint import (
+    HIDDEN_SIZE,
+    clip_token_ids,
+    wide_shapes,
+    widen_state,
+    widen_text_encoder,
+    without_prefix,
+)
 from advunlearn.models.ddim import ddim_sample
-from advunlearn.models.loading import CLIP_TOKENIZER, TextToImage
+from advunlearn.models.loading import TextToImage
 from advunlearn.models.text_encoder import encode, tokenize
 
 
@@ -101,9 +109,9 @@ def test_judge_round_trip(judge: ConvJudge, tmp_path: pathlib.Path) -> None:
 def test_the_widened_parts_compute_what_the_miniature_does(model: TextToImage) -> None:
     shapes = wide_shapes()
     unet = UNet2DConditionModel.from_config(
-        {**model.denoiser.unet.config, "block_out_channels": (320, 640), "cross_attention_dim": WIDTH}  # type: ignore[attr-defined]
+        {**model.denoiser.unet.config, "block_out_channels": (320, 640), "cross_attention_dim": HIDDEN_SIZE}  # type: ignore[attr-defined]
     )
-    unet.load_state_dict(widened(model.denoiser.unet.state_dict(), shapes[0]))  # type: ignore[attr-defined]
+    unet.load_state_dict(widen_state(model.denoiser.unet.state_dict(), shapes[0]))  # type: ignore[attr-defined]
     generator = torch.Generator().manual_seed(0)
     x, context = torch.randn(2, 4, 8, 8, generator=generator), model.encode(["a dog", "a church, ink style"])
     with torch.no_grad():
@@ -113,12 +121,11 @@ def test_the_widened_parts_compute_what_the_miniature_does(model: TextToImage) -
 
 
 def test_the_checkpoint_has_clips_vocabulary_and_identity_layers(model: TextToImage) -> None:
-    state = {k.removeprefix("text_model."): v for k, v in export_state(model.text_encoder).items()}
-    state.pop("text_projection.weight")
-    wide = text_state(state, wide_shapes()[1], token_rows())
+    state = without_prefix(export_state(model.text_encoder))
+    wide = widen_text_encoder(state, wide_shapes()[1], clip_token_ids())
     config = CLIPTextConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=4 * HIDDEN_SIZE,
         num_hidden_layers=12,
         num_attention_heads=12,
         vocab_size=49408,

@@ -28,7 +28,7 @@ from advunlearn.memory.fake_tensors import LiveMemory
 from advunlearn.memory.plan import Plan
 from advunlearn.models.ddim import ddim_sample
 from advunlearn.models.encoder_files import load_encoder, save_encoders
-from advunlearn.models.loading import TextToImage, load, vae_dtype
+from advunlearn.models.loading import TextToImage, choose_vae_dtype, load
 from advunlearn.models.meta_model import skeleton
 from advunlearn.models.sdxl_text_encoder import DualTextEncoder
 from advunlearn.models.text_encoder import embedding_table, encode, tokenize, trainable_parameters
@@ -144,14 +144,14 @@ def test_layers_are_counted_in_both(xl: TextToImage) -> None:
         chosen = {id(p) for p in trainable_parameters(xl.text_encoder, **choice)}
         return {name for name, p in xl.text_encoder.named_parameters() if id(p) in chosen}
 
-    first = named(first=1)
+    first = named(num_layers=1)
     assert {n.split("layers.")[1].split(".")[0] for n in first if "layers." in n} == {"0"}
     assert {n.split(".")[0] for n in first} == {"clip_l", "clip_g"}
-    assert named(what="all", which="clip_l") > named(which="clip_l") and not any(
-        "clip_g" in n for n in named(what="all", which="clip_l")
+    assert named(trainable="all", encoders="clip_l") > named(encoders="clip_l") and not any(
+        "clip_g" in n for n in named(trainable="all", encoders="clip_l")
     )
-    with pytest.raises(AdvUnlearnError, match="layers is 9, but this text encoder has 4"):
-        named(first=9)
+    with pytest.raises(AdvUnlearnError, match="num_layers is 9, but this text encoder has 4"):
+        named(num_layers=9)
 
 
 @pytest.mark.parametrize("which", ["both", "clip_g"])
@@ -233,11 +233,11 @@ def test_what_cannot_be_is_refused(xl: TextToImage, model: TextToImage, folder: 
 
 def test_sdxls_autoencoder_alone_stays_in_fp32_where_fp16_overflows(xl: TextToImage, model: TextToImage) -> None:
     saying = AutoencoderKL(block_out_channels=(32,), force_upcast=True)  # as the configurations of SD 1.x do too
-    assert vae_dtype(saying, xl.text_encoder, torch.float16) == torch.float32
-    assert vae_dtype(saying, xl.text_encoder, torch.bfloat16) == torch.bfloat16
-    assert vae_dtype(saying, model.text_encoder, torch.float16) == torch.float16
+    assert choose_vae_dtype(saying, xl.text_encoder, torch.float16) == torch.float32
+    assert choose_vae_dtype(saying, xl.text_encoder, torch.bfloat16) == torch.bfloat16
+    assert choose_vae_dtype(saying, model.text_encoder, torch.float16) == torch.float16
     fixed = AutoencoderKL(block_out_channels=(32,), force_upcast=False)
-    assert vae_dtype(fixed, xl.text_encoder, torch.float16) == torch.float16
+    assert choose_vae_dtype(fixed, xl.text_encoder, torch.float16) == torch.float16
     assert skeleton("sdxl", CPU, torch.float16).vae.dtype == torch.float32
 
 

@@ -104,7 +104,7 @@ def test_the_first_layers_are_counted_as_numbers_and_parts_can_be_chosen(model: 
     two = {id(p) for p in trainable_parameters(deep, "attention", 2)}
     names = {n.split("layers.")[1].split(".")[0] for n, p in deep.named_parameters() if id(p) in two}
     assert names == {"0", "1"}  # not 10 nor 11
-    with pytest.raises(AdvUnlearnError, match="has 4; give at most that"):
+    with pytest.raises(AdvUnlearnError, match="has 4 layers; give at most that"):
         trainable_parameters(encoder, "layers", 5)
 
 

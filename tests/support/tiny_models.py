@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from advunlearn import miniature
-from advunlearn.models.loading import CLIP_TOKENIZER
+from advunlearn.files import CLIP_TOKENIZER
 
 # As the backgrounds that the miniature draws.
 COLOURS = {

@@ -10,10 +10,10 @@ from ...config.training import TrainConfig
 from ...errors import AdvUnlearnError
 from ...formats.ldm_keys import map_unet_keys
 from ...formats.text_encoders import save_encoder
-from ...models import DiffusersDenoiser
+from ...models.diffusers_denoiser import DiffusersDenoiser
 from ...models.encoder_files import save_encoders
 from ...models.loading import TextToImage
-from ...models.sdxl_text_encoder import DualTextEncoder
+from ...models.text_encoder import encoder_parts
 from ...models.unet_files import has_zero_snr, save_checkpoint, save_unet
 from ...training.trainer import TrainResult
 
@@ -30,7 +30,7 @@ def save_trained(
     """
     if config.unet_method and isinstance(result.denoiser, DiffusersDenoiser):
         return save_unet(folder / ("last-good-unet" if last_good else "unet"), result.denoiser.unet, metadata)
-    if isinstance(result.encoder, DualTextEncoder):
+    if len(encoder_parts(result.encoder)) > 1:
         target = folder / "last-good" if last_good else folder
         return save_encoders(target, result.encoder, config.encoders, metadata)[0].parent
     return save_encoder(
@@ -42,7 +42,7 @@ def check_single_file(model: TextToImage) -> None:
     """Raise AdvUnlearnError, before a run, for a model that cannot be saved as one Stable Diffusion 1.x checkpoint."""
     if not isinstance(model.denoiser, DiffusersDenoiser):
         raise AdvUnlearnError("a single file needs a diffusers UNet, and this model has none; leave --single-file out")
-    if isinstance(model.text_encoder, DualTextEncoder):
+    if len(encoder_parts(model.text_encoder)) > 1:
         raise AdvUnlearnError("only Stable Diffusion 1.x can be written as a single file; leave --single-file out")
     map_unet_keys(model.denoiser.unet.state_dict())
     has_zero_snr(model.denoiser)
