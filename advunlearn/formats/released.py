@@ -76,8 +76,8 @@ def fetch_encoder(
         return existing
     folder = pathlib.Path(to) / get_subfolder(name)
     try:
-        config = look_up(folder.name, ("config.json",), endpoint)
-        weights = look_up(folder.name, TEXT_ENCODER_WEIGHTS, endpoint, config.commit)
+        config = find_remote_file(folder.name, ("config.json",), endpoint)
+        weights = find_remote_file(folder.name, TEXT_ENCODER_WEIGHTS, endpoint, config.commit)
         # The weights come last: a folder that has them is complete.
         download(config, folder, None, endpoint)
         return download(weights, folder, on_progress, endpoint)
@@ -89,7 +89,7 @@ def fetch_encoder(
         ) from error
 
 
-def look_up(
+def find_remote_file(
     folder: str, names: tuple[str, ...], endpoint: str | None = None, revision: str | None = None
 ) -> RemoteFile:
     """Ask the hub about the first of several files that exists in a folder, at a revision (main by default).

@@ -62,7 +62,7 @@ def test_a_repository_with_pickles_only(hub: Hub, tmp_path: pathlib.Path) -> Non
 def test_a_damaged_file_is_refused_and_removed(hub: Hub, tmp_path: pathlib.Path, file: str) -> None:
     says = "is damaged: its hash is not the hub's; it was removed"
     if file == "config.json":
-        stated = released.look_up(FOLDER, (file,), hub.address)
+        stated = released.find_remote_file(FOLDER, (file,), hub.address)
         hub.files[f"{FOLDER}/{file}"] = hub.files[f"{FOLDER}/{file}"][::-1]
         with pytest.raises(AdvUnlearnError, match=says):
             released.download(stated, tmp_path / FOLDER, None, hub.address)

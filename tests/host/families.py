@@ -104,6 +104,11 @@ def equal(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k].to(a[k].dtype)) for k in a)
 
 
+def is_close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    """Return whether encodings agree: weights loaded in different ways may differ in the last bits of products."""
+    return all(torch.allclose(x.float(), y.float(), rtol=1e-4, atol=1e-4) for x, y in zip(a, b, strict=True))
+
+
 def with_lora(clip: Any, robust: State) -> bool:
     """Stack a LoRA on a robust CLIP as a LoRA loader does; return whether the weights are the sum made by hand."""
     names = {v: k for k, v in comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).items()}
@@ -134,7 +139,7 @@ def measure(family: str, swap: Any, base: State, robust: State) -> dict[str, Any
     out["lora_name"] = name, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).get(name)
     out["zero_is_base"], out["one_is_robust"] = equal(found[0.0], base), equal(found[1.0], robust)
     out["half_is_neither"] = not equal(found[0.5], base) and not equal(found[0.5], robust)
-    out["zero_encodes_as_base"] = all(map(torch.equal, encode(clones[0.0]), before_text))
+    out["zero_encodes_as_base"] = is_close(encode(clones[0.0]), before_text)
     after = digests(clones[1.0])
     changed = {k for k in before if before[k] != after[k]}
     out["changed"], out["only_clip_l"] = len(changed), all(k.startswith("clip_l.transformer.") for k in changed)
@@ -144,8 +149,8 @@ def measure(family: str, swap: Any, base: State, robust: State) -> dict[str, Any
     del clip, clones
     gc.collect()
     direct = encode(make(family, robust))
-    out["encodes_as_made_from_robust"] = all(map(torch.equal, text, direct))
-    out["encoding_changed"] = [not torch.equal(a, b) for a, b in zip(text, before_text, strict=True)]
+    out["encodes_as_made_from_robust"] = is_close(text, direct)
+    out["encoding_changed"] = [not is_close([a], [b]) for a, b in zip(text, before_text, strict=True)]
     out["shapes"] = [list(t.shape) for t in text]
     return out
 

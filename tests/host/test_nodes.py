@@ -64,6 +64,15 @@ def pictures(server: Server, outputs: dict, key: str = "save") -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
+def is_same_picture(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether pictures differ by at most one of 255 levels.
+
+    Weights that were loaded in different ways may lie at differently aligned addresses, for which some processors
+    compute matrix products that differ in the last bits.
+    """
+    return a.shape == b.shape and bool((a - b).abs().max() < 1.5 / 255)
+
+
 def objects(images: torch.Tensor) -> list[str]:
     """Return what the judge sees."""
     judge = ConvJudge.from_pretrained(miniature.judge_path())
@@ -160,11 +169,11 @@ def test_training_changes_the_robust_clip_and_leaves_the_users_alone(server: Ser
     reloaded = graph(clip=("robust", 0)) | {
         "robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=1.0, clip=("ckpt", 1))
     }
-    assert torch.equal(pictures(server, server.run(reloaded)), after)
+    assert is_same_picture(pictures(server, server.run(reloaded)), after)
     untouched = graph(clip=("robust", 0)) | {
         "robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=0.0, clip=("ckpt", 1))
     }
-    assert torch.equal(pictures(server, server.run(untouched)), before)
+    assert is_same_picture(pictures(server, server.run(untouched)), before)
     alone = graph(clip=("robust", 0)) | {"robust": node("AdvUnlearnLoadRobustCLIP", encoder=name, strength=1.0)}
     assert (pictures(server, server.run(alone)) - after).abs().max() < 0.05
     saved = graph(clip=("robust", 0)) | {
@@ -284,7 +293,7 @@ def test_an_attack_gives_conditioning_prompt_and_embedding(
     assert attack != "mma" or "dog" not in text
     assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (size, 768)
     # What the node gives and what a person gets by typing the prompt are the same.
-    assert torch.equal(pictures(server, server.run(graph(text))), pictures(server, outputs))
+    assert is_same_picture(pictures(server, server.run(graph(text))), pictures(server, outputs))
 
 
 def test_a_target_picture_is_what_the_attack_looks_for(server: Server) -> None:

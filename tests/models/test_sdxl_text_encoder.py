@@ -76,7 +76,8 @@ def test_conditioning_is_that_of_diffusers(xl: TextToImage, pipeline: Any, promp
     hidden, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
     ours = xl.encode([prompt])
     assert ours.shape == (1, 78, 80)
-    assert torch.equal(ours[:, :-1], hidden) and torch.equal(ours[:, -1, :40], pooled)
+    # The two are loaded in different ways, so that weights may be aligned differently in memory: not bit for bit.
+    assert torch.allclose(ours[:, :-1], hidden, atol=1e-5) and torch.allclose(ours[:, -1, :40], pooled, atol=1e-5)
     assert not ours[:, -1, 40:].any()
 
 
@@ -167,12 +168,14 @@ def test_what_trained_is_written_for_any_loader_and_read_again(
     assert torch.equal(written["text_projection.weight"], own["text_projection.weight"])
     read, metadata = load_encoder(tmp_path, xl.text_encoder)
     assert isinstance(read, DualTextEncoder) and metadata["advunlearn.concept"] == "church"
+    trained = result.encoder.state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in read.state_dict().items())
     ids = tokenize(xl.tokenizer, ["a church"])
-    assert torch.equal(encode(read, ids), encode(result.encoder, ids))
+    assert torch.allclose(encode(read, ids), encode(result.encoder, ids), atol=1e-5)
     one, _ = load_encoder(tmp_path / "clip_g.safetensors", xl.text_encoder)
     for name, part in one.clip_l.state_dict().items():
         assert torch.equal(part, xl.text_encoder.clip_l.state_dict()[name])
-    assert torch.equal(encode(one.clip_g, ids), encode(result.encoder.clip_g, ids))
+    assert all(torch.equal(tensor, own[name]) for name, tensor in one.clip_g.state_dict().items())
     again = save_encoders(tmp_path, result.encoder, "clip_g", {})  # the other one would not belong to it
     assert again[0].exists() and not (tmp_path / "clip_l.safetensors").exists()
 
