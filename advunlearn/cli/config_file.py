@@ -33,7 +33,7 @@ from ..errors import AdvUnlearnError
 NAME = "config.json"  # in a run folder
 PRESET = "preset"  # key of a file: the preset below its settings
 ABOUT = "about"  # key of a saved file: facts about the run, not settings
-TOP = (ModelConfig, RetainConfig, OutputConfig)  # settings without a section
+TOP_LEVEL = (ModelConfig, RetainConfig, OutputConfig)  # settings without a section
 TYPE_NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 # PyYAML reads YAML 1.1, in which 1e-4 is text; in JSON and in YAML 1.2 it is a number.
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
@@ -41,7 +41,7 @@ EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 
 def known_settings() -> dict[str, tuple[type, str]]:
     """Return the class and field of every key: "train.lr" -> (TrainConfig, "lr")."""
-    top = {field.name: (config, field.name) for config in TOP for field in dataclasses.fields(config)}
+    top = {field.name: (config, field.name) for config in TOP_LEVEL for field in dataclasses.fields(config)}
     sections = {
         f"{section}.{field.name}": (config, field.name)
         for section, config in SECTIONS.items()

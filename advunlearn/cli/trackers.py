@@ -63,7 +63,7 @@ class Trackers:
         paths = ProjectConfiguration(str(self.folder), logging_dir=str(self.folder))
         self.accelerator = Accelerator(log_with=self.names, project_config=paths)
         options = {"wandb": {"dir": str(self.folder), "name": self.folder.resolve().name}}
-        self.accelerator.init_trackers(PROJECT, flatten(config), options)
+        self.accelerator.init_trackers(PROJECT, flatten_settings(config), options)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log the losses of an iteration."""
@@ -78,9 +78,9 @@ class Trackers:
             self.accelerator = None
 
 
-def flatten(config: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+def flatten_settings(config: Mapping[str, Any], start: str = "") -> dict[str, Any]:
     """Return settings under dotted names, as trackers expect them."""
     out: dict[str, Any] = {}
     for name, value in config.items():
-        out |= flatten(value, f"{start}{name}.") if isinstance(value, Mapping) else {start + name: value}
+        out |= flatten_settings(value, f"{start}{name}.") if isinstance(value, Mapping) else {start + name: value}
     return out

@@ -172,11 +172,11 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
     assert report["own_prompts"] == ["a chapel"]
     page = (out / "report.html").read_text()
     assert re.search(r"Judge: classifier. Folder: judge. Weights: \w{12}. Top K: 1.", page)
-    assert "0 of 1 retained objects right" in page
+    assert "0 of 1 retained objects correct" in page
     # With nothing to keep there is no retained figure, in the table and in words.
     assert main(["evaluate", "--judge", folder, "--out", str(out), *QUICK]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["original", "2/2", "-", "2/2", "2/2", "-"]
-    assert "retained objects right" not in (out / "report.html").read_text().split("<table")[0]
+    assert "retained objects correct" not in (out / "report.html").read_text().split("<table")[0]
     assert main(["attack", "--concept", "tench", "--top-k", "2", *flags]) == 0
     assert json_of(capsys)["judge"]["top_k"] == 2
     assert main(["attack", "--concept", "chruch", *flags]) == 2

@@ -138,11 +138,11 @@ def test_a_saved_file_holds_every_setting(tmp_path: pathlib.Path) -> None:
         return config(**{field.name: other(config, field) for field in dataclasses.fields(config)})
 
     run = RunConfig(**{name: changed(config) for name, config in SECTIONS.items()})
-    top = [changed(config) for config in configfile.TOP]
+    top = [changed(config) for config in configfile.TOP_LEVEL]
     content = configfile.make_content(run, top, {"command": "advunlearn train"})
     args = parsed("train", "--config", written(tmp_path, json.dumps(content), "config.json"))
     assert run_settings(args) == run
-    assert [settings(config, args) for config in configfile.TOP] == top
+    assert [settings(config, args) for config in configfile.TOP_LEVEL] == top
 
 
 def test_names_of_earlier_versions_are_read(tmp_path: pathlib.Path) -> None:
