@@ -1,12 +1,12 @@
-"""What each choice is worth: one setting changed at a time, everything else the recipe's.
+"""Ablations: one setting changed at a time, all others as in the recipe.
 
     python benchmarks/ablations.py run [--study layers gamma ...] [--values 1 0.5 ...] [--concepts ...] [--seeds ...]
     python benchmarks/ablations.py table
 
-`run` trains and measures each value of a study, by plain prompts, other routes and both attacks, and passes over the
-rows that benchmarks/results/ablations.json has; what several studies share is run once. `table` prints Markdown: counts
-summed over seeds, with the spread. All arithmetic of the frozen parts is in bf16. `official` is the recipe with all
-that mode `official` does as the published code, on trajectories of its 50 steps, but that its latents come from a bank.
+`run` trains each value of a study and measures plain prompts, synonyms and both attacks; it skips the rows that are in
+benchmarks/results/ablations.json, and what several studies share is run once. `table` prints Markdown: counts summed
+over seeds, with minimum and maximum. The frozen parts compute in bf16. `official` is the recipe with everything that
+mode `official` does like the published code, on trajectories of 50 steps, except that its latents come from a bank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
+from result_rows import ATTACKS, WHOLE_VOCABULARY, ResultRows, summed
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
@@ -50,14 +50,14 @@ UTILITY = ("retained_accuracy", "style_accuracy")
 
 
 class ToldLate(TrajectoryBank):
-    """A bank of whose latents the UNet is told later timesteps, as in the published code."""
+    """A bank whose latents are cleaner than their timesteps say, as in the published code."""
 
     def draw(self, count: int, prompts: range | None = None) -> BankSamples:
         """Return `count` samples whose timesteps are later than their latents' noise level."""
         return published_draw(self, count, prompts)
 
     def sample_at(self, k: torch.Tensor, prompts: range | None = None) -> BankSamples:
-        """Return a sample of any trajectory for each step in `k` (B,)."""
+        """Return a sample of a random trajectory at each step in `k` (B,)."""
         self.draws += len(k)
         rows = self._rows_of(prompts)
         return self._samples_at(rows[torch.randint(len(rows), (len(k),), generator=self.generator)], k)
@@ -65,7 +65,7 @@ class ToldLate(TrajectoryBank):
 
 @dataclass(frozen=True)
 class Change:
-    """What a value changes of the recipe."""
+    """The settings of the recipe that a value changes."""
 
     train: dict[str, Any] = field(default_factory=dict)
     attack: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Change:
     bank: dict[str, Any] = field(default_factory=dict)
 
     def key(self) -> str:
-        """Return what is changed, the same for all studies that run the same."""
+        """Return a key of the changed settings, equal for all studies that run the same."""
         train = {k: v for k, v in self.train.items() if getattr(RECIPE.train, k) != v}
         attack = {k: v for k, v in self.attack.items() if getattr(RECIPE.attack, k) != v}
         quirks = {k: v for k, v in self.quirks.items() if v}
@@ -83,7 +83,7 @@ class Change:
 
 
 def without_neighbours(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
-    """Leave out what names an object of the concept's family."""
+    """Leave out prompts that name an object of the concept's family."""
     near = {row.object for row in make_cases(concept, judge, 1, 1).neighbours}
     words = {word for name in near for word in (name, captions.keyword_route(name), *captions.foreign_routes(name))}
     return [
@@ -94,7 +94,7 @@ def without_neighbours(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
 
 
 def unfiltered(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
-    """Add, for every sixth prompt, one that asks for the concept: what a list that nobody filtered may hold."""
+    """Add a prompt for the concept after every sixth prompt, as in an unfiltered list."""
     rows = retain_prompts(concept.names, concept.kind)
     routes = [concept.names[0], *captions.foreign_routes(concept.names[0])]
     out = []
@@ -131,22 +131,22 @@ STUDIES: dict[str, dict[str, Change]] = {
 OF_OBJECTS = ("retain", "span")  # a style's family are all other styles, and its prompts are of one-token words
 
 
-def run(args: argparse.Namespace, kept: Kept) -> None:
-    """Train and measure what `kept` lacks."""
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Train and measure the missing rows."""
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     for name in args.concepts:
         concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-        budget = EvaluateConfig(**kept.settings["evaluate"])
+        budget = EvaluateConfig(**results.settings["evaluate"])
         evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
         studies = [s for s in args.study if concept.kind == "object" or s not in OF_OBJECTS]
         for seed in args.seeds:
             asked = [c for study in studies for v, c in STUDIES[study].items() if v in (args.values or [v])]
             for change in {c.key(): c for c in asked}.values():
                 key = {"concept": name, "seed": seed, "change": change.key()}
-                if kept.has(**key):
+                if results.has(**key):
                     continue
-                config = replace(RECIPE.train, seed=seed, iterations=kept.settings["iterations"], **change.train)
+                config = replace(RECIPE.train, seed=seed, iterations=results.settings["iterations"], **change.train)
                 bank, quirks = BankConfig(**change.bank), Quirks(**change.quirks)
                 prompts = RETAINED[change.prompts](concept, judge)
                 began = time.perf_counter()
@@ -166,12 +166,12 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 )
                 seconds = time.perf_counter() - began
                 measured = evaluator.measure(Subject(result.encoder, model.denoiser))
-                kept.add({**key, "seconds": seconds, "asr": measured.asr, "utility": measured.utility})
-                print(json.dumps(kept.rows[-1]), flush=True)
+                results.add({**key, "seconds": seconds, "asr": measured.asr, "utility": measured.utility})
+                print(json.dumps(results.rows[-1]), flush=True)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as Markdown, study by study, the seeds of one value together."""
+    """Return the rows as Markdown, study by study, summed over seeds."""
     concepts = list(dict.fromkeys(row["concept"] for row in rows))
     lines = [f"| study | concept | value | seeds | {' | '.join(ATTACKS.values())} | retained | its style | seconds |"]
     lines.append("|---" * (7 + len(ATTACKS)) + "|")
@@ -203,11 +203,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     evaluate = {"cases": 30, "attack_steps": 40, "judge_interval": 40, "repeats": 1, "seed": 4242}
-    kept = Kept("ablations.json", {"iterations": 100, "evaluate": evaluate})
+    results = ResultRows("ablations.json", {"iterations": 100, "evaluate": evaluate})
     if args.what == "run":
-        run(args, kept)
+        run(args, results)
     else:
-        print(table(kept.rows))
+        print(table(results.rows))
 
 
 if __name__ == "__main__":

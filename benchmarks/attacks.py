@@ -1,16 +1,16 @@
-"""What brings a concept back? Every attack against the original model, ESD on the text encoder and AdvUnlearn.
+"""Every attack against the original model, ESD on the text encoder, and AdvUnlearn.
 
     python benchmarks/attacks.py run --concepts church castle --cases 50
     python benchmarks/attacks.py table
 
-`run` trains what is missing into runs/attacks, attacks it, and adds a row for each (concept, model, attack) to
-benchmarks/results/attacks.json, and one for what each model retains; rows that are there are passed over, so it can
-be stopped and called again, and several concepts can run side by side. `table` prints Markdown: cases that came back,
-those without attack in brackets; then, on ESD, what random prefixes and other seeds had found when they had cost as
-many UNet passes, and the cost. The baselines have as many tries as the costliest attack pays for.
+`run` trains the encoders that are missing in runs/attacks, attacks them, and adds a row for each (concept, model,
+attack) and one for the utility of each model to benchmarks/results/attacks.json. It skips rows that exist, so that it
+can be stopped and called again, and several concepts can run in parallel. `table` prints Markdown: successful cases,
+those without attack in brackets; then, on ESD, the successes of random prefixes and of other seeds at the same number
+of UNet passes, and the cost. The baselines have as many tries as the most expensive attack pays for.
 
-`quirks` is AdvUnlearn's recipe with the published code's quirks of attack and prompts, on samples of the bank, as all
-others have them. All arithmetic of the frozen parts is in bf16.
+`quirks` is AdvUnlearn's recipe with the published code's quirks in attack and prompts, on samples of the bank like all
+others. The frozen parts compute in bf16.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ablations import ON_THE_BANK
-from kept import Kept
+from result_rows import ResultRows
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
@@ -61,7 +61,7 @@ COSTLIEST = 4  # F of a step for a case: p4d
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what all rows have in common."""
+    """Return the settings that all rows share."""
     evaluate = EvaluateConfig(
         cases=args.cases,
         attack_steps=args.attack_steps,
@@ -84,7 +84,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, training: dict[str, int]) -> Any:
-    """Return the encoder of a recipe, trained once for each concept and kept."""
+    """Return the encoder of a recipe; it is trained once for each concept and saved."""
     if name == "original":
         return model.text_encoder
     label = "-".join(map(str, (concept.concept.replace(" ", "_"), *training.values())))
@@ -103,43 +103,45 @@ def encoder_of(model: TextToImage, concept: ConceptConfig, name: str, training: 
     return load_encoder(str(path), model.text_encoder)[0]
 
 
-def run(args: argparse.Namespace, kept: Kept) -> None:
-    """Measure every row that is missing."""
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Measure the missing rows."""
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
-    config, training = EvaluateConfig(**kept.settings["evaluate"]), kept.settings["training"]
+    config, training = EvaluateConfig(**results.settings["evaluate"]), results.settings["training"]
     for concept_name in args.concepts:
         kind: Any = "style" if concept_name in captions.styles() else "object"
         concept = ConceptConfig(concept=concept_name, kind=kind)
-        evaluator = Evaluator(model, judge, concept, config, given=kept.settings["given"])
+        evaluator = Evaluator(model, judge, concept, config, given=results.settings["given"])
         for name in args.models:
             key = {"concept": concept_name, "model": name}
-            missing = [a for a in (RETAINED, *args.attacks) if not kept.has(**key, attack=a)]
+            missing = [a for a in (RETAINED, *args.attacks) if not results.has(**key, attack=a)]
             if not missing:
                 continue
             encoder = encoder_of(model, concept, name, training)
             with frozen(encoder, *model.denoiser.modules()):
-                measure(evaluator, Subject(encoder, model.denoiser), missing, key, kept)
+                measure(evaluator, Subject(encoder, model.denoiser), missing, key, results)
 
 
-def measure(evaluator: Evaluator, subject: Subject, missing: Sequence[str], key: dict[str, str], kept: Kept) -> None:
-    """Add the rows of one model that are missing."""
+def measure(
+    evaluator: Evaluator, subject: Subject, missing: Sequence[str], key: dict[str, str], results: ResultRows
+) -> None:
+    """Measure the missing rows of one model."""
     out = Measurement()
     clean = evaluator.plain(subject, out)
     for attack in missing:
         if attack == RETAINED:
             evaluator.utility(subject, out)
-            kept.add({**key, "attack": attack, "utility": out.utility, "routes": out.asr.get("routes")})
+            results.add({**key, "attack": attack, "utility": out.utility, "routes": out.asr.get("routes")})
             print(*key.values(), out.utility, flush=True)
             continue
         evaluator.attack(subject, attack, clean, out)
         row = {**key, "attack": attack, "result": out.attacks[attack], "seconds": out.seconds[attack]}
-        kept.add(row | {"curve": out.asr_by_budget[attack], "prompts": out.prompts.get(attack, [])[:5]})
+        results.add(row | {"curve": out.asr_by_budget[attack], "prompts": out.prompts.get(attack, [])[:5]})
         print(*key.values(), attack, cell(row), cost(row), flush=True)
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Return a row's success; of what is retained, how much."""
+    """Return the success of an attack row, or the accuracy of a utility row."""
     if row["attack"] == RETAINED:
         found = row["utility"]["retained_accuracy"]
         return f"{found['correct']}/{found['total']}"
@@ -148,13 +150,13 @@ def cell(row: dict[str, Any]) -> str:
 
 
 def cost(row: dict[str, Any]) -> str:
-    """Return a row's cost."""
+    """Return the cost of a row."""
     work, seconds = row["result"]["forwards"], row["seconds"]
     return f"{work['attack']} + {work['looks']} F, {seconds['attack']:.0f} + {seconds['looks']:.0f} s"
 
 
 def at_cost(row: dict[str, Any], forwards: int, look: int) -> str:
-    """Return what a baseline had found when it had cost `forwards` F, of which a try costs `look` for each open case.
+    """Return the successes of a baseline at a cost of `forwards` F; each try costs `look` F per open case.
 
     With ">=" where it had no more tries.
     """
@@ -167,12 +169,12 @@ def at_cost(row: dict[str, Any], forwards: int, look: int) -> str:
     return f"{'' if found == total or spent == forwards else '>='}{found}"
 
 
-def table(kept: Kept) -> str:
-    """Return the matrix as Markdown, one for each concept."""
+def table(results: ResultRows) -> str:
+    """Return a Markdown table for each concept."""
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for row in kept.rows:
+    for row in results.rows:
         found.setdefault(row["concept"], {}).setdefault(row["attack"], {})[row["model"]] = row
-    look, lines = 2 * kept.settings["evaluate"]["sampling_steps"], []
+    look, lines = 2 * results.settings["evaluate"]["sampling_steps"], []
     heads = ["attack", *MODELS, *(f"{b} at its cost, {ESD}" for b in BASELINES), f"cost on {ESD}: attack + looks"]
     for concept, attacks in found.items():
         lines += [f"\n{concept}\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -210,11 +212,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="attacks.json", metavar="NAME", help="in benchmarks/results")
     args = parser.parse_args()
-    kept = Kept(args.out, settings_of(args))
+    results = ResultRows(args.out, settings_of(args))
     if args.what == "table":
-        print(table(kept))
+        print(table(results))
     else:
-        run(args, kept)
+        run(args, results)
 
 
 if __name__ == "__main__":

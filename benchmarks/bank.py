@@ -1,11 +1,11 @@
-"""Trajectory banks, large and small, against fresh sampling: seconds for an iteration, and what comes out.
+"""Trajectory banks of several sizes against new samples: seconds per iteration, and the resulting robustness.
 
     python benchmarks/bank.py run [--ways bank fresh quarter ...] [--seeds 0 1 2 3 4]
     python benchmarks/bank.py table
 
-All run the same settings on the same concept. `seconds` is the median over a row's iterations; rows that one call makes
-one after the other can be compared. All arithmetic of the frozen parts is in bf16. `run` writes
-benchmarks/results/bank.json, a row at a time, and goes on where it was interrupted; `table` prints Markdown.
+All use the same settings and the same concept. `seconds` is the median over the iterations of a row; only rows measured
+by one call can be compared. The frozen parts compute in bf16. `run` writes benchmarks/results/bank.json row by row and
+resumes where it was interrupted; `table` prints Markdown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
+from result_rows import ATTACKS, WHOLE_VOCABULARY, ResultRows, summed
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
@@ -60,20 +60,20 @@ WAYS: dict[str, tuple[type[TrajectoryBank], BankConfig]] = {
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what rows of one file have in common."""
+    """Return the settings that all rows of a file share."""
     return {name: getattr(args, name) for name in ("concept", "iterations", "cases", "attack_steps", "eval_seed")}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown: counts summed over seeds, the least and the most of one in brackets."""
+    """Return Markdown: counts summed over seeds, minimum and maximum in brackets."""
     lines = [f"| way | seeds | {' | '.join(ATTACKS.values())} | retained | its style | feature distance |"]
     lines.append("|---" * (5 + len(ATTACKS)) + "|")
     for way in WAYS:
         own = [row for row in rows if row["way"] == way]
         if own:
             counts = [[row["asr"][attack] for row in own] for attack in ATTACKS]
-            kept = [[row["utility"][name] for row in own] for name in ("retained_accuracy", "style_accuracy")]
-            cells = [summed(c, "success") for c in counts] + [summed(c, "correct") for c in kept]
+            utility = [[row["utility"][name] for row in own] for name in ("retained_accuracy", "style_accuracy")]
+            cells = [summed(c, "success") for c in counts] + [summed(c, "correct") for c in utility]
             away = [row["utility"]["feature_distance"] for row in own]
             cells.append(f"{statistics.mean(away):.1f} ({min(away):.1f} to {max(away):.1f})")
             lines.append(f"| {way} | {len(own)} | {' | '.join(cells)} |")
@@ -93,7 +93,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def by_chance(a: Sequence[int], b: Sequence[int]) -> float:
-    """Return the share of all splits of the values into two such groups that puts their means as far apart."""
+    """Return the p-value of a permutation test: the fraction of splits whose means differ at least as much."""
     both = [*a, *b]
 
     def apart(chosen: Sequence[int]) -> float:
@@ -104,8 +104,8 @@ def by_chance(a: Sequence[int], b: Sequence[int]) -> float:
     return sum(split >= apart(range(len(a))) - 1e-9 for split in splits) / len(splits)
 
 
-def run(args: argparse.Namespace, kept: Kept) -> None:
-    """Train and measure what `kept` lacks."""
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Train and measure the missing rows."""
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept, recipe = ConceptConfig(concept=args.concept), RECIPES["advunlearn"]
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
     evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
     for seed in args.seeds:
         for way in args.ways:
-            if kept.has(way=way, seed=seed):
+            if results.has(way=way, seed=seed):
                 continue
             kind, bank = WAYS[way]
             config = replace(recipe.train, seed=seed, iterations=args.iterations)
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 "asr": measured.asr,
                 "utility": measured.utility,
             }
-            kept.add(row)
+            results.add(row)
             print(json.dumps(row), flush=True)
 
 
@@ -167,10 +167,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--file", default="bank.json", help="in benchmarks/results")
     args = parser.parse_args()
-    kept = Kept(args.file, settings_of(args))
+    results = ResultRows(args.file, settings_of(args))
     if args.command == "run":
-        run(args, kept)
-    print(table(kept.rows))
+        run(args, results)
+    print(table(results.rows))
 
 
 if __name__ == "__main__":

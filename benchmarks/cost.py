@@ -1,15 +1,15 @@
-"""How strong an encoder is for what its training costs: adversaries of different lengths, and the published code.
+"""Robustness against the cost of training: adversaries with more and fewer steps, and the published code.
 
     python benchmarks/cost.py run [--concept mosque] [--ways default ...] [--lengths 100 ...] [--seeds 0]
     python benchmarks/cost.py table
 
-Each way is trained once and measured at several lengths: plain prompts, other routes, UnlearnDiffAtk, the soft prefix,
-and concept inversion. Cost is counted in F, UNet forward passes of one sample, a backward pass two more, with filling
-the bank. `official` trains as the published code does, on one sample and five retained with an attack of 30 steps; its
-latents come from the bank here, but it is charged what sampling them anew in every step takes on average, in
-trajectories of 50 steps. Its learning rate is ours: the published one is for another model. All arithmetic of the
-frozen parts is in bf16. `run` writes benchmarks/results/cost.json, a row at a time; `table` prints Markdown, and draws
-docs/cost-*.svg of all ways but `official`, which lies far to the right.
+Each configuration is trained once and measured at several lengths: plain prompts, synonyms, UnlearnDiffAtk, the soft
+prefix, and concept inversion. The unit of cost is F, a UNet forward pass of one sample (a backward pass is 2 F),
+including filling the bank. `official` trains like the published code, on one concept sample and five retained samples
+with an attack of 30 steps; here its latents come from the bank, but the mean cost of sampling them in every step, in
+trajectories of 50 steps, is added. Its learning rate is ours, since the published one is for another model. The frozen
+parts compute in bf16. `run` writes benchmarks/results/cost.json row by row; `table` prints Markdown and draws
+docs/cost-*.svg of everything except `official`, which lies far to the right.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ablations import ON_THE_BANK
-from kept import ATTACKS, WHOLE_VOCABULARY, Kept, summed
+from result_rows import ATTACKS, WHOLE_VOCABULARY, ResultRows, summed
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
@@ -61,7 +61,7 @@ LENGTHS = (40, 70, 100, 140)
 
 @dataclass(frozen=True)
 class Way:
-    """What a way to train changes of the recipe, and the lengths at which it is measured."""
+    """The settings of the recipe that a configuration changes, and the lengths at which it is measured."""
 
     recipe: str = "advunlearn"
     train: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Way:
 
 
 def published(config: type) -> dict[str, Any]:
-    """Return the published settings of an object, but those of the run's length."""
+    """Return the published settings for an object, except those of the length of the run."""
     return {k: v for k, v in of("object", config).items() if k not in ("iterations", "warmup", "lr")}
 
 
@@ -95,30 +95,34 @@ WAYS = {
 }
 
 
-def run(args: argparse.Namespace, kept: Kept) -> None:
-    """Train and measure what `kept` lacks."""
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Train and measure the missing rows."""
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept = ConceptConfig(concept=args.concept)
     evaluator = Evaluator(
-        model, judge, concept, EvaluateConfig(**kept.settings["evaluate"]), given={**WHOLE_VOCABULARY, "cce": INVERSION}
+        model,
+        judge,
+        concept,
+        EvaluateConfig(**results.settings["evaluate"]),
+        given={**WHOLE_VOCABULARY, "cce": INVERSION},
     )
     for seed in args.seeds:
         for name in args.ways:
             asked = [n for n in WAYS[name].lengths if n in (args.lengths or [n])]
-            lengths = [n for n in asked if not kept.has(way=name, seed=seed, iterations=n)]
+            lengths = [n for n in asked if not results.has(way=name, seed=seed, iterations=n)]
             if not lengths:
                 continue
             for length, (encoder, spent) in trained(model, concept, WAYS[name], seed, lengths).items():
                 row = {"way": name, "seed": seed, "iterations": length, "forwards": spent}
-                kept.add(row | measured(evaluator, Subject(encoder, model.denoiser)))
-                print(json.dumps(kept.rows[-1]), flush=True)
+                results.add(row | measured(evaluator, Subject(encoder, model.denoiser)))
+                print(json.dumps(results.rows[-1]), flush=True)
 
 
 def trained(
     model: Any, concept: ConceptConfig, way: Way, seed: int, lengths: Sequence[int]
 ) -> dict[int, tuple[Any, float]]:
-    """Return a way's encoders by their length, each with the F that were spent on it."""
+    """Return the encoders of a configuration by length, each with its cost in F."""
     recipe, counted = RECIPES[way.recipe], counting(model.denoiser)
     config = replace(recipe.train, seed=seed, iterations=max(lengths), quirks=quirk_names(way.quirks), **way.train)
     attack, bank = replace(recipe.attack, **way.attack), BankConfig()
@@ -144,14 +148,14 @@ def trained(
 
 
 def sampled_anew(work: Work, iterations: int) -> float:
-    """Return the F of sampling every draw of so many iterations, as the published code does."""
+    """Return the cost in F of sampling every draw of some iterations, as the published code does."""
     config = replace(work.bank, sampling_steps=PUBLISHED_STEPS)
     *attacked, concept, retained = (STEP * FreshSampler.steps_per_draw(count, config) for count in work.draws())
     return iterations * (concept + retained) + max(0, iterations - work.train.warmup) * sum(attacked)
 
 
 def measured(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
-    """Return what comes back of a concept, by concept inversion too, and what is retained."""
+    """Return attack success, concept inversion included, and utility."""
     plain = evaluator.measure(subject)
     out = Measurement()
     with frozen(subject.encoder, *subject.denoiser.modules()):
@@ -160,7 +164,7 @@ def measured(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown, seeds of one way and length together."""
+    """Return Markdown, summed over the seeds of a configuration and length."""
     attacks = ATTACKS | SEARCHED
     lines = [f"| way | iterations | thousand F | seeds | {' | '.join(attacks.values())} | retained | its style |"]
     lines.append("|---" * (6 + len(attacks)) + "|")
@@ -169,15 +173,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             own = [row for row in rows if (row["way"], row["iterations"]) == (name, length)]
             if own:
                 cells = [summed([row["asr"][attack] for row in own], "success") for attack in attacks]
-                kept = ("retained_accuracy", "style_accuracy")
-                cells += [summed([row["utility"][what] for row in own], "correct") for what in kept]
+                for name in ("retained_accuracy", "style_accuracy"):
+                    cells.append(summed([row["utility"][name] for row in own], "correct"))
                 spent = sum(row["forwards"] for row in own) / len(own) / 1000
                 lines.append(f"| {name} | {length} | {spent:.0f} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *robust(rows)])
 
 
 def draw(rows: Sequence[dict[str, Any]], attack: str, title: str) -> None:
-    """Draw an attack's successes against what was spent, a line for each way, means over seeds."""
+    """Draw the successes of an attack against the cost, a line per configuration, means over seeds."""
     series: dict[str, list[tuple[float, float]]] = {}
     for name, way in WAYS.items():
         for length in way.lengths if not way.fresh else ():
@@ -192,7 +196,7 @@ def draw(rows: Sequence[dict[str, Any]], attack: str, title: str) -> None:
 
 
 def robust(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return for each way what its shortest robust encoder cost: one whose worst case is at most half of ESD's."""
+    """Return the cost of the shortest robust encoder of each configuration: its worst case at most half of ESD's."""
     groups: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in sorted(rows, key=lambda row: row["iterations"]):
         groups.setdefault(row["way"], {}).setdefault(row["iterations"], []).append(row)
@@ -211,7 +215,7 @@ def robust(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def worst(rows: Sequence[dict[str, Any]]) -> float:
-    """Return the cases that the best attack of each seed brings back, on average."""
+    """Return the successes of the best attack, mean over seeds."""
     return statistics.mean(max(row["asr"][attack]["success"] for attack in WORST) for row in rows)
 
 
@@ -225,12 +229,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     evaluate = {"cases": 50, "attack_steps": 40, "judge_interval": 40, "repeats": 1, "seed": 2000}
-    kept = Kept("cost.json", {"concept": args.concept, "evaluate": evaluate})
+    results = ResultRows("cost.json", {"concept": args.concept, "evaluate": evaluate})
     if args.command == "run":
-        run(args, kept)
-    print(table(kept.rows))
+        run(args, results)
+    print(table(results.rows))
     for attack, title in SEARCHED.items():
-        draw(kept.rows, attack, title)
+        draw(results.rows, attack, title)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Attack success against training iterations and against the attack's budget, as tables and as pictures.
+"""Attack success against the number of training iterations and of attack steps, as tables and charts.
 
     python benchmarks/curves.py [--concept church] [--lengths 25 50 100 200 400] [--cases 50]
 
-Each recipe is trained once and stopped at every length, and attacked for 40 steps there; at 200 iterations the attacks
-go on to --budget steps, with a look every 10 steps where the others have one at the end.
-Writes benchmarks/results/curves-<concept>.json, a row at a time, and docs/curves-<what>.svg. A run that was interrupted
-goes on, with the trainings that it keeps in --work.
+Each recipe is trained once, stopped at every length, and attacked for 40 steps; at 200 iterations the attacks take
+--budget steps and are judged every 10 steps. Writes benchmarks/results/curves-<concept>.json row by row, and
+docs/curves-<what>.svg. An interrupted run resumes with the trainings saved in --work.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import WHOLE_VOCABULARY, Kept
+from result_rows import WHOLE_VOCABULARY, ResultRows
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
@@ -55,9 +54,9 @@ def run(
     budget: int,
     seed: int,
     work: pathlib.Path,
-    kept: Kept,
+    results: ResultRows,
 ) -> None:
-    """Train and measure; add a row for each recipe and length that `kept` lacks."""
+    """Train and measure the missing rows, one per recipe and length."""
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     short = EvaluateConfig(cases=cases, attack_steps=STEPS, judge_interval=STEPS, repeats=1, seed=seed)
     long = replace(short, attack_steps=budget, judge_interval=10)
@@ -65,7 +64,7 @@ def run(
     for key in KEYS:
         recipe, keep = RECIPES[key], Checkpoints(work / f"{concept.concept}-{key}", every=10**9)
         for length in lengths:
-            if kept.has(recipe=key, iterations=length):
+            if results.has(recipe=key, iterations=length):
                 continue
             config = replace(recipe.train, iterations=length)
             result = train(
@@ -78,12 +77,12 @@ def run(
             measuring = long if length == LONG else short
             evaluator = Evaluator(model, judge, concept, measuring, given=WHOLE_VOCABULARY)
             measured = evaluator.measure(Subject(result.encoder, result.denoiser))
-            kept.add({"recipe": key, "iterations": length, **measured.to_dict()}, concept=concept.concept)
+            results.add({"recipe": key, "iterations": length, **measured.to_dict()}, concept=concept.concept)
             print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)
 
 
 def successes(row: dict[str, Any], attack: str) -> int:
-    """Return how often the concept came, of a search after `STEPS`."""
+    """Return the successes of an attack after `STEPS` steps."""
     curve = dict(map(tuple, row["asr_by_budget"].get(attack, [])))
     return curve[STEPS] if curve else row["asr"][attack]["success"]
 
@@ -98,10 +97,10 @@ def main() -> None:
     parser.add_argument("--eval-seed", type=int, default=4242)
     args = parser.parse_args()
     settings = {"cases": args.cases, "budget": args.budget, "eval_seed": args.eval_seed}
-    kept = Kept(f"curves-{args.concept}.json", settings)
+    results = ResultRows(f"curves-{args.concept}.json", settings)
     concept = ConceptConfig(concept=args.concept)
-    run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, kept)
-    rows = kept.rows
+    run(concept, args.lengths, args.cases, args.budget, args.eval_seed, args.work, results)
+    rows = results.rows
     for attack, title in WHAT.items():
         series = {key: [(r["iterations"], successes(r, attack)) for r in rows if r["recipe"] == key] for key in KEYS}
         text = draw_svg_file(f"{title}: successes of {args.cases}", series, "training iterations")

@@ -1,12 +1,12 @@
-"""How long concept inversion (arXiv 2308.01508) takes to bring a concept back, by what the encoder was trained against.
+"""Steps that concept inversion (arXiv 2308.01508) needs to bring a concept back, by the adversary used in training.
 
     python benchmarks/inversion.py run [--concept castle] [--ways default "4 words" ...] [--seeds 0 1 2]
     python benchmarks/inversion.py table [--concept castle] [--eval-seed 4242]
 
-Each way is trained, and attacked by an inversion of 16 pictures a step with a learning rate of 0.01 (the published 0.08
-is for 5000 steps). A case that is back at a look stays counted at the later ones. `run` writes
-benchmarks/results/inversion-CONCEPT.json, a row at a time, and goes on where it was interrupted; `table` prints
-Markdown, counts summed over seeds. All arithmetic of the frozen parts is in bf16.
+Each configuration is trained, then attacked by an inversion with 16 images per step and a learning rate of 0.01 (the
+published 0.08 is for 5000 steps). A successful case counts at all later steps too. `run` writes
+benchmarks/results/inversion-CONCEPT.json row by row and resumes where it was interrupted; `table` prints Markdown,
+counts summed over seeds. The frozen parts compute in bf16.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import Kept, summed
+from result_rows import ResultRows, summed
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
@@ -48,7 +48,7 @@ UTILITY = ("retained_accuracy", "neighbour_accuracy", "style_accuracy")
 
 @dataclass(frozen=True)
 class Way:
-    """What a way to train changes of a recipe."""
+    """The settings of a recipe that a configuration changes."""
 
     attack: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
@@ -64,17 +64,21 @@ WAYS = {
 }
 
 
-def run(args: argparse.Namespace, kept: Kept) -> None:
-    """Train and measure what `kept` lacks."""
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Train and measure the missing rows."""
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept = ConceptConfig(concept=args.concept, kind="style" if args.concept in captions.styles() else "object")
     evaluator = Evaluator(
-        model, judge, concept, EvaluateConfig(**kept.settings["evaluate"]), given={"cce": kept.settings["inversion"]}
+        model,
+        judge,
+        concept,
+        EvaluateConfig(**results.settings["evaluate"]),
+        given={"cce": results.settings["inversion"]},
     )
     for seed in args.seeds:
         for name in args.ways:
-            if kept.has(way=name, seed=seed):
+            if results.has(way=name, seed=seed):
                 continue
             way, began = WAYS[name], time.perf_counter()
             recipe = RECIPES[way.recipe]
@@ -86,12 +90,12 @@ def run(args: argparse.Namespace, kept: Kept) -> None:
                 retain_prompts(concept.names, concept.kind),
             )
             seconds = time.perf_counter() - began
-            kept.add({"way": name, "seed": seed, "seconds": seconds} | measured(evaluator, result.encoder))
-            print(json.dumps(kept.rows[-1]), flush=True)
+            results.add({"way": name, "seed": seed, "seconds": seconds} | measured(evaluator, result.encoder))
+            print(json.dumps(results.rows[-1]), flush=True)
 
 
 def measured(evaluator: Evaluator, encoder: Any) -> dict[str, Any]:
-    """Return how many cases were back at each look, and what is retained."""
+    """Return the successes each time the images were judged, and the utility."""
     subject, out = Subject(encoder, evaluator.original.denoiser), Measurement()
     with frozen(encoder, *subject.denoiser.modules()):
         clean = evaluator.plain(subject, out)
@@ -101,7 +105,7 @@ def measured(evaluator: Evaluator, encoder: Any) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown, seeds of one way together: cases back, with the least and the most of one seed."""
+    """Return Markdown, summed over seeds: successes, with minimum and maximum."""
     looks = [EVERY * n for n in range(LOOKS + 1)]
     heads = ["way", "seeds", "no attack", *(f"{n} steps" for n in looks[1:]), "retained", "neighbours", "its style"]
     lines = [f"| {' | '.join([*heads, 'training, s'])} |", "|---" * (len(heads) + 1) + "|"]
@@ -119,7 +123,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def at(curve: Sequence[Sequence[int]], look: int) -> int:
-    """Return the cases that were back by a look; no looks follow once every case is back."""
+    """Return the successes up to a step; judging stops when all cases are successful."""
     return [found for step, found in curve if step <= look][-1]
 
 
@@ -137,10 +141,10 @@ def main() -> None:
         cases=args.cases, attack_steps=EVERY * LOOKS, judge_interval=EVERY, repeats=1, seed=args.eval_seed
     )
     settings = {"evaluate": evaluate.to_dict(), "inversion": INVERSION}
-    kept = Kept(f"inversion-{args.concept}.json", settings)
+    results = ResultRows(f"inversion-{args.concept}.json", settings)
     if args.what == "run":
-        run(args, kept)
-    print(table(kept.rows))
+        run(args, results)
+    print(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Kill -9 a short run at random moments, go on with it, and compare with a run that was left alone, bit for bit.
+"""Kill a short run at random moments (SIGKILL), resume it, and compare it bit for bit with an undisturbed run.
 
     python benchmarks/kill.py [--trials 20] [--seed 0]
 
-Half of the moments are drawn over the run's whole time; the others are the next moment, after such a one, at which the
-state, its bank, or any file is being written. Compared are the encoder and its metadata, the log, the losses, the
-pictures, and the last state: optimiser, generator, banks. Controls go on from a state that lacks one part, and must end
-otherwise. Processes come out of a server that has imported the libraries and done nothing else. Writes
-benchmarks/results/kill.json, a row at a time, and goes on where it was interrupted.
+Half of the moments are drawn over the whole run; the others are the next write, after such a moment, of the state, of
+its bank, or of any file. The comparison covers the encoder and its metadata, the log, the losses, the images, and the
+last state: optimiser, generator, banks. Controls resume from a state that lacks one part, and must end differently. The
+processes are forked from a server that has only imported the libraries. Writes benchmarks/results/kill.json row by row
+and resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ AIMS = (None, "", None, "state", None, "bank")  # moments of a kill: any, or a w
 
 
 def quietly(argv: list[str]) -> None:
-    """Run the command line in this process."""
+    """Run the command line in this process, without output."""
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
-        os._exit(advunlearn(argv))  # without waiting for anything, so that its end is when it returns
+        os._exit(advunlearn(argv))  # without clean-up, so that the process ends when the command returns
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def start(folder: pathlib.Path, resume: bool = False) -> Any:
-    """Start the run in a process of its own."""
+    """Start the run in another process."""
     how = ["--resume"] if resume else FLAGS.split()
     process = CONTEXT.Process(target=quietly, args=(["train", "--out", str(folder), *how],))
     process.start()
@@ -79,7 +79,7 @@ def finish(folder: pathlib.Path, resume: bool) -> None:
 
 
 def watch(process: Any, until: Callable[[], bool]) -> bool:
-    """Wait for something; return False when the process ended before."""
+    """Wait for a condition; return False if the process ended first."""
     while process.is_alive():
         if until():
             return True
@@ -88,14 +88,14 @@ def watch(process: Any, until: Callable[[], bool]) -> bool:
 
 
 def writing(folder: pathlib.Path, start: str) -> bool:
-    """Return whether a file whose name begins so is being written."""
+    """Return whether a file is being written whose name starts with `start`."""
     return any(n.startswith(start) and n.endswith(PARTIAL) for _, _, names in os.walk(folder) for n in names)
 
 
 def kill_at(folder: pathlib.Path, delay: float, aim: str | None) -> bool:
-    """Start a run and kill it so long after its first sign, or at a write then; return False when it was over before.
+    """Start a run and kill it `delay` seconds after its first file, or at the next write; False if it ended first.
 
-    `aim` is how the name of the file begins; None for no write in particular.
+    `aim` is the start of the name of the file that is being written; None for any moment.
     """
     process = start(folder)
     watch(process, (folder / CONFIG).exists)
@@ -107,7 +107,7 @@ def kill_at(folder: pathlib.Path, delay: float, aim: str | None) -> bool:
 
 
 def trial(folder: pathlib.Path, delay: float, aim: str | None, whole: dict[str, str]) -> dict[str, Any] | None:
-    """Kill a run once, go on with it, and compare; None when it was over before it was killed."""
+    """Kill a run, resume it, and compare; return None if it ended before it was killed."""
     if not kill_at(folder, delay, aim):
         return None
     state, log = load_state(folder), folder / LOG
@@ -116,7 +116,7 @@ def trial(folder: pathlib.Path, delay: float, aim: str | None, whole: dict[str, 
         "aimed_at": "any moment" if aim is None else f"a write of {aim or 'anything'}",
         "half_written": sorted(str(p.relative_to(folder)) for p in folder.rglob("*" + PARTIAL)),
         "logged": len(log.read_text().splitlines()) if log.exists() else 0,
-        "kept": len(state["history"]) if state else None,
+        "saved": len(state["history"]) if state else None,
     }
     finish(folder, state is not None)
     different = differing(folder, whole)
@@ -140,14 +140,14 @@ def fresh_counters(state: State) -> None:
 
 
 CONTROLS: dict[str, Callable[[State], None]] = {
-    "the generator begins anew": fresh_generators,
-    "Adam's moments begin anew": fresh_moments,
-    "the banks' draws are counted anew": fresh_counters,
+    "new generator": fresh_generators,
+    "new moments of Adam": fresh_moments,
+    "new draw counters of the banks": fresh_counters,
 }
 
 
 def controls(folder: pathlib.Path, whole: dict[str, str]) -> list[dict[str, Any]]:
-    """Go on from one state as it is, which must end the same, and from ones that lack a part, which must not."""
+    """Resume an intact state, which must end the same, and states that lack a part, which must not."""
     cut = folder / "cut"
     process = start(cut)
     watch(process, lambda: (cut / LOG).exists() and len((cut / LOG).read_text().splitlines()) >= 5)
@@ -162,13 +162,13 @@ def controls(folder: pathlib.Path, whole: dict[str, str]) -> list[dict[str, Any]
         damage(state)
         torch.save(state, copy / STATE)
         finish(copy, resume=True)
-        rows.append({"state": name, "kept": len(state["history"]), "different": differing(copy, whole)})
+        rows.append({"state": name, "saved": len(state["history"]), "different": differing(copy, whole)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def report(rows: list[dict[str, Any]], checked: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what is written."""
+    """Return the content of the result file."""
     return {
         "command": " ".join(["benchmarks/kill.py", *sys.argv[1:]]),
         "flags": FLAGS,

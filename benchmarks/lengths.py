@@ -1,9 +1,9 @@
-"""A recipe on one concept, measured at several lengths of its training: how the recipes' settings were chosen.
+"""One recipe and one concept at several lengths of training, by which the settings of the recipes were chosen.
 
     python benchmarks/lengths.py --concept bell [--recipe esd_text --lr 2e-4] [--at 60 80 100 140 200]
 
-By plain prompts, other routes and both attacks of 40 steps, 32 cases; seeds and concepts are to be others than those of
-the tables that the settings are judged by. All arithmetic of the frozen parts is in bf16. Prints Markdown.
+Measures plain prompts, synonyms and both attacks of 40 steps, 32 cases. Seeds and concepts must differ from those of
+the tables by which the settings are judged. The frozen parts compute in bf16. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cost import Way, trained
-from kept import ATTACKS, WHOLE_VOCABULARY
+from result_rows import ATTACKS, WHOLE_VOCABULARY
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
@@ -55,8 +55,8 @@ def main() -> None:
     for length, (encoder, _) in trained(model, concept, way, args.seed).items():
         found = evaluator.measure(Subject(encoder, model.denoiser))
         cells = [str(found.asr[attack]["success"]) for attack in ATTACKS]
-        kept = (found.utility[what] for what in ("retained_accuracy", "style_accuracy"))
-        cells += [f"{count['correct']}/{count['total']}" for count in kept]
+        utility = [found.utility[name] for name in ("retained_accuracy", "style_accuracy")]
+        cells += [f"{count['correct']}/{count['total']}" for count in utility]
         print(f"| {args.concept} | {args.recipe} | {lr:g} | {length} | {' | '.join(cells)} |", flush=True)
 
 

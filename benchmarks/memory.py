@@ -1,10 +1,10 @@
-"""The estimate of a run's memory against what a run takes on the CPU.
+"""The memory estimate of a run compared with its memory on the CPU.
 
     python benchmarks/memory.py [--only miniature-64]
 
-Each case trains two iterations with random weights in processes of its own and measures three times: the storages that
-are alive (the counter of the estimate, on real tensors), what the allocator gave out (torch.profiler), and the
-process's resident memory. Kernels take scratch memory that only the latter two see.
+Each case trains two iterations with random weights, in processes of its own, and is measured in three ways: live
+storages (the counter of the estimate, on real tensors), bytes given out by the allocator (torch.profiler), and resident
+memory of the process. Only the latter two include the scratch memory of kernels.
 Writes benchmarks/results/memory.json.
 """
 
@@ -40,23 +40,23 @@ CASES |= {f"{name}-checkpointed": replace(case, checkpointing=True) for name, ca
 
 
 def resident() -> int:
-    """Return the process's resident memory in bytes."""
+    """Return the resident memory of the process in bytes."""
     status = pathlib.Path("/proc/self/status").read_text().split("VmRSS:")[1]
     return int(status.split()[0]) * 1024
 
 
 def by_counter(case: str) -> int:
-    """Return the peak of the storages that are alive."""
+    """Return the peak of the live storages."""
     with LiveMemory() as live:
         CASES[case].run()
     return max(live.peaks.values())
 
 
 def by_process(case: str) -> int:
-    """Return by how much the process's resident memory grew at most."""
-    CASES["miniature-64"].run()  # what the libraries load on their first use is not the run's
+    """Return the maximum growth of the resident memory of the process."""
+    CASES["miniature-64"].run()  # loads what the libraries load on their first use
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what it freed is given back, or the next run would take it from there
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory is returned, or the next run would reuse it
     before, most, done = resident(), 0, threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""What a training run left in its folder, part by part, so that two runs can be compared bit for bit."""
+"""The results of a training run, part by part, to compare two runs bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ State = dict[str, Any]
 
 
 def load_state(folder: pathlib.Path) -> State | None:
-    """Return the state in a folder, if there is one."""
+    """Return the state in a folder; None if there is none."""
     path = folder / STATE
     return torch.load(path, weights_only=True) if path.exists() else None
 
@@ -44,7 +44,7 @@ def digest(value: Any) -> str:
 
 
 def outcome(folder: pathlib.Path) -> dict[str, str]:
-    """Return a digest of each thing that a run leaves, without what tells when and where it ran."""
+    """Return a digest of each part of a run folder, without times and places."""
     state = load_state(folder)
     assert state is not None
     with safe_open(folder / "encoder.safetensors", "pt") as file:
@@ -69,5 +69,5 @@ def outcome(folder: pathlib.Path) -> dict[str, str]:
 
 
 def differing(folder: pathlib.Path, whole: dict[str, str]) -> list[str]:
-    """Return what came out otherwise than in the run that was left alone."""
+    """Return the parts that differ from the undisturbed run."""
     return [name for name, value in outcome(folder).items() if value != whole[name]]

@@ -1,11 +1,11 @@
-"""Does a concept come back? ESD on the text encoder, ESD on the UNet, AdvUnlearn with and without its retain term.
+"""Attack success and utility of ESD on the text encoder, ESD on the UNet, and AdvUnlearn with and without retain term.
 
     python benchmarks/phenomenon.py run --concepts church castle parachute sailboat noto --seeds 0 1 2
     python benchmarks/phenomenon.py table
 
-`run` writes one report for each concept and seed under benchmarks/results/phenomenon and passes over the models that
-are there at the same settings, so it can be stopped and called again. `table` prints Markdown: counts summed over
-seeds, the spread in brackets.
+`run` writes one report per concept and seed to benchmarks/results/phenomenon. It skips models that were measured with
+the same settings, so that it can be stopped and called again. `table` prints Markdown: counts summed over seeds, with
+minimum and maximum.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kept import ATTACKS, WHOLE_VOCABULARY, summed
+from result_rows import ATTACKS, WHOLE_VOCABULARY, summed
 
 from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES, make_runs, study
@@ -44,18 +44,18 @@ TITLES = {
 UTILITY = {"retained_accuracy": "retained", "neighbour_accuracy": "neighbours", "style_accuracy": "their style"}
 
 
-def run(concepts: list[str], seeds: list[int], models: list[str], config: EvaluateConfig) -> None:
+def run(concepts: list[str], seeds: list[int], names: list[str], config: EvaluateConfig) -> None:
     """Train and measure every concept with every seed."""
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for name in concepts:
             path = RESULTS / f"{name.replace(' ', '_')}-{seed}.json"
-            kept = json.loads(path.read_text()) if path.exists() else {"models": {}, "losses": {}}
+            saved = json.loads(path.read_text()) if path.exists() else {"models": {}, "losses": {}}
             concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-            runs = make_runs(models, concept, BankConfig(), seed=seed)
-            chosen = {k: run for k, run in runs.items() if not is_of(kept["models"].get(k), run)}
-            original = seed == 0 and "original" not in kept["models"]  # it is the same for every seed
+            runs = make_runs(names, concept, BankConfig(), seed=seed)
+            chosen = {k: run for k, run in runs.items() if not is_of(saved["models"].get(k), run)}
+            original = seed == 0 and "original" not in saved["models"]  # it is the same for every seed
             if not chosen and not original:
                 continue
             done = study(
@@ -66,8 +66,11 @@ def run(concepts: list[str], seeds: list[int], models: list[str], config: Evalua
             )
             losses = {k: _every(rows, 10) for k, rows in done.losses.items()}
             for row in done.report["models"].values():
-                row.pop("cases", None)  # a row for each picture, and no picture is kept
-            report = done.report | {"models": kept["models"] | done.report["models"], "losses": kept["losses"] | losses}
+                row.pop("cases", None)  # one row per image, and the images are not saved
+            report = done.report | {
+                "models": saved["models"] | done.report["models"],
+                "losses": saved["losses"] | losses,
+            }
             path.write_text(json.dumps(report, indent=1) + "\n")
             print(path.name, summary(report), flush=True)
 
@@ -78,7 +81,7 @@ def is_of(row: dict[str, Any] | None, run: RunConfig) -> bool:
 
 
 def summary(report: dict[str, Any]) -> dict[str, list[int]]:
-    """Return each model's successes, attack by attack."""
+    """Return the successes of each model, attack by attack."""
     return {k: [r["asr"][a]["success"] for a in ATTACKS if a in r["asr"]] for k, r in report["models"].items()}
 
 
@@ -92,7 +95,7 @@ def worst(asr: dict[str, dict[str, int]]) -> dict[str, int]:
 
 
 def table() -> None:
-    """Print the results as Markdown: counts summed over seeds, least and greatest seed in brackets."""
+    """Print the results as Markdown: counts summed over seeds, minimum and maximum in brackets."""
     reports: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text())

@@ -1,9 +1,10 @@
-"""How often the original model draws each style where none is asked for: what erasing a style cannot go below.
+"""How often each style appears in images whose prompt names none: a lower bound for the erasure of a style.
 
     python benchmarks/unasked.py [--repeats 4]
 
-Every object of the miniature is drawn by a caption without a style, and by one in each style. A style whose anchor is
-the caption without it has as many pictures left as the first column says, however well it is erased. Prints Markdown.
+The original model generates every object of the miniature with a caption that names no style, and with one for each
+style. If the anchor of an erased style is the caption without style, the rate in the first column remains, however well
+the style is erased. Prints Markdown.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of a benchmark that takes long: written as they come, kept when it is interrupted, never mixed."""
+"""Result files of long benchmarks: rows are written as they are measured, and never mixed between settings."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ ATTACKS = {
 
 
 def summed(counts: Sequence[dict[str, int]], key: str) -> str:
-    """Return counts of several seeds: their sum, and the least and the greatest."""
+    """Return the counts of several seeds: their sum, minimum and maximum."""
     each = [c[key] for c in counts]
     spread = f" ({min(each)} to {max(each)})" if len(each) > 1 else ""
     return f"{sum(each)}/{sum(c['total'] for c in counts)}{spread}"
 
 
-class Kept:
-    """The rows of a file in `results`; `settings` are what they have in common.
+class ResultRows:
+    """The rows of a file in `results`.
 
-    Ends the program where the file has rows of other settings.
+    Args:
+        name: the file.
+        settings: the settings that all rows share; the program ends if the file has rows with others.
     """
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
@@ -41,7 +43,7 @@ class Kept:
         self.rows: list[dict[str, Any]] = self.read()
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the rows in the file."""
+        """Read the rows of the file."""
         if not self.path.is_file():
             return []
         content = json.loads(self.path.read_text())
@@ -51,11 +53,11 @@ class Kept:
         return [with_current_names(row) for row in content["rows"]]
 
     def has(self, **key: Any) -> bool:
-        """Return whether a row has these values."""
+        """Return whether there is a row with these values."""
         return any(key.items() <= row.items() for row in self.rows)
 
     def add(self, row: dict[str, Any], **more: Any) -> None:
-        """Add a row to what the file has, of another process too, and write it; `more` stands beside the rows."""
+        """Add a row to the file, which another process may have extended; `more` is written next to the rows."""
         self.rows = [*self.read(), row]
         self.write(**more)
 
