@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import AdvUnlearnError
 from ..files import TEXT_ENCODER_WEIGHTS, write_atomic, write_safetensors
 from .detect import count_layers, detect_weights_kind, name_clip_encoder, require_width
-from .weights import Shapes, Weights, describe_mismatch, find_weights_file, get_shapes, open_weights
+from .weights import TensorShapes, Weights, describe_mismatch, find_weights_file, get_shapes, open_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -83,7 +83,7 @@ def hash_encoder(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def require_encoder_shapes(expected: Shapes, tensors: Mapping[str, Tensor], source: str) -> None:
+def require_encoder_shapes(expected: TensorShapes, tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise AdvUnlearnError for an encoder of another width, or with a missing, unknown or mis-shaped tensor.
 
     Names are with or without `text_model.`; buffers and projections are not compared.
@@ -97,7 +97,7 @@ def require_encoder_shapes(expected: Shapes, tensors: Mapping[str, Tensor], sour
         )
 
 
-def _strip_names(shapes: Shapes) -> Shapes:
+def _strip_names(shapes: TensorShapes) -> TensorShapes:
     return {
         name.removeprefix(TEXT_PREFIX): shape
         for name, shape in shapes.items()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import AdvUnlearnError
 from ..files import TEXT_ENCODER_WEIGHTS
 
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -74,7 +74,7 @@ def get_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def describe_mismatch(expected: Shapes, actual: Shapes, owner: str = "") -> str:
+def describe_mismatch(expected: TensorShapes, actual: TensorShapes, owner: str = "") -> str:
     """Describe the first difference between two sets of shapes: missing, unknown or mis-shaped tensors.
 
     Returns the end of a sentence that begins with a file's name, such as "lacks 2 of 196 tensors, first 'a'", or ""
