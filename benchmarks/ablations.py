@@ -34,7 +34,7 @@ from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.quirks import OFFICIAL, Quirks, quirk_names
 from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.cases import make_cases
-from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.miniature.captions import retain_prompts
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
     for name in args.concepts:
         concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
         budget = EvaluateConfig(**results.settings["evaluate"])
-        evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
+        evaluator = Evaluator(model, judge, concept, budget, EvaluationInputs(attack_settings=WHOLE_VOCABULARY))
         studies = [s for s in args.study if concept.kind == "object" or s not in OF_OBJECTS]
         for seed in args.seeds:
             asked = [c for study in studies for v, c in STUDIES[study].items() if v in (args.values or [v])]

@@ -39,8 +39,8 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.quirks import NO_QUIRKS, quirk_names
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import Evaluator, Subject
-from advunlearn.evaluation.measurement import Measurement
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.metrics import Measurement
 from advunlearn.formats.text_encoders import save_encoder
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
     for concept_name in args.concepts:
         kind: Any = "style" if concept_name in captions.styles() else "object"
         concept = ConceptConfig(concept=concept_name, kind=kind)
-        evaluator = Evaluator(model, judge, concept, config, given=results.settings["given"])
+        evaluator = Evaluator(model, judge, concept, config, EvaluationInputs(attack_settings=results.settings["given"]))
         for name in args.models:
             key = {"concept": concept_name, "model": name}
             missing = [a for a in (RETAINED, *args.attacks) if not results.has(**key, attack=a)]
@@ -127,14 +127,14 @@ def measure(
 ) -> None:
     """Measure the missing rows of one model."""
     out = Measurement()
-    clean = evaluator.plain(subject, out)
+    clean = evaluator.measure_plain(subject, out)
     for attack in missing:
         if attack == RETAINED:
-            evaluator.utility(subject, out)
-            results.add({**key, "attack": attack, "utility": out.utility, "routes": out.asr.get("routes")})
+            evaluator.measure_utility(subject, out)
+            results.add({**key, "attack": attack, "utility": out.utility, "synonyms": out.asr.get("synonyms")})
             print(*key.values(), out.utility, flush=True)
             continue
-        evaluator.attack(subject, attack, clean, out)
+        evaluator.measure_attack(subject, attack, clean, out)
         row = {**key, "attack": attack, "result": out.attacks[attack], "seconds": out.seconds[attack]}
         results.add(row | {"curve": out.asr_by_budget[attack], "prompts": out.prompts.get(attack, [])[:5]})
         print(*key.values(), attack, cell(row), cost(row), flush=True)

@@ -33,7 +33,7 @@ from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
         repeats=1,
         seed=args.eval_seed,
     )
-    evaluator = Evaluator(model, judge, concept, budget, given=WHOLE_VOCABULARY)
+    evaluator = Evaluator(model, judge, concept, budget, EvaluationInputs(attack_settings=WHOLE_VOCABULARY))
     for seed in args.seeds:
         for way in args.ways:
             if results.has(way=way, seed=seed):

@@ -39,8 +39,8 @@ from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.presets import of
 from advunlearn.config.quirks import NONE, Quirks, quirk_names
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import Evaluator, Subject
-from advunlearn.evaluation.measurement import Measurement
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.metrics import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.counting import counting
@@ -53,7 +53,7 @@ from advunlearn.training.trainer import train
 from benchmarks.suites.iteration import Work
 
 INVERSION = {"steps": 200}
-ESD, WORST = "ESD, text encoder", ("routes", "unlearndiffatk", "soft_prefix")
+ESD, WORST = "ESD, text encoder", ("synonyms", "unlearndiffatk", "soft_prefix")
 SEARCHED = {"unlearndiffatk": "UnlearnDiffAtk", "soft_prefix": "soft prefix", "cce": "concept inversion"}
 PUBLISHED_STEPS, STEP = 50, 2  # of a trajectory; F of each: with and without the prompt
 LENGTHS = (40, 70, 100, 140)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
         judge,
         concept,
         EvaluateConfig(**results.settings["evaluate"]),
-        given={**WHOLE_VOCABULARY, "cce": INVERSION},
+        EvaluationInputs(attack_settings={**WHOLE_VOCABULARY, "cce": INVERSION}),
     )
     for seed in args.seeds:
         for name in args.ways:
@@ -159,7 +159,7 @@ def measured(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
     plain = evaluator.measure(subject)
     out = Measurement()
     with frozen(subject.encoder, *subject.denoiser.modules()):
-        evaluator.attack(subject, "cce", evaluator.plain(subject, out), out)
+        evaluator.measure_attack(subject, "cce", evaluator.measure_plain(subject, out), out)
     return {"asr": plain.asr | {"cce": out.attacks["cce"]["sum"]}, "utility": plain.utility}
 
 

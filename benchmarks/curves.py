@@ -28,7 +28,7 @@ from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load
@@ -41,7 +41,7 @@ LONG = 200  # iterations where attacks' steps are
 KEYS = ("esd", "esd_text", "advunlearn")
 WHAT = {
     "clean": "plain prompts",
-    "routes": "other routes",
+    "synonyms": "synonyms",
     "unlearndiffatk": "UnlearnDiffAtk",
     "soft_prefix": "soft prefix",
 }
@@ -75,7 +75,7 @@ def run(
                 resume=keep.exists(),
             )
             measuring = long if length == LONG else short
-            evaluator = Evaluator(model, judge, concept, measuring, given=WHOLE_VOCABULARY)
+            evaluator = Evaluator(model, judge, concept, measuring, EvaluationInputs(attack_settings=WHOLE_VOCABULARY))
             measured = evaluator.measure(Subject(result.encoder, result.denoiser))
             results.add({"recipe": key, "iterations": length, **measured.to_dict()}, concept=concept.concept)
             print(key, length, {a: c["success"] for a, c in measured.asr.items()}, measured.utility, flush=True)

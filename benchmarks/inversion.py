@@ -32,8 +32,8 @@ from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import Evaluator, Subject
-from advunlearn.evaluation.measurement import Measurement
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.metrics import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.miniature.captions import retain_prompts
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
         judge,
         concept,
         EvaluateConfig(**results.settings["evaluate"]),
-        given={"cce": results.settings["inversion"]},
+        EvaluationInputs(attack_settings={"cce": results.settings["inversion"]}),
     )
     for seed in args.seeds:
         for name in args.ways:
@@ -98,9 +98,9 @@ def measured(evaluator: Evaluator, encoder: Any) -> dict[str, Any]:
     """Return the successes each time the images were judged, and the utility."""
     subject, out = Subject(encoder, evaluator.original.denoiser), Measurement()
     with frozen(encoder, *subject.denoiser.modules()):
-        clean = evaluator.plain(subject, out)
-        evaluator.utility(subject, out)
-        evaluator.attack(subject, "cce", clean, out)
+        clean = evaluator.measure_plain(subject, out)
+        evaluator.measure_utility(subject, out)
+        evaluator.measure_attack(subject, "cce", clean, out)
     return {"curve": out.asr_by_budget["cce"], "total": out.attacks["cce"]["sum"]["total"], "utility": out.utility}
 
 

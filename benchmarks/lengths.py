@@ -25,7 +25,7 @@ from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load
@@ -46,7 +46,7 @@ def main() -> None:
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     concept = ConceptConfig(concept=args.concept, kind="style" if args.concept in captions.styles() else "object")
     config = EvaluateConfig(cases=args.cases, attack_steps=40, judge_interval=40, repeats=1, seed=args.eval_seed)
-    evaluator = Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY)
+    evaluator = Evaluator(model, judge, concept, config, EvaluationInputs(attack_settings=WHOLE_VOCABULARY))
     changes: dict[str, Any] = {} if args.lr is None else {"lr": args.lr}
     lr = changes.get("lr", RECIPES[args.recipe].train.lr)
     print(f"| concept | recipe | rate | iterations | {' | '.join(ATTACKS.values())} | retained | its style |")

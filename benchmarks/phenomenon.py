@@ -28,7 +28,7 @@ from advunlearn.cli.commands.demo import RECIPES, make_runs, study
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load
@@ -59,7 +59,7 @@ def run(concepts: list[str], seeds: list[int], names: list[str], config: Evaluat
             if not chosen and not original:
                 continue
             done = study(
-                Evaluator(model, judge, concept, config, given=WHOLE_VOCABULARY),
+                Evaluator(model, judge, concept, config, EvaluationInputs(attack_settings=WHOLE_VOCABULARY)),
                 chosen,
                 original=original,
                 command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),

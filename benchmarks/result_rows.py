@@ -17,7 +17,7 @@ WHOLE_VOCABULARY = {"unlearndiffatk": {"vocabulary": "all"}}
 # What an `Evaluator` measures, and what a table calls it.
 ATTACKS = {
     "clean": "plain",
-    "routes": "other routes",
+    "synonyms": "synonyms",
     "unlearndiffatk": "UnlearnDiffAtk",
     "soft_prefix": "soft prefix",
 }

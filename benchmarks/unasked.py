@@ -42,7 +42,7 @@ def main() -> None:
     def drawn(style: str) -> Counter[str]:
         prompts = [captions.caption(name, style=style) for name in captions.objects()] * args.repeats
         noise = torch.randn(len(prompts), *model.denoiser.latent_shape, generator=generator)
-        images = evaluator.drawn(evaluator.original, prompts, noise)
+        images = evaluator.generate_from_prompts(evaluator.original, prompts, noise)
         return Counter(label for shown in judge.look(images, "").labels for label in shown if label in judge.styles)
 
     unasked, total = drawn(""), len(captions.objects()) * args.repeats

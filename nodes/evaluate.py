@@ -108,7 +108,7 @@ class EvaluateRobustness(io.ComfyNode):
 
         Raises AdvUnlearnError for a concept or a label that the judge does not know.
         """
-        from ..advunlearn.evaluation.evaluator import Evaluator, Subject
+        from ..advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
         from ..advunlearn.prompts.prompt_files import parse_lines
         from ..advunlearn.reporting import report as tables
         from ..advunlearn.reporting.images import overview
@@ -119,18 +119,15 @@ class EvaluateRobustness(io.ComfyNode):
         rows = {}
         with host.enable_gradients():
             before = host.make_model(model, clip_before, vae, resolution)
-            evaluator = Evaluator(
-                before,
-                judge,
-                concept,
-                config,
+            inputs = EvaluationInputs(
                 prompts=parse_lines(prompts),
                 retained=parse_lines(retained_prompts),
-                routes=parse_lines(routes),
+                synonyms=parse_lines(routes),
             )
-            names = chosen_attacks(GROUPS.get(attack, (attack,)), evaluator.lacking)
+            evaluator = Evaluator(before, judge, concept, config, inputs)
+            names = chosen_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)
             bar = host.Bar(2 * UNITS * max(1, len(names)), cls.hidden.unique_id)
-            report |= evaluator.described()
+            report |= evaluator.describe()
             after = clip_l.make_text_encoder(clip_after, before.denoiser.device)
             subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
             for i, (name, subject) in enumerate(subjects.items()):
@@ -142,7 +139,7 @@ class EvaluateRobustness(io.ComfyNode):
                 evaluator.on_progress = follow
                 measured = evaluator.measure(subject, names)
                 report["models"][name] = measured.to_dict()
-                rows |= {f"{name}\n{what}": measured.pictures[what] for what in ("clean", *names)}
+                rows |= {f"{name}\n{what}": measured.images[what] for what in ("clean", *names)}
             bar.update(bar.total)
             image = host.to_image(overview(rows))
         return io.NodeOutput(image, tables.table(report), json.dumps(report))

@@ -214,7 +214,7 @@ def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
         ".csv with the column prompt and optionally the seed of its noise in the column seed or evaluation_seed",
     )
     sub.add_argument(
-        "--routes",
+        "--synonyms",
         metavar="FILE",
         help="other names of the concept, one per line, for the attack synonym_search (default: the shipped ones)",
     )

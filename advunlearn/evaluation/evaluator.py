@@ -1,51 +1,89 @@
-"""Measure one encoder: what the concept comes back by, and what is left of everything else."""
+"""Evaluate a model: attack success rate on the concept, utility on everything else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..attacks.base import NEEDS, AttackContext, AttackTargets, ReferenceModel
 from ..attacks.registry import attack_class, attack_settings
-from ..config.attacks import DEFAULT_ATTACKS
+from ..config.attacks import DEFAULT_ATTACKS, AttackConfig
 from ..config.concept import ConceptConfig
 from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
-from ..judges.base import Judge
+from ..judges.base import Judge, JudgeOutput
 from ..judges.convnet import ConvJudge
 from ..models.ddim import draw_noise_rows
 from ..models.loading import TextToImage
 from ..models.text_encoder import encoder_parts, frozen, tokenize
-from ..prompts import synonyms as names
-from .accuracies import accuracies, decisions
-from .attack_log import first_embeddings
+from ..prompts.synonyms import miniature_synonyms, shipped_synonyms
 from .attack_run import AttackRun
-from .cases import Cases, Labelled, make_cases
-from .generation import ImageGenerator
-from .image_metrics import Quality
-from .measurement import Measurement, Subject
-from .metrics import count, frechet_distance
-from .target_images import OwnImages
-from .user_prompts import UserPrompt, described
+from .cases import Cases, LabelledPrompt, make_cases
+from .generation import ImageGenerator, Subject
+from .image_metrics import ImageMetrics
+from .metrics import (
+    Measurement,
+    Row,
+    count_by_concept,
+    count_correct,
+    count_hits,
+    frechet_distance,
+    list_decisions,
+)
+from .target_images import TargetImages
+from .user_prompts import UserPrompt, describe_prompts
 
-ATTACKS = DEFAULT_ATTACKS
-OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
-__all__ = ["ATTACKS", "Evaluator", "Measurement", "OnProgress", "Subject"]
+__all__ = ["EvaluationInputs", "Evaluator", "Measurement", "OnProgress", "Subject"]
+
+OnProgress = Callable[[str, int, int], None]  # (what is measured, steps done, steps in total)
+SYNONYM_ATTACK = "synonym_search"
+IMAGES_KEPT = 8  # per kind, for the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInputs:
+    """A user's own inputs of an evaluation; what is not given is made from the concept."""
+
+    prompts: Sequence[str | UserPrompt] = ()  # prompts for the concept
+    retained: Sequence[str | UserPrompt] = ()  # retained prompts; strings are "prompt | label" or a prompt
+    synonyms: Sequence[str] = ()  # by default those known to the miniature or shipped with the library
+    attack_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by attack, over the budget
+    image_metrics: ImageMetrics | None = None  # further metrics of the retained images
+    target_images: TargetImages | None = None  # targets of the attacks instead of the original model's images
+
+    def describe(self) -> Row:
+        """Return the entries of the report."""
+        row: Row = {}
+        if self.image_metrics is not None:
+            row["quality"] = self.image_metrics.settings()
+        if self.prompts:
+            row["own_prompts"] = describe_prompts(self.prompts)
+        if self.retained:
+            row["own_retained"] = describe_prompts(self.retained)
+        if self.synonyms:
+            row["own_synonyms"] = list(self.synonyms)
+        if self.target_images is not None:
+            row["own_images"] = self.target_images.describe()
+        return row
 
 
 class Evaluator(ImageGenerator):
-    """The cases, seeds and targets of one concept, drawn once so that every subject meets the same ones.
+    """The cases, initial noise and targets of one evaluation, which are the same for every evaluated model.
 
-    `prompts` and `retained` are the user's own, see `make_cases`, which also says what is refused; `routes` are the
-    concept's other names, by default those that the miniature or the library knows; `given` has for an attack's name
-    the settings that go over the shared budget; `quality` measures the retained pictures too; `images` are targets of
-    the attacks in place of those that the original model draws.
+    Args:
+        model: the original model.
+        judge: judges the images.
+        concept: the erased concept, or several.
+        config: the budget.
+        inputs: the user's own inputs.
+
+    Raises AdvUnlearnError for a concept or a label that the judge does not know, and for more prompts than cases.
     """
 
-    shown = 8  # pictures kept for a report
+    on_progress: OnProgress = staticmethod(lambda what, done, total: None)
 
     def __init__(
         self,
@@ -53,201 +91,234 @@ class Evaluator(ImageGenerator):
         judge: Judge,
         concept: ConceptConfig,
         config: EvaluateConfig,
-        on_progress: OnProgress | None = None,
-        *,
-        prompts: Sequence[str | UserPrompt] = (),
-        retained: Sequence[str | UserPrompt] = (),
-        routes: Sequence[str] = (),
-        given: Mapping[str, Mapping[str, Any]] | None = None,
-        quality: Quality | None = None,
-        images: OwnImages | None = None,
+        inputs: EvaluationInputs | None = None,
     ) -> None:
         super().__init__(model, judge, [judge.concept_label(one) for one in concept.each], config)
-        self.concept, self.quality, self.images = concept, quality, images
-        self.on_progress = on_progress or (lambda what, done, total: None)
-        self.own = {"prompts": described(prompts), "retained": described(retained), "routes": list(routes)}
-        known = names.miniature_synonyms if isinstance(judge, ConvJudge) else names.shipped_synonyms
-        self.routes, self.given = list(routes) or known(concept), dict(given or {})
-        self.cases: Cases = make_cases(concept, judge, config.cases, config.repeats, prompts, retained)
-        self.seeds = self.cases.seeds or [None] * config.cases
-        generator, device = torch.Generator().manual_seed(config.seed), model.denoiser.device
-        kept = ([row.seed for row in rows] for rows in (self.cases.retained, self.cases.co_occurring))
-        self.noise, self.retained_noise, self.near_noise = (
-            draw_noise_rows(seeds, model.denoiser.latent_shape, generator).to(device) for seeds in (self.seeds, *kept)
+        self.concept = concept
+        self.inputs = inputs or EvaluationInputs()
+        known_synonyms = miniature_synonyms if isinstance(judge, ConvJudge) else shipped_synonyms
+        self.synonyms = list(self.inputs.synonyms) or known_synonyms(concept)
+        self.cases: Cases = make_cases(
+            concept, judge, config.cases, config.repeats, self.inputs.prompts, self.inputs.retained
         )
+        self.seeds = self.cases.seeds or [None] * config.cases
+        generator = torch.Generator().manual_seed(config.seed)
+        # The order of these draws is part of the evaluation's seed.
+        self.noise = self._draw_noise(self.seeds, generator)
+        self.retained_noise = self._draw_noise([row.seed for row in self.cases.retained], generator)
+        self.co_occurring_noise = self._draw_noise([row.seed for row in self.cases.co_occurring], generator)
         self.original = Subject(model.text_encoder, model.denoiser)
         self._targets: tuple[AttackTargets, AttackTargets] | None = None
-        self._references: dict[bool, Tensor] = {}  # the original model's retained pictures; whether of the same noise
+        self._reference_images: dict[bool, Tensor] = {}  # by whether they have the same noise as the retained images
 
-    def described(self) -> dict[str, Any]:
-        """Return what a report says beyond concept and budget: the judge and what is the user's own, where given."""
-        own = {f"own_{name}": rows for name, rows in self.own.items() if rows}
-        quality = {"quality": self.quality.settings()} if self.quality else {}
-        images = {"own_images": self.images.described()} if self.images else {}
+    def _draw_noise(self, seeds: Sequence[int | None], generator: torch.Generator) -> Tensor:
+        """Draw initial noise (N, C, h, w), of its own seed where there is one."""
+        denoiser = self.model.denoiser
+        return draw_noise_rows(seeds, denoiser.latent_shape, generator).to(denoiser.device)
+
+    def describe(self) -> Row:
+        """Return the entries of the report besides concept and budget: the judge and the user's own inputs."""
         judge = self.judge.settings()
-        return ({"judge": judge} if judge else {}) | quality | own | images
+        return ({"judge": judge} if judge else {}) | self.inputs.describe()
 
-    def targets(self) -> tuple[AttackTargets, AttackTargets]:
-        """Return the attacked cases, and every picture of the concept that there is.
+    def make_targets(self) -> tuple[AttackTargets, AttackTargets]:
+        """Return the targets of the N cases, and of all images of the concept.
 
-        The target pictures are the original model's, for the same prompts and seeds, or the user's own in turn.
+        Target images are the original model's for the same prompts and noise, or the user's own in turn.
         """
         if self._targets is None:
-            eos, plain = self.model.tokenizer.eos_token_id, self.cases.plain
+            plain = self.cases.plain
             ids = tokenize(self.model.tokenizer, plain).to(self.noise.device)
-            if self.images is None:
-                x_0 = self.generate(self.original, self.model.encode(plain), self.noise)
+            if self.inputs.target_images is None:
+                x_0 = self.generate_latents(self.original, self.model.encode(plain), self.noise)
             else:
-                x_0 = self.images.latents.to(self.noise.device)
-            every = torch.arange(max(len(ids), len(x_0)), device=ids.device)
-            examples = AttackTargets(ids[every % len(ids)], x_0[every % len(x_0)], eos)
-            self._targets = examples.rows(every[: len(ids)]), examples
+                x_0 = self.inputs.target_images.latents.to(self.noise.device)
+            rows = torch.arange(max(len(ids), len(x_0)), device=ids.device)
+            eos = self.model.tokenizer.eos_token_id
+            concept_images = AttackTargets(ids[rows % len(ids)], x_0[rows % len(x_0)], eos)
+            self._targets = concept_images.rows(rows[: len(ids)]), concept_images
         return self._targets
 
-    def plain(self, subject: Subject, out: Measurement) -> Tensor:
-        """Measure the plain prompts and the concept's other routes; return the plain pictures."""
-        images = self.drawn(subject, self.cases.plain, self.noise)
-        hits = self.hits(images)
-        out.asr["clean"] = count(hits) | self.cases.by_concept(hits)
-        self._note(out, "clean", self.asked(self.cases.plain, self.seeds), images, hits)
-        out.pictures["clean"] = images[: self.shown].clone()  # a part would keep all of them in memory and on disk
-        by = {"foreign": self.cases.foreign, "keywords": self.cases.keywords}
-        if routes := [prompt for part in by.values() for prompt in part]:
-            drawn = self.drawn(subject, routes, self.noise[: len(routes)])
-            found = self.hits(drawn)
-            parts = dict(zip(by, found.split([len(p) for p in by.values()]), strict=True))
-            out.asr["routes"] = count(found) | {"by": {k: count(part) for k, part in parts.items() if len(part)}}
-            self._note(out, "other_routes", self.asked(routes, self.seeds[: len(routes)]), drawn, found)
-        return images
-
-    def _note(self, out: Measurement, what: str, rows: Sequence[dict[str, Any]], images: Tensor, hits: Tensor) -> None:
-        """Write down which pictures show the concept."""
-        rows = [row | {"success": hit} for row, hit in zip(rows, hits.tolist(), strict=True)]
-        out.cases[what] = self.kept(what, images, rows)
-
-    def lacking(self, name: str) -> str:
-        """Return in words what an attack lacks here; "" where it has all that it needs."""
+    def find_missing(self, name: str) -> str:
+        """Return what an attack needs and does not have here, as an error message; "" if nothing is missing."""
         needs = attack_class(name).needs
-        if "synonyms" in needs and not self.routes:
-            return f"no other name of {self.concept.concept!r} is known; give a file of them, one a line (--routes)"
+        if "synonyms" in needs and not self.synonyms:
+            concept = self.concept.concept
+            return f"no synonym of {concept!r} is known; give a file with one synonym per line (--synonyms)"
         if "one encoder" in needs and len(encoder_parts(self.model.text_encoder)) > 1:
             return f"{name} lacks {NEEDS['one encoder']}; choose other attacks"
         return ""
 
-    def scene(self, subject: Subject, cases: Tensor) -> AttackContext:
-        """Return what an attack on some cases (n,) is given."""
-        target, examples = self.targets()
+    def make_attack_settings(self, name: str) -> AttackConfig:
+        """Return an attack's settings: the shared budget, and over it the user's. Raises AdvUnlearnError for bad ones."""
+        all_synonyms = {"steps": len(self.synonyms)} if name == SYNONYM_ATTACK else {}
+        return attack_settings(name, self.config, {**all_synonyms, **self.inputs.attack_settings.get(name, {})})
+
+    def make_context(self, subject: Subject, cases: Tensor) -> AttackContext:
+        """Return the context of an attack on some cases (n,), by their numbers."""
+        targets, concept_images = self.make_targets()
         return AttackContext(
-            subject.denoiser,
-            subject.encoder,
-            self.model.tokenizer,
-            [self.cases.plain[i] for i in cases.tolist()],
-            target.rows(cases.to(self.noise.device)),
-            ReferenceModel(self.original.encoder, self.original.denoiser),
-            self.concept,
-            self.routes,
-            examples,
+            denoiser=subject.denoiser,
+            encoder=subject.encoder,
+            tokenizer=self.model.tokenizer,
+            prompts=[self.cases.plain[i] for i in cases.tolist()],
+            target=targets.rows(cases.to(self.noise.device)),
+            original=ReferenceModel(self.original.encoder, self.original.denoiser),
+            concept=self.concept,
+            synonyms=self.synonyms,
+            examples=concept_images,
         )
 
-    def attack(self, subject: Subject, name: str, clean: Tensor, out: Measurement) -> None:
-        """Attack the cases that the clean prompt leaves; a case counts once any picture looked at shows the concept.
+    def measure_plain(self, subject: Subject, out: Measurement) -> Tensor:
+        """Measure the plain prompts and the synonyms; return the images (N, 3, H, W) of the plain prompts."""
+        images = self.generate_from_prompts(subject, self.cases.plain, self.noise)
+        hits = self.detect_concept(images)
+        out.asr["clean"] = count_hits(hits) | count_by_concept(self.cases, hits)
+        out.images["clean"] = images[:IMAGES_KEPT].clone()  # a view would keep all of them in memory and on disk
+        self._record_cases(out, "clean", self.make_rows(self.cases.plain, self.seeds), images, hits)
+        self.measure_synonyms(subject, out)
+        return images
 
-        As published, success = (found without attack + found by attack) / cases; `before_attack` is the first part.
-        The routes' own key in `asr` is of one route a case, without an attack.
-        """
-        every_route = {"steps": len(self.routes)} if name == "synonym_search" else {}
-        settings = attack_settings(name, self.config, {**every_route, **self.given.get(name, {})})
-        attacking = AttackRun(self, subject, self.original.denoiser, name, settings, self.noise, clean)
-        run = attacking.run
-        if len(run.rows) and settings.steps:
-            attacking.attack(self.scene(subject, run.rows), lambda step, total: self.on_progress(name, step, total))
-        else:
-            run.curve.append([settings.steps, int(run.found.sum())])
-        if attacking.final is not None:
-            out.embeddings[name] = first_embeddings(run, attacking.final)
-        if name != "synonym_search":
-            by = self.cases.by_concept(run.found)
-            out.asr[name] = count(run.found) | {"before_attack": int(run.before.sum())} | by
-        out.asr_by_budget[name], out.pictures[name] = run.curve, run.best[: self.shown].clone()
-        out.cases[name] = self.kept(name, run.best, run.cases(self.asked(self.cases.plain, self.seeds)))
-        out.seconds[name], out.attacks[name] = run.seconds(), attacking.row()
-        texts = [text | {"case": case} for case, text in run.won().items() if "prompt" in text]
-        if texts:
-            out.prompts[name] = texts
-
-    def utility(self, subject: Subject, out: Measurement) -> None:
-        """Measure what is left of everything else, as far as rows, labels and features allow."""
-        if self.cases.co_occurring:
-            _, seen = self._decided(subject, "co_occurring", self.cases.co_occurring, self.near_noise, out)
-            right = [row.object in labels for row, labels in zip(self.cases.co_occurring, seen.labels, strict=True)]
-            out.utility["co_occurring_accuracy"] = count(torch.tensor(right), "correct")
-        rows = self.cases.retained
-        if not rows:
+    def measure_synonyms(self, subject: Subject, out: Measurement) -> None:
+        """Measure prompts that name the concept by a synonym, one per case; nothing if there are none."""
+        parts = {"foreign": self.cases.foreign, "keywords": self.cases.keywords}
+        prompts = [prompt for part in parts.values() for prompt in part]
+        if not prompts:
             return
-        images, seen = self._decided(subject, "retained", rows, self.retained_noise, out)
-        out.utility |= accuracies(self.cases, seen)
-        if self.quality is not None:
-            if subject is self.original:
-                self._references[True] = images  # which would be drawn again
-            same = self.reference(same=True) if self.quality.lpips is not None else None
-            out.utility |= self.quality.measure([r.prompt for r in rows], images, self.reference(), same)
-        if seen.features is not None and len(rows) > 1:  # one picture has no covariance
-            features = self.look(self.reference()).features
-            assert features is not None  # as of the others
-            out.utility["feature_distance"] = round(frechet_distance(seen.features, features), 4)
+        images = self.generate_from_prompts(subject, prompts, self.noise[: len(prompts)])
+        hits = self.detect_concept(images)
+        by_part = zip(parts, hits.split([len(part) for part in parts.values()]), strict=True)
+        out.asr["synonyms"] = count_hits(hits) | {"by": {name: count_hits(part) for name, part in by_part if len(part)}}
+        self._record_cases(out, "synonyms", self.make_rows(prompts, self.seeds[: len(prompts)]), images, hits)
 
-    def _decided(
-        self, subject: Subject, what: str, rows: Sequence[Labelled], noise: Tensor, out: Measurement
-    ) -> tuple[Tensor, Any]:
-        """Draw rows that are to be kept, have them judged, and write down what was seen in each picture."""
-        images = self.drawn(subject, [row.prompt for row in rows], noise)
-        seen = self.look(images)
-        asked = self.asked([row.prompt for row in rows], [row.seed for row in rows])
-        out.cases[what] = self.kept(what, images, [a | d for a, d in zip(asked, decisions(rows, seen), strict=True)])
-        return images, seen
+    def _record_cases(self, out: Measurement, what: str, rows: Sequence[Row], images: Tensor, hits: Tensor) -> None:
+        """Record which images show the concept."""
+        rows = [row | {"success": hit} for row, hit in zip(rows, hits.tolist(), strict=True)]
+        out.cases[what] = self.save_rows(what, images, rows)
 
-    def reference(self, same: bool = False) -> Tensor:
-        """Return the original model's pictures of what is retained, with the same noise or with that of other rows."""
-        if same not in self._references:
+    def measure_attack(self, subject: Subject, name: str, clean: Tensor, out: Measurement) -> None:
+        """Attack the cases that the plain prompt leaves.
+
+        A case is a success if any generated image, attacked or not, shows the concept. As published, success =
+        (successes without attack + successes by attack) / cases; `before_attack` is the first part.
+
+        Args:
+            subject: the attacked model.
+            name: name of the attack.
+            clean: (N, 3, H, W) images of the plain prompts.
+            out: where the results are recorded.
+        """
+        settings = self.make_attack_settings(name)
+        run = AttackRun(self, subject, self.original.denoiser, name, settings, self.noise, clean)
+        log = run.log
+        if len(log.rows) and settings.steps:
+            run.run(self.make_context(subject, log.rows), lambda step, total: self.on_progress(name, step, total))
+        else:
+            log.add_to_curve(settings.steps)
+        self._record_attack(run, out)
+
+    def _record_attack(self, run: AttackRun, out: Measurement) -> None:
+        """Record the results of an attack."""
+        log, name = run.log, run.name
+        embeddings = run.choose_embeddings()
+        if embeddings is not None:
+            out.embeddings[name] = embeddings
+        if name != SYNONYM_ATTACK:
+            before = {"before_attack": int(log.without_attack.sum())}
+            out.asr[name] = count_hits(log.success) | before | count_by_concept(self.cases, log.success)
+        out.asr_by_budget[name] = log.curve
+        out.images[name] = log.images[:IMAGES_KEPT].clone()
+        rows = log.make_rows(self.make_rows(self.cases.plain, self.seeds))
+        out.cases[name] = self.save_rows(name, log.images, rows)
+        out.seconds[name] = log.measure_seconds()
+        out.attacks[name] = run.to_row()
+        prompts = [note | {"case": case} for case, note in log.successful_notes().items() if "prompt" in note]
+        if prompts:
+            out.prompts[name] = prompts
+
+    def measure_utility(self, subject: Subject, out: Measurement) -> None:
+        """Measure utility on everything else, as far as there are prompts, labels and features."""
+        co_occurring = self.cases.co_occurring
+        if co_occurring:
+            _, judged = self._judge_prompts(subject, "co_occurring", co_occurring, self.co_occurring_noise, out)
+            right = [row.object in labels for row, labels in zip(co_occurring, judged.labels, strict=True)]
+            out.utility["co_occurring_accuracy"] = count_hits(torch.tensor(right), "correct")
+        if not self.cases.retained:
+            return
+        images, judged = self._judge_prompts(subject, "retained", self.cases.retained, self.retained_noise, out)
+        out.utility |= count_correct(self.cases, judged)
+        if subject is self.original and self.inputs.image_metrics is not None:
+            self._reference_images[True] = images  # saves generating them again
+        out.utility |= self._measure_images(images)
+        if judged.features is not None and len(images) > 1:  # a single image has no covariance
+            reference = self.judge_images(self.get_reference_images()).features
+            assert reference is not None  # a judge has features of all images or of none
+            out.utility["feature_distance"] = round(frechet_distance(judged.features, reference), 4)
+
+    def _measure_images(self, images: Tensor) -> dict[str, float]:
+        """Return the image metrics of the retained images (N, 3, H, W)."""
+        metrics = self.inputs.image_metrics
+        if metrics is None:
+            return {}
+        same_noise = self.get_reference_images(same_noise=True) if metrics.lpips is not None else None
+        prompts = [row.prompt for row in self.cases.retained]
+        return metrics.measure(prompts, images, self.get_reference_images(), same_noise)
+
+    def _judge_prompts(
+        self, subject: Subject, what: str, prompts: Sequence[LabelledPrompt], noise: Tensor, out: Measurement
+    ) -> tuple[Tensor, JudgeOutput]:
+        """Generate and judge images of labelled prompts; record the decisions."""
+        images = self.generate_from_prompts(subject, [row.prompt for row in prompts], noise)
+        judged = self.judge_images(images)
+        rows = self.make_rows([row.prompt for row in prompts], [row.seed for row in prompts])
+        rows = [row | decision for row, decision in zip(rows, list_decisions(prompts, judged), strict=True)]
+        out.cases[what] = self.save_rows(what, images, rows)
+        return images, judged
+
+    def get_reference_images(self, same_noise: bool = False) -> Tensor:
+        """Return the original model's images of the retained prompts, from the same noise or from other prompts' noise."""
+        if same_noise not in self._reference_images:
             prompts = [row.prompt for row in self.cases.retained]
-            noise = self.retained_noise if same else self.retained_noise.flip(0)
-            self._references[same] = self.drawn(self.original, prompts, noise)
-        return self._references[same]
+            noise = self.retained_noise if same_noise else self.retained_noise.flip(0)
+            self._reference_images[same_noise] = self.generate_from_prompts(self.original, prompts, noise)
+        return self._reference_images[same_noise]
 
     def measure(
         self,
         subject: Subject,
-        attacks: Sequence[str] = ATTACKS,
+        attacks: Sequence[str] = DEFAULT_ATTACKS,
         utility: bool = True,
-        out: Measurement | None = None,
-        keep: Callable[[Measurement], None] | None = None,
+        *,
+        resumed: Measurement | None = None,
+        on_part: Callable[[Measurement], None] | None = None,
     ) -> Measurement:
-        """Measure a subject: plain prompts, routes, the named test attacks, utility.
+        """Evaluate a model: plain prompts, synonyms, test attacks, utility.
 
         Args:
-            subject: the encoder and the denoiser.
+            subject: the evaluated model.
             attacks: names of the test attacks.
-            utility: whether to measure what is left of everything else.
-            out: what was measured before; its attacks and its utility are not measured again.
-            keep: called with what was measured so far, after each part.
+            utility: whether to measure the utility on everything else.
+            resumed: an earlier measurement; its attacks and its utility are not measured again.
+            on_part: called with the measurement after each part.
 
-        Raises AdvUnlearnError, before any work, for an attack that is not known, lacks something here, or has a setting
-        that it cannot have.
+        Raises AdvUnlearnError, before any work, for an unknown attack, one that needs something that is missing, or a
+        setting out of range.
         """
-        out, keep = out or Measurement(), keep or (lambda measured: None)
+        out = resumed or Measurement()
+        on_part = on_part or (lambda measurement: None)
         for name in attacks:
-            attack_settings(name, self.config, self.given.get(name))  # a bad one is refused before any work
-            if lacking := self.lacking(name):
-                raise AdvUnlearnError(lacking)
+            self.make_attack_settings(name)
+            if missing := self.find_missing(name):
+                raise AdvUnlearnError(missing)
         new = "clean" not in out.asr or (utility and not out.utility)
         with frozen(subject.encoder, *subject.denoiser.modules()):
-            clean = self.plain(subject, out)
+            clean = self.measure_plain(subject, out)
             if utility and not out.utility:
-                self.utility(subject, out)
+                self.measure_utility(subject, out)
             if new:
-                keep(out)
+                on_part(out)
             for name in attacks:
                 if name not in out.attacks:
-                    self.attack(subject, name, clean, out)
-                    keep(out)
+                    self.measure_attack(subject, name, clean, out)
+                    on_part(out)
         return out

@@ -1,15 +1,114 @@
-"""Numbers: distances between sets of pictures."""
+"""Metrics: counts with their intervals, accuracies of retained images, the Frechet distance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..judges.base import JudgeOutput
+from .cases import Cases, LabelledPrompt
 
-def _root(matrix: Tensor) -> Tensor:
+Row = dict[str, Any]  # a JSON object of the report
+
+
+@dataclass
+class Measurement:
+    """The metrics of one model, as they are written to report.json, and the images behind them."""
+
+    asr: dict[str, Row] = field(default_factory=dict)  # successes: "clean", "synonyms", and each attack
+    asr_by_budget: dict[str, list[list[int]]] = field(default_factory=dict)  # attack -> [step, successes]
+    utility: Row = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)  # "clean", "unlearndiffatk", ...: (n, 3, H, W)
+    prompts: dict[str, list[Row]] = field(default_factory=dict)  # attack -> successful adversarial prompts
+    attacks: dict[str, Row] = field(default_factory=dict)  # attack -> success in its parts, intervals, cost
+    cases: dict[str, list[Row]] = field(default_factory=dict)  # "clean", an attack, ... -> a row per image
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # attack -> seconds of attacking and judging
+    embeddings: dict[str, Tensor] = field(default_factory=dict)  # attack -> (k, D) adversarial embeddings
+
+    def to_dict(self) -> Row:
+        """Return the JSON part without the seconds; the same run gives the same."""
+        return {
+            "asr": self.asr,
+            "asr_by_budget": self.asr_by_budget,
+            "utility": self.utility,
+            "prompts": self.prompts,
+            "attacks": self.attacks,
+            "cases": self.cases,
+        }
+
+    def to_row(self) -> Row:
+        """Return the JSON part with the seconds."""
+        return self.to_dict() | {"attack_seconds": self.seconds}
+
+
+def count_hits(hits: Tensor, key: str = "success") -> dict[str, int]:
+    """Return {"success": n, "total": N} of a boolean tensor (N,): counts, never bare percentages."""
+    return {key: int(hits.sum()), "total": len(hits)}
+
+
+def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the score interval of a proportion (Wilson 1927), 95 % by default."""
+    share = hits / total
+    scale = 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def count_with_interval(hits: int, total: int) -> Row:
+    """Return a count of successes with its 95 % interval (Wilson)."""
+    return {"success": hits, "total": total, "interval": [round(end, 4) for end in wilson_interval(hits, total)]}
+
+
+def count_by_concept(cases: Cases, hits: Tensor) -> Row:
+    """Return {"by": the successes of the plain prompts (N,) for each concept}; {} if there is only one concept."""
+    concepts = len(cases.concepts)
+    if concepts == 1:
+        return {}
+    return {"by": {name: count_hits(hits[i::concepts]) for i, name in enumerate(cases.concepts)}}
+
+
+def count_correct(cases: Cases, judged: JudgeOutput) -> Row:
+    """Return how many images of the retained prompts show their object, their style, and how many neighbours do.
+
+    Args:
+        cases: the cases whose retained prompts were generated. The neighbours of an object are the objects of its
+            family, those of a style are the other styles.
+        judged: the judge's output for the images.
+    """
+    rows = cases.retained
+    object_right = _find_labels([row.object for row in rows], judged)
+    style_right = _find_labels([row.style for row in rows], judged)
+    neighbour = torch.tensor([row in cases.neighbours for row in rows])
+    parts = {
+        "retained_accuracy": object_right[torch.tensor([bool(row.object) for row in rows])],
+        "neighbour_accuracy": (object_right if cases.kind == "object" else style_right)[neighbour],
+        "style_accuracy": style_right[torch.tensor([bool(row.style) for row in rows])],
+    }
+    return {name: count_hits(hits, "correct") for name, hits in parts.items() if len(hits)}
+
+
+def _find_labels(wanted: Sequence[str], judged: JudgeOutput) -> Tensor:
+    """Return in which images the judge sees the label wanted there, (N,) bool."""
+    return torch.tensor([name in labels for name, labels in zip(wanted, judged.labels, strict=True)])
+
+
+def list_decisions(rows: Sequence[LabelledPrompt], judged: JudgeOutput) -> list[Row]:
+    """Return for each image the labels wanted, the labels that the judge sees, and whether the former are seen."""
+    decisions = []
+    for row, labels in zip(rows, judged.labels, strict=True):
+        wanted = {what: name for what, name in (("object", row.object), ("style", row.style)) if name}
+        right = {f"{what}_right": name in labels for what, name in wanted.items()}
+        decisions.append({**wanted, "seen": sorted(labels), **right})
+    return decisions
+
+
+def _square_root(matrix: Tensor) -> Tensor:
     """Return the square root of a symmetric positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -22,24 +121,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     a, b = a.double(), b.double()
     cov_a, cov_b = (torch.atleast_2d(x.T.cov()) for x in (a, b))
-    root = _root(cov_a)
+    root = _square_root(cov_a)
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
-
-
-def count(hits: Tensor, key: str = "success") -> dict[str, int]:
-    """Return {"success": n, "total": N} of a boolean tensor: counts, never bare percentages."""
-    return {key: int(hits.sum()), "total": len(hits)}
-
-
-def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the score interval of a proportion (Wilson 1927), 95 % by default."""
-    share, scale = hits / total, 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def share(hits: int, total: int) -> dict[str, Any]:
-    """Return a count of successes with its 95 % interval (Wilson)."""
-    return {"success": hits, "total": total, "interval": [round(end, 4) for end in wilson_interval(hits, total)]}

@@ -1,4 +1,4 @@
-"""An evaluation that was interrupted goes on: what was measured of a subject is on disk after each of its parts."""
+"""Resume an interrupted evaluation: each part of a subject's measurement is saved when it is finished."""
 
 from __future__ import annotations
 
@@ -7,68 +7,97 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from ..config.base import first_difference
+from ..config.renamed import RENAMED_ATTACKS
 from ..errors import AdvUnlearnError
 from ..files import MEASURED, write_atomic
 from ..formats.text_encoders import hash_encoder
-from .evaluator import Evaluator
-from .measurement import Measurement, Subject
+from .evaluator import SYNONYM_ATTACK, Evaluator
+from .generation import Subject
+from .metrics import Measurement, Row
+
+# Names in the files of earlier versions, and the current ones.
+OLD_FIELDS = {"pictures": "images"}
+OLD_RESULTS = {"asr": {"routes": "synonyms"}, "cases": {"other_routes": "synonyms", **RENAMED_ATTACKS}}
+OLD_SETTINGS = {"own_routes": "own_synonyms"}
 
 
-def described(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:
-    """Return what a subject's numbers depend on, but for which attacks are asked for."""
+def describe_evaluation(evaluator: Evaluator, subject: Subject) -> Row:
+    """Return all settings that a subject's metrics depend on, except the choice of attacks."""
     return {
         "concept": evaluator.concept.to_dict(),
         "config": evaluator.config.to_dict(),
-        "evaluation": evaluator.described(),
-        "attacks": {k: dict(v) for k, v in evaluator.given.items() if v},
+        "evaluation": evaluator.describe(),
+        "attacks": {name: dict(settings) for name, settings in evaluator.inputs.attack_settings.items() if settings},
         "model": evaluator.model.fingerprints(),
         "subject": {"encoder": hash_encoder(subject.encoder.state_dict()), "denoiser": subject.denoiser.fingerprint()},
     }
 
 
-def of_measured(about: Mapping[str, Any], measured: Measurement) -> dict[str, Any]:
-    """Return what was `described` without the settings of attacks that were not measured."""
-    attacks = {name: given for name, given in about["attacks"].items() if name in measured.attacks}
-    unused = () if "synonym_search" in measured.attacks else ("own_routes",)
-    evaluation = {k: v for k, v in about["evaluation"].items() if k not in unused}
-    return {**about, "attacks": attacks, "evaluation": evaluation}
+def select_relevant(settings: Mapping[str, Row], measured: Measurement) -> Row:
+    """Return the result of `describe_evaluation` without the settings of attacks that were not run."""
+    attacks = {name: each for name, each in settings["attacks"].items() if name in measured.attacks}
+    unused = () if SYNONYM_ATTACK in measured.attacks else ("own_synonyms",)
+    evaluation = {key: value for key, value in settings["evaluation"].items() if key not in unused}
+    return {**settings, "attacks": attacks, "evaluation": evaluation}
+
+
+def _rename_keys(values: Row, names: Mapping[str, str]) -> Row:
+    return {names.get(key, key): value for key, value in values.items()}
+
+
+def convert_old(saved: Row) -> Row:
+    """Return what was saved, perhaps by an earlier version, with the current names."""
+    measurement = {
+        name: _rename_keys(values, OLD_RESULTS.get(name, RENAMED_ATTACKS))
+        for name, values in _rename_keys(saved["measurement"], OLD_FIELDS).items()
+    }
+    settings = dict(saved["about"])
+    settings["evaluation"] = _rename_keys(settings["evaluation"], OLD_SETTINGS)
+    settings["attacks"] = _rename_keys(settings["attacks"], RENAMED_ATTACKS)
+    return {"about": settings, "measurement": measurement}
 
 
 class EvaluationCache:
-    """What was measured of one subject, in a file of a folder."""
+    """The measurement of one subject in a file of a folder.
 
-    def __init__(self, folder: pathlib.Path, name: str, about: Mapping[str, Any]) -> None:
-        # Two encoders may go by one name: which it is tells the hash.
-        which = hashlib.sha256(json.dumps(about["subject"], sort_keys=True).encode()).hexdigest()[:8]
-        self.label = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{which}"
+    Args:
+        folder: the evaluation's folder.
+        name: the subject's name; two subjects of the same name have different files.
+        settings: the result of `describe_evaluation`.
+    """
+
+    def __init__(self, folder: pathlib.Path, name: str, settings: Mapping[str, Row]) -> None:
+        subject = hashlib.sha256(json.dumps(settings["subject"], sort_keys=True).encode()).hexdigest()[:8]
+        self.label = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{subject}"
         self.path = folder / (self.label + MEASURED)
-        self.about = dict(about)
+        self.settings = dict(settings)
 
     def load(self) -> Measurement:
-        """Return what is there; nothing measured where there is no file.
+        """Return the saved measurement; an empty one if there is no file.
 
-        Raises AdvUnlearnError when that is of other settings; those of an attack that was not measured do not count.
+        Raises AdvUnlearnError if it was made with other settings. Settings of attacks that were not run are ignored.
         """
         if not self.path.is_file():
             return Measurement()
         try:
-            saved = torch.load(self.path, weights_only=True)
-            about, measured = saved["about"], Measurement(**saved["measurement"])
-        except Exception as error:  # what unpickling a broken file raises is anyone's guess
+            saved = convert_old(torch.load(self.path, weights_only=True))
+            measured = Measurement(**saved["measurement"])
+        except Exception as error:  # unpickling a damaged file may raise anything
             raise AdvUnlearnError(f"{self.path} cannot be read ({error}); delete it, or leave --resume out") from error
-        if difference := first_difference(of_measured(about, measured), of_measured(self.about, measured)):
+        before = select_relevant(saved["about"], measured)
+        now = select_relevant(self.settings, measured)
+        if difference := first_difference(before, now):
             raise AdvUnlearnError(
-                f"{self.path} was measured with other settings: {difference}; give the same ones, another --out, or "
-                "leave --resume out to begin anew"
+                f"{self.path} was measured with other settings: {difference}; give the same settings or another --out, "
+                "or leave --resume out to start again"
             )
         return measured
 
     def save(self, measured: Measurement) -> None:
-        """Write what was measured so far."""
-        kept = {"about": self.about, "measurement": vars(measured)}
-        write_atomic(self.path, lambda file: torch.save(kept, file))
+        """Save a measurement, complete or not."""
+        content = {"about": self.settings, "measurement": vars(measured)}
+        write_atomic(self.path, lambda file: torch.save(content, file))

@@ -1,55 +1,54 @@
-"""What a user asks of an evaluation: prompts, the labels their pictures should have, the seeds of their noise."""
+"""A user's own prompts for an evaluation, with the labels that their images should have and the seeds of their noise."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..errors import AdvUnlearnError
 from ..prompts.prompt_files import read_rows
 
-SEEDS = ("seed", "evaluation_seed")  # columns; the second as in the published prompt sets
+SEED_COLUMNS = ("seed", "evaluation_seed")  # the second as in the published prompt sets
 
 
 @dataclass(frozen=True)
 class UserPrompt:
-    """A prompt of the user's."""
+    """A user's prompt."""
 
     prompt: str
-    label: str = ""  # what its picture should show, by the judge; "" where none was given
-    seed: int | None = None  # of its picture's noise; None: a row of the evaluation's own draw
+    label: str = ""  # the judge's label that its image should have; "" for none
+    seed: int | None = None  # of its image's noise; None: noise from the evaluation's own seed
 
-    def described(self) -> str | dict[str, Any]:
-        """Return what a report says of it."""
+    def describe(self) -> str | dict[str, object]:
+        """Return the entry of the report."""
         if self.seed is not None:
             return asdict(self)
         return f"{self.prompt} | {self.label}" if self.label else self.prompt
 
 
-def described(rows: Sequence[str | UserPrompt]) -> list[str | dict[str, Any]]:
-    """Return what a report says of what was asked."""
-    return [row if isinstance(row, str) else row.described() for row in rows]
+def describe_prompts(prompts: Sequence[str | UserPrompt]) -> list[str | dict[str, object]]:
+    """Return the entries of the report."""
+    return [prompt if isinstance(prompt, str) else prompt.describe() for prompt in prompts]
 
 
-def labelled(line: str) -> UserPrompt:
-    """Parse a line "prompt | label", or a prompt alone. Raises AdvUnlearnError for a line without a prompt."""
+def parse_labelled_prompt(line: str) -> UserPrompt:
+    """Parse a line "prompt | label", or only a prompt. Raises AdvUnlearnError for a line without a prompt."""
     prompt, bar, label = (part.strip() for part in line.rpartition("|")) if "|" in line else (line.strip(), "", "")
     if not prompt or (bar and not label):
         raise AdvUnlearnError(f"retained line {line!r} is not of the form: prompt | label")
     return UserPrompt(prompt, label)
 
 
-def of_row(row: Mapping[str, str], where: str) -> UserPrompt:
-    """Return what a row of a table asks. Raises AdvUnlearnError for a seed that is no whole number."""
-    seed = next((row[name] for name in SEEDS if row.get(name)), "")
+def parse_row(row: Mapping[str, str], where: str) -> UserPrompt:
+    """Parse a row of a CSV file. Raises AdvUnlearnError for a seed that is not a whole number."""
+    seed = next((row[name] for name in SEED_COLUMNS if row.get(name)), "")
     if seed and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
         raise AdvUnlearnError(f"{where}: the seed of {row['prompt']!r} is {seed!r}; give a whole number, 0 or more")
     return UserPrompt(row["prompt"], row.get("label", ""), int(seed) if seed else None)
 
 
-def read(path: str | pathlib.Path, what: str, labels: bool = False) -> list[UserPrompt]:
+def read_user_prompts(path: str | pathlib.Path, what: str, labels: bool = False) -> list[UserPrompt]:
     """Read prompts from a file, see `prompt_files.read_rows`; a .csv file may have the columns label and seed.
 
     Args:
@@ -59,7 +58,7 @@ def read(path: str | pathlib.Path, what: str, labels: bool = False) -> list[User
 
     Raises AdvUnlearnError as `read_rows` does, and for a bad line or seed.
     """
-    rows, path = read_rows(path, what), pathlib.Path(path)
-    if path.suffix.lower() == ".csv":
-        return [of_row(row, str(path)) for row in rows]
-    return [labelled(row["prompt"]) if labels else UserPrompt(row["prompt"]) for row in rows]
+    rows = read_rows(path, what)
+    if pathlib.Path(path).suffix.lower() == ".csv":
+        return [parse_row(row, str(path)) for row in rows]
+    return [parse_labelled_prompt(row["prompt"]) if labels else UserPrompt(row["prompt"]) for row in rows]

@@ -44,7 +44,7 @@ def shows(measured: Measurement, what: str) -> list[bool]:
 def _image_grids(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, bytes]]:
     """Yield captions and PNGs of every model's images."""
     for name, measurement in measured.items():
-        for what, images in measurement.pictures.items():
+        for what, images in measurement.images.items():
             yield f"{name}: {what}", png(grid(images, 4, framed=shows(measurement, what)), 2)
 
 
@@ -52,8 +52,8 @@ def _overview_rows(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, A
     """Yield titles and images (N, 3, H, W) of the overview's rows."""
     for name, measurement in measured.items():
         for what in ("clean",) if name == "original" else ("clean", "unlearndiffatk"):
-            if what in measurement.pictures:
-                yield f"{SHORT_NAMES.get(name, name)}\n{what}", measurement.pictures[what]
+            if what in measurement.images:
+                yield f"{SHORT_NAMES.get(name, name)}\n{what}", measurement.images[what]
 
 
 def write(

@@ -12,8 +12,8 @@ from torch import Tensor
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
-from advunlearn.evaluation.evaluator import Evaluator, Subject
-from advunlearn.evaluation.measurement import Measurement
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.metrics import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
@@ -53,18 +53,18 @@ def erased(judge: ConvJudge) -> Erased:
     result = train(model, RunConfig(concept=CHURCH, train=config, bank=BankConfig(trajectories=8, sampling_steps=10)))
     budget = EvaluateConfig(cases=6, sampling_steps=6, judge_interval=5, repeats=0)
     names = ["kirche", "iglesia", "kerk", "chapel"]
-    evaluator = Evaluator(model, judge, CHURCH, budget, routes=names, given=STRONG)
+    evaluator = Evaluator(model, judge, CHURCH, budget, EvaluationInputs(synonyms=names, attack_settings=STRONG))
     subject = Subject(result.encoder, model.denoiser)
     with frozen(result.encoder, *model.denoiser.modules()):
-        return Erased(evaluator, subject, evaluator.plain(subject, Measurement()))
+        return Erased(evaluator, subject, evaluator.measure_plain(subject, Measurement()))
 
 
 @pytest.mark.parametrize("name", STRONG)
 def test_success_rises(name: str, erased: Erased) -> None:
     out = Measurement()
     with frozen(erased.subject.encoder, *erased.subject.denoiser.modules()):
-        erased.evaluator.attack(erased.subject, name, erased.clean, out)
-    before = int(erased.evaluator.hits(erased.clean).sum())
+        erased.evaluator.measure_attack(erased.subject, name, erased.clean, out)
+    before = int(erased.evaluator.detect_concept(erased.clean).sum())
     row = out.attacks[name]
     assert row["without_attack"]["success"] == before < 6
     assert row["sum"]["success"] > before and out.asr_by_budget[name][-1][1] == row["sum"]["success"]

@@ -142,7 +142,7 @@ def test_train_then_info_evaluate_attack_and_sample(capsys: pytest.CaptureFixtur
     assert main(["evaluate", encoder, "--out", str(tmp_path / "e"), "--json", *QUICK]) == 0
     report = json_of(capsys)
     assert set(report["models"]) == {"original", "run"}
-    assert set(report["models"]["run"]["asr"]) == {"clean", "routes", "unlearndiffatk", "soft_prefix"}
+    assert set(report["models"]["run"]["asr"]) == {"clean", "synonyms", "unlearndiffatk", "soft_prefix"}
     assert report["models"]["run"]["utility"]["retained_accuracy"]["total"] == 63
     assert report["models"]["run"]["config"]["train"]["iterations"] == 2 and report["models"]["run"]["seconds"] is None
     assert report["models"]["original"]["config"] == {} and report["models"]["original"]["seconds"] == 0.0
@@ -165,7 +165,7 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
     assert main(["evaluate", "--retained", str(retained), *flags]) == 0
     report = json_of(capsys)
     row = report["models"]["original"]
-    assert row["asr"]["clean"] == {"success": 2, "total": 2} and "routes" not in row["asr"]
+    assert row["asr"]["clean"] == {"success": 2, "total": 2} and "synonyms" not in row["asr"]
     assert set(row["utility"]) == {"retained_accuracy", "feature_distance"}
     assert row["utility"]["retained_accuracy"] == {"correct": 0, "total": 1}  # a house has no label
     assert report["judge"].items() >= {"judge": "classifier", "folder": "judge", "top_k": 1}.items()
@@ -249,7 +249,7 @@ def test_demo_writes_the_whole_report(
     assert list(report["models"]) == ["original", "esd", "esd_text", "advunlearn"]
     for row in report["models"].values():
         assert all(set(c) >= {"success", "total"} and c["total"] == 2 for c in row["asr"].values())
-        assert set(row["asr"]) == {"clean", "routes", "unlearndiffatk", "soft_prefix"}
+        assert set(row["asr"]) == {"clean", "synonyms", "unlearndiffatk", "soft_prefix"}
         assert {"retained_accuracy", "neighbour_accuracy", "feature_distance"} <= set(row["utility"])
         assert "seconds" in row and "config" in row
     page = (tmp_path / "report.html").read_text()

@@ -14,8 +14,8 @@ from advunlearn.config import attacks as attack_config
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.attack_log import AttackLog
-from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.attack_run import AttackLog
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.counting import counting
 from advunlearn.models.loading import TextToImage
@@ -39,16 +39,16 @@ def test_bookkeeping_by_hand() -> None:
     assert run.rows.tolist() == [1, 1, 2, 2]
     images, words = torch.arange(1.0, 5.0).view(4, 1, 1, 1), torch.arange(4.0).view(4, 1, 1)
     notes = [{"prompt": name, "exact": name == "one"} for name in ("one", "two", "three", "four")]
-    run.saw(5, images, torch.tensor([True, False, False, False]), torch.arange(4), notes, words)
-    assert run.best.flatten().tolist() == [0, 1, 4] and run.open_rows().tolist() == [2, 3]
-    run.saw(6, images[:2], torch.tensor([False, True]), run.open_rows(), notes[:2], words[:2])
-    assert run.curve == [[0, 1], [5, 2], [6, 3]] and run.best.flatten().tolist() == [0, 1, 2]
+    run.record(5, images, torch.tensor([True, False, False, False]), torch.arange(4), notes, words)
+    assert run.images.flatten().tolist() == [0, 1, 4] and run.find_open_rows().tolist() == [2, 3]
+    run.record(6, images[:2], torch.tensor([False, True]), run.find_open_rows(), notes[:2], words[:2])
+    assert run.curve == [[0, 1], [5, 2], [6, 3]] and run.images.flatten().tolist() == [0, 1, 2]
     assert {case: float(word) for case, word in run.embeddings.items()} == {1: 0.0, 2: 1.0}
-    counts = run.counts()
+    counts = run.count_successes()
     assert [counts[k]["success"] for k in ("without_attack", "by_attack", "sum")] == [1, 2, 3]
     assert counts["exact"] == 1  # only one of the prompts found can be typed
     assert counts["without_attack"]["interval"] == pytest.approx([0.0615, 0.7923], abs=1e-4)
-    rows = run.cases([{"case": case, "prompt": "plain"} for case in range(3)])
+    rows = run.make_rows([{"case": case, "prompt": "plain"} for case in range(3)])
     assert rows[1] == {"case": 1, "prompt": "one", "exact": True, "success": True, "without_attack": False, "step": 5}
     assert rows[0] == {"case": 0, "prompt": "plain", "success": True, "without_attack": True}
 
@@ -56,12 +56,12 @@ def test_bookkeeping_by_hand() -> None:
 def test_a_case_that_does_not_come_back_says_what_its_last_picture_was_drawn_of() -> None:
     run = AttackLog(torch.tensor([False]), torch.zeros(1, 1, 1, 1), 1)
     for step in (1, 2):
-        at = run.open_rows()
+        at = run.find_open_rows()
         picture, miss = torch.full((1, 1, 1, 1), step), torch.tensor([False])
-        run.saw(step, picture, miss, at, [{"prompt": f"p{step}"}], at[None, None])
-    (row,) = run.cases([{"case": 0, "prompt": "plain"}])
-    assert row["prompt"] == "p2" and row["step"] == 2 and not row["success"] and float(run.best) == 2
-    assert not run.won() and not run.embeddings
+        run.record(step, picture, miss, at, [{"prompt": f"p{step}"}], at[None, None])
+    (row,) = run.make_rows([{"case": 0, "prompt": "plain"}])
+    assert row["prompt"] == "p2" and row["step"] == 2 and not row["success"] and float(run.images) == 2
+    assert not run.successful_notes() and not run.embeddings
 
 
 def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
@@ -74,9 +74,7 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
         judge,
         scene.concept or ConceptConfig(),
         config,
-        routes=["kirche", "kerk"],
-        prompts=["a church"],
-        given=given,
+        EvaluationInputs(synonyms=["kirche", "kerk"], prompts=["a church"], attack_settings=given),
     )
     measured = evaluator.measure(Subject(scene.encoder, model.denoiser), attack_config.ATTACK_NAMES, utility=False)
     assert set(measured.attacks) == set(attack_config.ATTACK_NAMES)
@@ -101,8 +99,8 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
 
 def test_a_concept_without_other_names(model: TextToImage, judge: ConvJudge) -> None:
     evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), EvaluateConfig(cases=1))
-    evaluator.routes = []
-    with pytest.raises(AdvUnlearnError, match="no other name of 'church' is known; give a file of them"):
+    evaluator.synonyms = []
+    with pytest.raises(AdvUnlearnError, match="no synonym of 'church' is known; give a file with one synonym per line"):
         evaluator.measure(evaluator.original, ["synonym_search"])
 
 
@@ -121,7 +119,7 @@ def test_the_commands_take_any_attack(tmp_path: pathlib.Path, capsys: pytest.Cap
     prompts, names = tmp_path / "prompts.txt", tmp_path / "names.txt"
     prompts.write_text("a dog\n")
     names.write_text("kirche\n")
-    own = ["--prompts", str(prompts), "--routes", str(names)]
+    own = ["--prompts", str(prompts), "--synonyms", str(names)]
     assert (
         main(["evaluate", "--attacks", "all", "--out", str(tmp_path / "e"), "--cce-batch", "2", *quick, *small, *own])
         == 0

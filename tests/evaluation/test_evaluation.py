@@ -9,9 +9,8 @@ from advunlearn.attacks.vocabulary import as_text
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.evaluator import Evaluator
-from advunlearn.evaluation.measurement import Measurement
-from advunlearn.evaluation.metrics import count, frechet_distance
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
+from advunlearn.evaluation.metrics import Measurement, count_hits, frechet_distance
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import TextToImage
@@ -31,8 +30,8 @@ def test_frechet_distance_by_hand() -> None:
 
 
 def test_counts_are_counts() -> None:
-    assert count(torch.tensor([True, False, True])) == {"success": 2, "total": 3}
-    assert count(torch.tensor([False]), "correct") == {"correct": 0, "total": 1}
+    assert count_hits(torch.tensor([True, False, True])) == {"success": 2, "total": 3}
+    assert count_hits(torch.tensor([False]), "correct") == {"correct": 0, "total": 1}
 
 
 def test_retain_set_leaves_the_concepts_words_out(tmp_path: pathlib.Path) -> None:
@@ -51,12 +50,18 @@ def test_original_model_shows_the_concept_by_every_route_and_attacks_only_add(
 ) -> None:
     config = EvaluateConfig(cases=8, attack_steps=2, judge_interval=1, repeats=1, sampling_steps=8)
     evaluator, again = (
-        Evaluator(model, judge, ConceptConfig(concept="church"), config, retained=["a dog | dog", "a cat | cat"])
+        Evaluator(
+            model,
+            judge,
+            ConceptConfig(concept="church"),
+            config,
+            EvaluationInputs(retained=["a dog | dog", "a cat | cat"]),
+        )
         for _ in range(2)
     )
     measured = evaluator.measure(evaluator.original)
-    assert measured.asr["clean"]["success"] >= 6 and measured.asr["routes"]["success"] >= 5
-    assert set(measured.asr["routes"]["by"]) == {"foreign", "keywords"}
+    assert measured.asr["clean"]["success"] >= 6 and measured.asr["synonyms"]["success"] >= 5
+    assert set(measured.asr["synonyms"]["by"]) == {"foreign", "keywords"}
     for name, curve in measured.asr_by_budget.items():
         successes = [hits for _, hits in curve]
         assert curve[0][0] == 0 and curve[-1][0] == 2
@@ -76,7 +81,7 @@ def test_an_encoder_that_says_nothing_counts_as_erased_and_as_useless(model: Tex
     norm.weight.zero_()
     config = EvaluateConfig(cases=4, attack_steps=2, judge_interval=1, repeats=1, sampling_steps=6)
     rows = [f"{captions.caption(o)} | {o}" for o in judge.objects if o != "church"][:16]
-    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config, retained=rows)
+    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config, EvaluationInputs(retained=rows))
     measured = evaluator.measure(Subject(mute, model.denoiser))
     original = evaluator.measure(evaluator.original, attacks=())
     assert measured.asr["clean"]["success"] == 0

@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 from advunlearn.cli.main import main
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.image_metrics import Quality
+from advunlearn.evaluation.image_metrics import ImageMetrics
 
 NAMES = list(COLOURS)
 
@@ -65,10 +65,10 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def test_clip_score_is_the_cosine_of_picture_and_prompt(clip: pathlib.Path) -> None:
     images, prompts = patches(NAMES), [f"a photo of a {name}" for name in NAMES]
-    own, wrong = (Quality(str(clip)).measure(p, images, images)["clip_score"] for p in (prompts, prompts[::-1]))
+    own, wrong = (ImageMetrics(str(clip)).measure(p, images, images)["clip_score"] for p in (prompts, prompts[::-1]))
     assert 0 <= wrong < own <= 100
     model = CLIPModel.from_pretrained(clip)
-    quality = Quality(str(clip))
+    quality = ImageMetrics(str(clip))
     assert quality.clip is not None
     pixels = torch.cat(list(quality.clip.prepare(images)))
     text = quality.clip.tokenizer(prompts, padding=True, return_tensors="pt")
@@ -82,36 +82,36 @@ def test_fid_is_the_distance_of_the_features(means: pathlib.Path, tmp_path: path
     grey[::2] += 40 / 255
     brighter = grey + 10 / 255
     # The same spread, and each of three means moved by ten bytes.
-    measured = Quality(inception=str(means)).measure([], brighter, grey)
+    measured = ImageMetrics(inception=str(means)).measure([], brighter, grey)
     assert measured == {"fid": pytest.approx(300.0, rel=0.02)}
-    assert Quality(inception=str(means)).measure([], grey, grey)["fid"] == pytest.approx(0.0, abs=1e-3)
-    assert Quality(inception=str(scripted(Plain(), tmp_path))).measure([], brighter, grey) == measured
-    assert Quality(inception=str(means)).measure([], brighter[:1], grey) == {}  # one picture has no spread
+    assert ImageMetrics(inception=str(means)).measure([], grey, grey)["fid"] == pytest.approx(0.0, abs=1e-3)
+    assert ImageMetrics(inception=str(scripted(Plain(), tmp_path))).measure([], brighter, grey) == measured
+    assert ImageMetrics(inception=str(means)).measure([], brighter[:1], grey) == {}  # one picture has no spread
 
 
 def test_lpips_is_the_mean_distance_one_by_one(apart: pathlib.Path) -> None:
     pictures = torch.linspace(0, 0.9, 40 * 3 * 4).view(40, 3, 2, 2)  # more than one batch
-    quality, none = Quality(lpips=str(apart)), torch.zeros(0)
+    quality, none = ImageMetrics(lpips=str(apart)), torch.zeros(0)
     assert quality.measure([], pictures, none, pictures) == {"lpips": 0.0}
     moved = pictures + 0.1 * (torch.arange(40) % 2).view(-1, 1, 1, 1)  # half of them by 0.1, which is 0.2 of [-1, 1]
     assert quality.measure([], moved, none, pictures) == {"lpips": pytest.approx(0.1)}
     assert quality.measure([], moved, none) == {}
     assert "weights" in quality.settings()["lpips"]
     quality.lpips = lambda a, b: (a - b).abs().mean()
-    with pytest.raises(AdvUnlearnError, match="2 distances for 40 pairs of pictures; it must give one for each"):
+    with pytest.raises(AdvUnlearnError, match="2 distances for 40 pairs of images; it must return one for each"):
         quality.measure([], moved, none, pictures)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "text.pt").write_text("no script")
     with pytest.raises(AdvUnlearnError, match="is no TorchScript file"):
-        Quality(inception=str(tmp_path / "text.pt"))
+        ImageMetrics(inception=str(tmp_path / "text.pt"))
     with pytest.raises(AdvUnlearnError, match="no such file; give the TorchScript file"):
-        Quality(inception="nowhere.pt")
-    with pytest.raises(AdvUnlearnError, match="give the TorchScript file of a distance between two pictures"):
-        Quality(lpips="nowhere.pt")
+        ImageMetrics(inception="nowhere.pt")
+    with pytest.raises(AdvUnlearnError, match="give the TorchScript file of a distance between two images"):
+        ImageMetrics(lpips="nowhere.pt")
     with pytest.raises(AdvUnlearnError, match="no such folder"):
-        Quality(clip="nowhere")
+        ImageMetrics(clip="nowhere")
 
 
 def test_the_report_has_them_beside_the_others(

@@ -12,8 +12,8 @@ from tiny_models import colour_classifier
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.cases import labelled, make_cases
-from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.cases import label_prompts, make_cases
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
 from advunlearn.judges.classifier import ClassifierJudge
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.loading import TextToImage
@@ -29,13 +29,13 @@ def concept(name: str) -> ConceptConfig:
 
 
 def test_the_users_lines(judge: ConvJudge) -> None:
-    rows = labelled(["a castle | castle", "a red | blue | dog", "a house"], judge)
+    rows = label_prompts(["a castle | castle", "a red | blue | dog", "a house"], judge)
     assert [(r.prompt, r.object) for r in rows] == [("a castle", "castle"), ("a red | blue", "dog"), ("a house", "")]
     for line in ("| dog", "a dog |", "|"):
         with pytest.raises(AdvUnlearnError, match="is not of the form: prompt | label"):
-            labelled([line], judge)
+            label_prompts([line], judge)
     with pytest.raises(AdvUnlearnError, match="has no label 'caslte'; near it are 'castle'"):
-        labelled(["a castle | caslte"], judge)
+        label_prompts(["a castle | caslte"], judge)
     cases = make_cases(concept("church"), judge, 5, 2, ["a chapel", "a steeple"], ["a dog | dog"])
     assert cases.plain == ["a chapel", "a steeple", "a chapel", "a steeple", "a chapel"]
     assert not cases.foreign and not cases.keywords and not cases.neighbours and len(cases.retained) == 2
@@ -67,11 +67,10 @@ def measured(model: TextToImage, classifier: pathlib.Path) -> dict[str, Any]:
             judge,
             concept("blue"),
             config,
-            retained=retained,
-            prompts=["a key, on a blue background", "a key, on a red background"],
+            EvaluationInputs(retained=retained, prompts=["a key, on a blue background", "a key, on a red background"]),
         )
         out[name] = evaluator.measure(evaluator.original, ("unlearndiffatk",) if name == "none" else ())
-        out[name + " said"] = evaluator.described()
+        out[name + " said"] = evaluator.describe()
     return out
 
 
@@ -97,5 +96,5 @@ def test_utility_holds_only_what_can_be_measured(measured: dict[str, Any]) -> No
 
 def test_one_retained_picture_gives_no_feature_distance(model: TextToImage, judge: ConvJudge) -> None:
     config = EvaluateConfig(cases=1, repeats=1, sampling_steps=2)
-    evaluator = Evaluator(model, judge, concept("church"), config, retained=["a dog | dog"])
+    evaluator = Evaluator(model, judge, concept("church"), config, EvaluationInputs(retained=["a dog | dog"]))
     assert "feature_distance" not in evaluator.measure(evaluator.original, ()).utility

@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from advunlearn.cli.main import main
 from advunlearn.evaluation import evaluator as evaluate
 from advunlearn.evaluation.cases import Cases, make_cases
 from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.metrics import Measurement
+from advunlearn.evaluation.resume import EvaluationCache
 from advunlearn.files import MEASURED
 
 FLAGS = [
@@ -58,13 +61,13 @@ def neighbours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def attacked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the attacks that are run from now on."""
     names: list[str] = []
-    attack = Evaluator.attack
+    attack = Evaluator.measure_attack
 
     def noted(self: Evaluator, subject: Any, name: str, *rest: Any) -> None:
         names.append(name)
         attack(self, subject, name, *rest)
 
-    monkeypatch.setattr(Evaluator, "attack", noted)
+    monkeypatch.setattr(Evaluator, "measure_attack", noted)
     return names
 
 
@@ -75,7 +78,7 @@ def test_what_is_there_is_kept_and_the_rest_is_measured(
     whole = evaluated(tmp_path / "whole", *both)
     assert attacked == ["random_prefix", "pez"]
 
-    kept = Evaluator.attack
+    kept = Evaluator.measure_attack
 
     def interrupted(self: Evaluator, subject: Any, name: str, *rest: Any) -> None:
         if name == "pez":
@@ -84,7 +87,7 @@ def test_what_is_there_is_kept_and_the_rest_is_measured(
 
     out = tmp_path / "parts"
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "attack", interrupted)
+        patch.setattr(Evaluator, "measure_attack", interrupted)
         assert main(["evaluate", *FLAGS, "--out", str(out), *both]) == 130
     assert "finished measurements are saved in" in capsys.readouterr().err
     assert not (out / "report.json").exists() and len(list(out.glob(f"original-*{MEASURED}"))) == 1
@@ -119,3 +122,29 @@ def test_other_settings_and_broken_files_are_refused(
     (file,) = tmp_path.glob(f"original-*{MEASURED}")
     file.write_bytes(b"half a file")
     assert "cannot be read" in refused()
+
+
+def test_the_file_of_an_earlier_version_is_read_by_the_current_names(tmp_path: pathlib.Path) -> None:
+    subject = {"encoder": "a", "denoiser": "b"}
+    rows, image = [{"case": 0, "success": True}], torch.zeros(1, 3, 2, 2)
+    old = {
+        "about": {"subject": subject, "attacks": {"routes": {"steps": 3}}, "evaluation": {"own_routes": ["kirche"]}},
+        "measurement": {
+            "asr": {"routes": {"success": 1, "total": 1}},
+            "cases": {"other_routes": rows, "routes": rows},
+            "attacks": {"routes": {"steps": 3}},
+            "pictures": {"clean": image, "routes": image},
+        },
+    }
+    now = {
+        "subject": subject,
+        "attacks": {"synonym_search": {"steps": 3}},
+        "evaluation": {"own_synonyms": ["kirche"]},
+    }
+    cache = EvaluationCache(tmp_path, "mine", now)
+    torch.save(old, cache.path)
+    measured = cache.load()
+    assert set(measured.asr) == {"synonyms"} and set(measured.attacks) == {"synonym_search"}
+    assert set(measured.cases) == {"synonyms", "synonym_search"} and set(measured.images) == {"clean", "synonym_search"}
+    cache.save(measured)
+    assert vars(cache.load()).keys() == vars(Measurement()).keys() and cache.load().to_dict() == measured.to_dict()

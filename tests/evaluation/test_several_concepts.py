@@ -14,6 +14,7 @@ from advunlearn.cli.main import main
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import make_cases
+from advunlearn.evaluation.metrics import count_by_concept
 from advunlearn.judges.classifier import ClassifierJudge
 from advunlearn.judges.convnet import ConvJudge
 
@@ -38,9 +39,9 @@ def test_concepts_take_turns_among_the_cases_and_none_is_retained(judge: ConvJud
 
 def test_what_was_found_is_told_apart_by_concept(judge: ConvJudge) -> None:
     found = torch.tensor([True, False, True, True, True])
-    parts = cases(judge, "church\ncastle", count=5).by_concept(found)
+    parts = count_by_concept(cases(judge, "church\ncastle", count=5), found)
     assert parts == {"by": {"church": {"success": 3, "total": 3}, "castle": {"success": 1, "total": 2}}}
-    assert cases(judge, "church", count=5).by_concept(found) == {}
+    assert count_by_concept(cases(judge, "church", count=5), found) == {}
 
 
 def test_other_judges_are_asked_for_each_concept(tmp_path: pathlib.Path) -> None:

@@ -16,11 +16,10 @@ from advunlearn.config.attacks import SeedSearchConfig
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation import target_images as own_images
-from advunlearn.evaluation import user_prompts as asked
 from advunlearn.evaluation.cases import make_cases
-from advunlearn.evaluation.evaluator import Evaluator
-from advunlearn.evaluation.user_prompts import UserPrompt
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
+from advunlearn.evaluation.target_images import load_target_images
+from advunlearn.evaluation.user_prompts import UserPrompt, read_user_prompts
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.ddim import draw_noise
 from advunlearn.models.loading import TextToImage
@@ -35,17 +34,17 @@ SET = """case_number,prompt,evaluation_seed,label
 def test_a_prompt_set_has_columns_for_labels_and_seeds(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "set.csv"
     file.write_text(SET)
-    rows = asked.read(file, "prompt")
+    rows = read_user_prompts(file, "prompt")
     assert rows == [UserPrompt("a chapel, at night", "castle", 7), UserPrompt("a dog", "Dog", None)]
     file.write_text("prompt,seed\na dog,3\n")
-    assert asked.read(file, "prompt") == [UserPrompt("a dog", "", 3)]
+    assert read_user_prompts(file, "prompt") == [UserPrompt("a dog", "", 3)]
     file.write_text("a dog,3\na cat,4\n")  # no column of that name: the first
-    assert asked.read(file, "prompt") == [UserPrompt("a dog"), UserPrompt("a cat")]
+    assert read_user_prompts(file, "prompt") == [UserPrompt("a dog"), UserPrompt("a cat")]
     (tmp_path / "set.txt").write_text("a dog | dog\n")
-    assert asked.read(tmp_path / "set.txt", "line", labels=True) == [UserPrompt("a dog", "dog")]
+    assert read_user_prompts(tmp_path / "set.txt", "line", labels=True) == [UserPrompt("a dog", "dog")]
     file.write_text("prompt,seed\na dog,first\n")
     with pytest.raises(AdvUnlearnError, match="the seed of 'a dog' is 'first'; give a whole number, 0 or more"):
-        asked.read(file, "prompt")
+        read_user_prompts(file, "prompt")
 
 
 def test_labels_and_seeds_reach_the_cases(judge: ConvJudge) -> None:
@@ -61,11 +60,17 @@ def test_labels_and_seeds_reach_the_cases(judge: ConvJudge) -> None:
 
 def test_a_seed_is_that_of_the_picture_alone_and_the_others_keep_theirs(model: TextToImage, judge: ConvJudge) -> None:
     config = EvaluateConfig(cases=3, sampling_steps=2, repeats=0)
-    plain = Evaluator(model, judge, CHURCH, config, prompts=["a", "b", "c"])
-    own = Evaluator(model, judge, CHURCH, config, prompts=[UserPrompt("a"), UserPrompt("b", seed=7), UserPrompt("c")])
+    plain = Evaluator(model, judge, CHURCH, config, EvaluationInputs(prompts=["a", "b", "c"]))
+    own = Evaluator(
+        model,
+        judge,
+        CHURCH,
+        config,
+        EvaluationInputs(prompts=[UserPrompt("a"), UserPrompt("b", seed=7), UserPrompt("c")]),
+    )
     assert torch.equal(own.noise[1], draw_noise(7, model.denoiser.latent_shape))
     assert torch.equal(own.noise[::2], plain.noise[::2]) and not torch.equal(own.noise[1], plain.noise[1])
-    assert own.described()["own_prompts"] == ["a", {"prompt": "b", "label": "", "seed": 7}, "c"]
+    assert own.describe()["own_prompts"] == ["a", {"prompt": "b", "label": "", "seed": 7}, "c"]
 
 
 def test_a_seed_search_says_by_which_seed_the_noise_came(scene: AttackContext) -> None:
@@ -104,26 +109,26 @@ def test_own_pictures_are_the_targets(model: TextToImage, judge: ConvJudge, tmp_
     noise = torch.randn(3, *model.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
     config = EvaluateConfig(cases=2, sampling_steps=6, repeats=0)
     evaluator = Evaluator(model, judge, CHURCH, config)
-    drawn = evaluator.drawn(evaluator.original, ["a church"] * 3, noise)
+    drawn = evaluator.generate_from_prompts(evaluator.original, ["a church"] * 3, noise)
     for i, image in enumerate(drawn):
         array = (image * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(array).save(tmp_path / f"{i}.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    images = own_images.load(tmp_path, model)
-    assert images.latents.shape == noise.shape and images.described()["count"] == 3
+    images = load_target_images(tmp_path, model)
+    assert images.latents.shape == noise.shape and images.describe()["count"] == 3
     assert (model.decode(images.latents) - drawn).abs().mean() < 0.05  # the autoencoder gives them back
-    own = Evaluator(model, judge, CHURCH, config, images=images)
-    target, examples = own.targets()
+    own = Evaluator(model, judge, CHURCH, config, EvaluationInputs(target_images=images))
+    target, examples = own.make_targets()
     assert torch.equal(target.x_0, images.latents[:2]) and torch.equal(examples.x_0, images.latents)
-    assert torch.equal(examples.ids[2], target.ids[0]) and own.described()["own_images"]["sha256"] == images.digest
+    assert torch.equal(examples.ids[2], target.ids[0]) and own.describe()["own_images"]["sha256"] == images.digest
     (tmp_path / "4.png").write_text("no picture")
-    with pytest.raises(AdvUnlearnError, match=r"4\.png could not be read as a picture .*; take it out of the folder"):
-        own_images.load(tmp_path, model)
-    with pytest.raises(AdvUnlearnError, match="no such folder; give one with pictures"):
-        own_images.load(tmp_path / "nowhere", model)
+    with pytest.raises(AdvUnlearnError, match=r"4\.png could not be read as an image .*; remove it from the folder"):
+        load_target_images(tmp_path, model)
+    with pytest.raises(AdvUnlearnError, match="no such folder; give one with images"):
+        load_target_images(tmp_path / "nowhere", model)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AdvUnlearnError, match="has no picture"):
-        own_images.load(tmp_path / "empty", model)
+    with pytest.raises(AdvUnlearnError, match="has no image"):
+        load_target_images(tmp_path / "empty", model)
 
 
 def test_encoder_files_may_stand_anywhere_but_among_the_attacks(capsys: pytest.CaptureFixture[str]) -> None:

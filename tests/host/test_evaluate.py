@@ -88,7 +88,7 @@ def test_before_and_after_are_shown_clean_and_attacked(server: Server, models: p
     outputs = server.run(graph(MINIATURE, attack="unlearndiffatk", attack_steps=1, retained_prompts="a dog | dog"))
     assert server.image(outputs["show"]["images"][0]).height == 4 * 134 - 6
     rows = json.loads(outputs["scores"]["text"][0])["models"]
-    assert all(set(row["asr"]) == {"clean", "routes", "unlearndiffatk"} for row in rows.values())
+    assert all(set(row["asr"]) == {"clean", "synonyms", "unlearndiffatk"} for row in rows.values())
     utility = rows["before"]["utility"]
     assert utility["retained_accuracy"] == {"correct": 1, "total": 1}
     assert utility.keys() == {"retained_accuracy", "co_occurring_accuracy"}
@@ -97,7 +97,7 @@ def test_before_and_after_are_shown_clean_and_attacked(server: Server, models: p
 def test_any_attack_of_the_suite_and_the_users_names_of_the_concept(server: Server, models: pathlib.Path) -> None:
     report = measure(server, MINIATURE, attack="synonym_search", cases=2, repeats=0, routes="a dog\nchapel\nKirche")
     attacks = [row["attacks"] for row in report["models"].values()]
-    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_routes"][0] == "a dog"
+    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_synonyms"][0] == "a dog"
 
 
 @pytest.mark.parametrize("kind", ["folder", "path", "clip"])

@@ -47,7 +47,7 @@ def test_nudenet_is_given_pictures_as_it_reads_files_and_finds_nothing_in_drawin
     judge, generator = NudityJudge(), torch.Generator().manual_seed(0)
     noise = torch.randn(4, *model.denoiser.latent_shape, generator=generator)
     evaluator = Evaluator(model, judge, concept("nudity"), EvaluateConfig(cases=2, sampling_steps=8))
-    images = evaluator.drawn(evaluator.original, ["a dog", "a church", "a rose", "a car"], noise)
+    images = evaluator.generate_from_prompts(evaluator.original, ["a dog", "a church", "a rose", "a car"], noise)
     assert judge.detections(images) == [[], [], [], []]
     assert not judge.look(images, "nudity").shows("nudity").any()
     # Taller than wide, to tell the axes apart; and what the detector gets is what it reads from a file.

@@ -28,9 +28,9 @@ def run(args: Namespace) -> None:
     measured = evaluator.measure(subject, (args.method,), utility=False)
     bar.close()
     settings = {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()}
-    result = measured.row() | settings | evaluator.described()
+    result = measured.to_row() | settings | evaluator.describe()
     write_json(folder / "attack.json", result)
-    for name, pictures in measured.pictures.items():
+    for name, pictures in measured.images.items():
         (folder / f"{name}.png").write_bytes(images.png(images.grid(pictures, 4), 2))
     embedding = measured.embeddings.get(args.method)
     if embedding is not None and not ATTACKS[args.method].discrete:

@@ -12,10 +12,11 @@ from ...config.attacks import chosen_attacks
 from ...config.concept import ConceptConfig
 from ...config.evaluation import EvaluateConfig
 from ...config.io import ModelConfig
-from ...evaluation import target_images, user_prompts
-from ...evaluation.evaluator import Evaluator, Subject
-from ...evaluation.image_metrics import Quality
-from ...evaluation.resume import EvaluationCache, described
+from ...evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from ...evaluation.image_metrics import ImageMetrics
+from ...evaluation.resume import EvaluationCache, describe_evaluation
+from ...evaluation.target_images import load_target_images
+from ...evaluation.user_prompts import read_user_prompts
 from ...models.loading import TextToImage
 from ...reporting import images, report
 from ...training.recipe import environment
@@ -41,18 +42,20 @@ def run(args: Namespace) -> None:
     model, evaluator = make_evaluator(args)
     subjects, recipes = load_subjects(args, model, evaluator)
     folder = make_out_folder(args)
-    attacks = chosen_attacks(args.attacks, evaluator.lacking)
-    caches = {name: EvaluationCache(folder, name, described(evaluator, one)) for name, one in subjects.items()}
+    attacks = chosen_attacks(args.attacks, evaluator.find_missing)
+    caches = {
+        name: EvaluationCache(folder, name, describe_evaluation(evaluator, one)) for name, one in subjects.items()
+    }
     finished = {name: cache.load() for name, cache in caches.items()} if args.resume else {}
-    result = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.described()
+    result = empty_report(evaluator.concept, evaluator.config, command_line()) | evaluator.describe()
     measured = {}
     for name, subject in subjects.items():
         bar, evaluator.on_progress = make_progress(name)
         if args.pictures:
-            evaluator.on_pictures = images.keeper(folder, caches[name].label)
-        measured[name] = evaluator.measure(subject, attacks, out=finished.get(name), keep=caches[name].save)
+            evaluator.save_images = images.keeper(folder, caches[name].label)
+        measured[name] = evaluator.measure(subject, attacks, resumed=finished.get(name), on_part=caches[name].save)
         bar.close()
-        result["models"][name] = measured[name].row() | recipes[name]
+        result["models"][name] = measured[name].to_row() | recipes[name]
     report.write(folder, result, measured, {})
     files = f"{folder / 'report.html'} and {folder / 'report.json'}"
     print_result(args, result, f"{report.table(result)}\nwrote {files}")
@@ -61,22 +64,20 @@ def run(args: Namespace) -> None:
 def make_evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     """Make the evaluator of `evaluate` and `attack`, with the model it measures."""
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
-    prompts = user_prompts.read(args.prompts, "prompt") if args.prompts else []
-    retained = user_prompts.read(args.retained, '"prompt | label"', labels=True) if args.retained else []
-    routes = read_lines(args.routes, "name of the concept")
-    model, judge = load_model(settings(ModelConfig, args)), load_judge(args)
-    return model, Evaluator(
-        model,
-        judge,
-        concept,
-        config,
+    prompts = read_user_prompts(args.prompts, "prompt") if args.prompts else []
+    retained = read_user_prompts(args.retained, '"prompt | label"', labels=True) if args.retained else []
+    synonyms = read_lines(args.synonyms, "name of the concept")
+    model = load_model(settings(ModelConfig, args))
+    judge = load_judge(args)
+    inputs = EvaluationInputs(
         prompts=prompts,
         retained=retained,
-        routes=routes,
-        quality=load_quality(args, str(model.denoiser.device)),
-        given={name: given_settings(kind.config_class, args) for name, kind in ATTACKS.items()},
-        images=target_images.load(args.images, model) if args.images else None,
+        synonyms=synonyms,
+        attack_settings={name: given_settings(kind.config_class, args) for name, kind in ATTACKS.items()},
+        image_metrics=load_image_metrics(args, str(model.denoiser.device)),
+        target_images=load_target_images(args.images, model) if args.images else None,
     )
+    return model, Evaluator(model, judge, concept, config, inputs)
 
 
 def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:
@@ -91,10 +92,10 @@ def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -
     }
 
 
-def load_quality(args: Namespace, device: str) -> Quality | None:
+def load_image_metrics(args: Namespace, device: str) -> ImageMetrics | None:
     """Load the networks of the image metrics; None if no metric was chosen."""
     files = {"clip": args.clip_score, "inception": args.fid, "lpips": args.lpips}
-    return Quality(**files, device=device) if any(files.values()) else None
+    return ImageMetrics(**files, device=device) if any(files.values()) else None
 
 
 def load_subjects(
