@@ -150,7 +150,10 @@ class Evaluator(ImageGenerator):
         return ""
 
     def make_attack_settings(self, name: str) -> AttackConfig:
-        """Return an attack's settings: the shared budget, and over it the user's. Raises AdvUnlearnError for bad ones."""
+        """Return an attack's settings: the shared budget, overridden by the user's settings.
+
+        Raises AdvUnlearnError for a setting that is unknown or out of range.
+        """
         all_synonyms = {"steps": len(self.synonyms)} if name == SYNONYM_ATTACK else {}
         return attack_settings(name, self.config, {**all_synonyms, **self.inputs.attack_settings.get(name, {})})
 
@@ -276,7 +279,7 @@ class Evaluator(ImageGenerator):
         return images, judged
 
     def get_reference_images(self, same_noise: bool = False) -> Tensor:
-        """Return the original model's images of the retained prompts, from the same noise or from other prompts' noise."""
+        """Return the original model's images of the retained prompts, from the same noise or another prompt's."""
         if same_noise not in self._reference_images:
             prompts = [row.prompt for row in self.cases.retained]
             noise = self.retained_noise if same_noise else self.retained_noise.flip(0)

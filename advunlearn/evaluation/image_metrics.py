@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..files import digest_of
+from ..files import compute_digest
 from ..judges.zero_shot import ZeroShotJudge
 from .metrics import frechet_distance
 
@@ -50,7 +50,7 @@ class ImageMetrics:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise AdvUnlearnError(f"{path} is no TorchScript file ({reason}); export {what}") from error
-        self.files[metric] = f"{file.name}, weights {digest_of(file)[:12]}"
+        self.files[metric] = f"{file.name}, weights {compute_digest(file)[:12]}"
         return network
 
     def settings(self) -> dict[str, str]:

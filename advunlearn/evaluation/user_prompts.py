@@ -1,4 +1,4 @@
-"""A user's own prompts for an evaluation, with the labels that their images should have and the seeds of their noise."""
+"""A user's own prompts for an evaluation, with labels for their images and seeds for their noise."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def study(
         out.measurements[name] = evaluator.measure(subject)
         seconds = round(trained[name][1], 1) if name in trained else 0.0
         config = runs[name].to_dict() if name in trained else {}
-        out.report["models"][name] = out.measurements[name].row() | {"seconds": seconds, "config": config}
+        out.report["models"][name] = out.measurements[name].to_row() | {"seconds": seconds, "config": config}
     return out
 
 
