@@ -62,7 +62,7 @@ def test_a_run_of_several_concepts_is_measured(capsys: pytest.CaptureFixture[str
         assert list(parts) == list(names) and all(part["total"] == 2 for part in parts.values())
         assert sum(part["success"] for part in parts.values()) == row["asr"][what]["success"]
     assert row["utility"]["retained_accuracy"]["total"] == 64 - len(names)
-    assert "; apple " in (tmp_path / "report.html").read_text()
+    assert "<small>apple " in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
