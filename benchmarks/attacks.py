@@ -111,7 +111,9 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
     for concept_name in args.concepts:
         kind: Any = "style" if concept_name in captions.styles() else "object"
         concept = ConceptConfig(concept=concept_name, kind=kind)
-        evaluator = Evaluator(model, judge, concept, config, EvaluationInputs(attack_settings=results.settings["given"]))
+        evaluator = Evaluator(
+            model, judge, concept, config, EvaluationInputs(attack_settings=results.settings["given"])
+        )
         for name in args.models:
             key = {"concept": concept_name, "model": name}
             missing = [a for a in (RETAINED, *args.attacks) if not results.has(**key, attack=a)]
