@@ -1,4 +1,4 @@
-"""What each of two processes does for `test_parallel`; they are started as a launcher starts them."""
+"""What each of two processes does for `test_distributed`; they are started as a launcher starts them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 # the keys' biases, so weights are compared by how far they moved: the length of the difference over that of the way.
 LOSSES, WEIGHTS = 1e-6, 1e-3
 HALF = 50  # times as far where a bank rounds to half precision what was sampled in other batches
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.slow,  # two processes that each load the libraries, and a dozen runs
+    pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed"),
+]
 
 
 def launched(rank: int, port: int, argv: list[str]) -> subprocess.Popen[str]:
