@@ -24,6 +24,17 @@ def test_the_table_has_every_attack() -> None:
         assert kind.name == name and kind.config_class.__doc__
 
 
+@pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if hasattr(kind, "chunk")])
+def test_an_attack_in_chunks_finds_what_it_finds_in_one(
+    name: str, scene: AttackContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, losses = attacked(name, scene, steps=2)
+    monkeypatch.setattr(ATTACKS[name], "chunk", 1)
+    chunked, losses_in_chunks = attacked(name, scene, steps=2)
+    assert losses_in_chunks == pytest.approx(losses, rel=1e-4)
+    assert torch.allclose(chunked.found().embeddings, at_once.found().embeddings, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", attack_config.ATTACK_NAMES)
 def test_every_attack(name: str, scene: AttackContext) -> None:
     encoders = (scene.encoder, scene.original.encoder, *scene.denoiser.modules())

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +42,14 @@ BANK = BankConfig(trajectories=4, retain_trajectories=4, sampling_steps=3, draws
 def model(tiny_model: TextToImage) -> TextToImage:
     """What is tested here is the run around the mathematics."""
     return tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rotating() -> Iterator[None]:
+    """Banks of 4 trajectories are sampled 2 at a time, so that what is replaced next differs between the iterations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrajectoryBank, "chunk", 2)
+        yield
 
 
 class Cancelled(Exception):
@@ -223,9 +232,10 @@ def test_a_run_that_diverges_before_its_second_state_leaves_none(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_run_that_was_interrupted_and_killed_goes_on_and_ends_with_the_same_files(
-    tiny_folder: pathlib.Path, tmp_path: pathlib.Path
+    tiny_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real processes: ctrl-C in the first, kill -9 in the second, and the third, this one, comes to the end."""
+    monkeypatch.setattr(TrajectoryBank, "chunk", 32)  # as in the processes
     flags = "--iterations 6 --warmup 2 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 "
     flags += "--bank-trajectories 4 --bank-retain-trajectories 4 --bank-sampling-steps 3 --bank-draws-per-sample 0.5 "
     flags += f"--checkpoint-every 1 --sample-every 3 --device cpu --model {tiny_folder}"
