@@ -21,7 +21,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from ..config.base import Validated, choices
 from ..config.io import ModelConfig, OutputConfig, RetainConfig
@@ -60,7 +60,7 @@ def nearest_key(key: str) -> str:
     return max([*known_settings(), *SECTIONS, PRESET], key=similarity)
 
 
-def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
+def read_settings(path: str | pathlib.Path) -> dict[str, object]:
     """Read a settings file; the keys of the result are the destinations of the flags.
 
     Names that settings had in earlier versions are accepted.
@@ -77,7 +77,7 @@ def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def preset_settings(name: str) -> dict[str, Any]:
+def preset_settings(name: str) -> dict[str, object]:
     """Return the settings of a preset; the keys are the destinations of the flags."""
     return {f"{config}.{key}": value for config, values in PRESETS[name].items() for key, value in values.items()}
 
@@ -108,13 +108,13 @@ def apply_config(
     return parser.parse_args(argv)
 
 
-def make_content(run: RunConfig, top: Sequence[Validated], about: Mapping[str, Any]) -> dict[str, Any]:
+def make_content(run: RunConfig, top: Sequence[Validated], about: Mapping[str, object]) -> dict[str, object]:
     """Return the content of a file from which `read_settings` reads the same settings; its paths are absolute."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for config in top:
         values |= config.to_dict()
     for name in ("model", "retain"):
-        values[name] = _absolute_path(values[name])
+        values[name] = _absolute_path(str(values[name]))
     return {**values, **run.to_dict(), ABOUT: dict(about)}
 
 
@@ -124,7 +124,7 @@ def _absolute_path(name: str) -> str:
     return str(path.resolve()) if name not in ("", ModelConfig().model) and path.exists() else name
 
 
-def _read_content(path: pathlib.Path) -> dict[Any, Any]:
+def _read_content(path: pathlib.Path) -> dict[object, object]:
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise AdvUnlearnError(f"--config {str(path)!r}: give a file that ends in .json, .yaml or .yml")
     if not path.is_file():
@@ -138,7 +138,7 @@ def _read_content(path: pathlib.Path) -> dict[Any, Any]:
     return content
 
 
-def _parse(text: str, suffix: str) -> Any:
+def _parse(text: str, suffix: str) -> object:
     if suffix == ".json":
         return json.loads(text)
     import yaml
@@ -149,7 +149,7 @@ def _parse(text: str, suffix: str) -> Any:
         raise ValueError(error) from error
 
 
-def _flatten(content: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _flatten(content: Mapping[object, object], path: str) -> Iterator[tuple[str, object]]:
     """Yield "section.key", by its current name, and the value."""
     for key, value in content.items():
         if key in (PRESET, ABOUT):
@@ -165,7 +165,7 @@ def _flatten(content: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Any]]
             )
 
 
-def _check_type(config: type, name: str, value: Any, where: str) -> Any:
+def _check_type(config: type, name: str, value: object, where: str) -> object:
     """Return a value as the type of its setting. Raises AdvUnlearnError for a value of another type."""
     kind = str if choices(config, name) else get_type_hints(config)[name]
     if kind is float and (type(value) is int or (isinstance(value, str) and re.fullmatch(EXPONENT, value))):
@@ -175,13 +175,13 @@ def _check_type(config: type, name: str, value: Any, where: str) -> Any:
     return value
 
 
-def _check_preset(name: Any, path: str) -> str:
+def _check_preset(name: object, path: str) -> str:
     if not isinstance(name, str) or name not in PRESETS:
         raise AdvUnlearnError(f"{path}: {PRESET} is {_describe(name)}; it must be one of {', '.join(PRESETS)}")
     return name
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """Describe a value in words, for error messages."""
     if isinstance(value, Mapping | list):
         return "a section" if isinstance(value, Mapping) else "a list"

@@ -42,7 +42,7 @@ def add_flags(
     config: type,
     prefix: str = "",
     skip: Sequence[str] = (),
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> None:
     """Add a flag for every field of a settings class.
 
@@ -69,13 +69,13 @@ def add_flags(
         group.add_argument(make_flag(field.name, prefix), **options)
 
 
-def given_settings(config: type, args: argparse.Namespace) -> dict[str, Any]:
+def given_settings(config: type, args: argparse.Namespace) -> dict[str, object]:
     """Return the settings of a class that were given as flags."""
     start = config.__name__ + "."
     return {name.removeprefix(start): value for name, value in vars(args).items() if name.startswith(start)}
 
 
-def settings(config: type[Config], args: argparse.Namespace, **defaults: Any) -> Config:
+def settings(config: type[Config], args: argparse.Namespace, **defaults: object) -> Config:
     """Make a settings object from parsed flags; `defaults` are those of the command."""
     return config(**{**defaults, **given_settings(config, args)})
 

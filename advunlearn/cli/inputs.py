@@ -8,7 +8,6 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from ..models.denoiser import Denoiser
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.encoder_files import load_encoder, part_hashes
 from ..models.loading import TextToImage, best_device, load
+from ..models.text_encoder import TextEncoder
 from ..models.unet_files import load_unet
 from ..prompts.prompt_files import read_prompts
 from .flags import given_settings, make_flag, settings
@@ -80,7 +80,7 @@ def read_lines(file: str | None, what: str) -> list[str]:
     return read_prompts(file, what) if file else []
 
 
-def load_trained_encoder(file: str | None, model: TextToImage) -> Any:
+def load_trained_encoder(file: str | None, model: TextToImage) -> TextEncoder:
     """Load a text encoder; without a file return the model's own.
 
     Raises AdvUnlearnError for an encoder that was trained from another base model.
@@ -105,7 +105,7 @@ def load_trained_unet(path: str | None, model: TextToImage) -> Denoiser:
     return denoiser
 
 
-def read_recipe(path: str) -> dict[str, Any]:
+def read_recipe(path: str) -> dict[str, object]:
     """Return the training settings in the metadata of a trained file or folder, by their current names.
 
     Both encoders of a Stable Diffusion XL folder have the same recipe, so that of the first is returned.

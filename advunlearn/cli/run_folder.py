@@ -98,7 +98,7 @@ class RunFolder:
         self,
         folder: pathlib.Path,
         output: OutputConfig,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         retained: Sequence[str],
         samples: Samples | None,
         resume: bool,
@@ -170,7 +170,7 @@ class RunFolder:
         path = self.folder / SAMPLES / f"{iteration:06}.png"
         write_atomic(path, images.png(samples.draw(encoder, denoiser)))
 
-    def finish(self, history: History, result: Mapping[str, Any]) -> None:
+    def finish(self, history: History, result: Mapping[str, object]) -> None:
         """Write the result, which marks the run as finished."""
         self.history = history
         self.log.repair(history)

@@ -53,7 +53,7 @@ class Trackers:
         self.folder = folder
         self.accelerator: Any = None
 
-    def start(self, config: Mapping[str, Any]) -> None:
+    def start(self, config: Mapping[str, object]) -> None:
         """Start the trackers with the settings of the run."""
         if not self.names:
             return
@@ -78,9 +78,9 @@ class Trackers:
             self.accelerator = None
 
 
-def flatten_settings(config: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+def flatten_settings(config: Mapping[str, object], start: str = "") -> dict[str, object]:
     """Return settings under dotted names, as trackers expect them."""
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     for name, value in config.items():
         out |= flatten_settings(value, f"{start}{name}.") if isinstance(value, Mapping) else {start + name: value}
     return out

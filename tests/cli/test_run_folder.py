@@ -1,4 +1,4 @@
-"""What a run leaves in its folder."""
+"""The files of a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings from a file: one way into the dataclasses, beside the flags."""
+"""Settings from a file."""
 
 from __future__ import annotations
 

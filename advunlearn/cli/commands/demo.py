@@ -104,7 +104,9 @@ class ProgressBars:
             bar.close()
 
 
-def make_runs(names: Sequence[str], concept: ConceptConfig, bank: BankConfig, **changes: Any) -> dict[str, RunConfig]:
+def make_runs(
+    names: Sequence[str], concept: ConceptConfig, bank: BankConfig, **changes: object
+) -> dict[str, RunConfig]:
     """Return the named recipes for a concept, with a bank and with some training settings changed."""
     recipes = {name: replace(RECIPES[name], concept=concept, bank=bank) for name in names}
     return {name: recipe.replace(train=changes) for name, recipe in recipes.items()}

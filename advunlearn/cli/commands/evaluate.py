@@ -100,10 +100,10 @@ def load_image_metrics(args: Namespace, device: str) -> ImageMetrics | None:
 
 def load_subjects(
     args: Namespace, model: TextToImage, evaluator: Evaluator
-) -> tuple[dict[str, Subject], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Subject], dict[str, dict[str, object]]]:
     """Load what is evaluated; return it and its recipes by the names in the report."""
     subjects = {"original": evaluator.original}
-    recipes: dict[str, dict[str, Any]] = {"original": {"seconds": 0.0, "config": {}}}
+    recipes: dict[str, dict[str, object]] = {"original": {"seconds": 0.0, "config": {}}}
     for path in dict.fromkeys([*args.files, *args.encoders]):
         name = report_name(path, subjects)
         subjects[name] = Subject(load_trained_encoder(path, model), model.denoiser)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 from ...config.training import TrainConfig
 from ...errors import AdvUnlearnError
@@ -21,7 +20,11 @@ SINGLE_FILE = "checkpoint.safetensors"
 
 
 def save_trained(
-    folder: pathlib.Path, result: TrainResult, config: TrainConfig, metadata: Mapping[str, Any], last_good: bool = False
+    folder: pathlib.Path,
+    result: TrainResult,
+    config: TrainConfig,
+    metadata: Mapping[str, object],
+    last_good: bool = False,
 ) -> pathlib.Path:
     """Write what was trained and return its path: `encoder.safetensors`, or the folder `unet`.
 
@@ -49,7 +52,7 @@ def check_single_file(model: TextToImage) -> None:
 
 
 def save_single_file(
-    folder: pathlib.Path, model: TextToImage, result: TrainResult, metadata: Mapping[str, Any]
+    folder: pathlib.Path, model: TextToImage, result: TrainResult, metadata: Mapping[str, object]
 ) -> pathlib.Path:
     """Write the trained model as one Stable Diffusion 1.x checkpoint; return the file."""
     assert isinstance(result.denoiser, DiffusersDenoiser)  # `check_single_file` has checked it

@@ -7,7 +7,6 @@ import pathlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ...config.concept import ConceptConfig
 from ...config.io import ModelConfig, OutputConfig, RetainConfig
@@ -115,7 +114,7 @@ def check_resume(args: Namespace) -> bool:
     return False
 
 
-def describe_run(model: TextToImage, prompts: Sequence[str], processes: Processes) -> dict[str, Any]:
+def describe_run(model: TextToImage, prompts: Sequence[str], processes: Processes) -> dict[str, object]:
     """Return what a run depends on besides its settings."""
     return {
         "environment": environment(),
