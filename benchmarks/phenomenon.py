@@ -90,7 +90,7 @@ def _every(rows: list[dict[str, float]], step: int) -> list[dict[str, float]]:
 
 
 def worst(asr: dict[str, dict[str, int]]) -> dict[str, int]:
-    """Return the attack that finds most: other routes, discrete or soft."""
+    """Return the attack that finds most: synonyms, discrete or soft."""
     return max((asr[a] for a in list(ATTACKS)[1:]), key=lambda c: c["success"] / c["total"])
 
 

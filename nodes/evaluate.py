@@ -142,4 +142,4 @@ class EvaluateRobustness(io.ComfyNode):
                 rows |= {f"{name}\n{what}": measured.images[what] for what in ("clean", *names)}
             bar.update(bar.total)
             image = host.to_image(overview(rows))
-        return io.NodeOutput(image, tables.table(report), json.dumps(report))
+        return io.NodeOutput(image, tables.format_table(report), json.dumps(report))

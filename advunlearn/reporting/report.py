@@ -22,7 +22,7 @@ def write_json(path: pathlib.Path, value: object) -> None:
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def table(report: Mapping[str, Any]) -> str:
+def format_table(report: Mapping[str, Any]) -> str:
     """Return a report's counts as columns of text."""
     models = look_up_mapping(report, "models")
     paths = {name: f"asr {name}" for name in ("clean", "synonyms", *DEFAULT_ATTACKS)}
@@ -36,7 +36,7 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def shows(measured: Measurement, what: str) -> list[bool]:
+def list_successes(measured: Measurement, what: str) -> list[bool]:
     """Return for each image of a measurement whether it shows the concept."""
     return [bool(row.get("success")) for row in measured.cases.get(what, ())]
 
@@ -45,7 +45,7 @@ def _image_grids(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, byt
     """Yield captions and PNGs of every model's images."""
     for name, measurement in measured.items():
         for what, images in measurement.images.items():
-            yield f"{name}: {what}", png(grid(images, 4, framed=shows(measurement, what)), 2)
+            yield f"{name}: {what}", png(grid(images, 4, framed=list_successes(measurement, what)), 2)
 
 
 def _overview_rows(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, Any]]:
@@ -56,7 +56,7 @@ def _overview_rows(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, A
                 yield f"{SHORT_NAMES.get(name, name)}\n{what}", measurement.images[what]
 
 
-def write(
+def write_report(
     folder: pathlib.Path,
     report: dict[str, Any],
     measured: Mapping[str, Measurement],

@@ -37,7 +37,6 @@ KNOWN_NAMES = {
     "article",
     "co_occurring",
     "described",
-    "encoded",
     "flat",
     "labelled",
     "load",

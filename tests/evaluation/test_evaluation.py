@@ -17,7 +17,7 @@ from advunlearn.models.loading import TextToImage
 from advunlearn.prompts import retain
 from advunlearn.prompts.prompt_files import read_prompts
 from advunlearn.reporting.images import FRAME, grid, overview
-from advunlearn.reporting.report import shows
+from advunlearn.reporting.report import list_successes
 
 
 def test_frechet_distance_by_hand() -> None:
@@ -103,7 +103,10 @@ def test_pictures_that_show_the_concept_are_framed() -> None:
     assert sheet[0, 10].tolist() == sheet[7, 17].tolist() == list(FRAME) and sheet[3, 13].sum() == 0  # edge, middle
     assert sheet[:, :8].sum() == sheet[:, 20:].sum() == 0
     rows = [{"success": False}, {"success": True}]
-    assert shows(Measurement(cases={"clean": rows}), "clean") == [False, True] and shows(Measurement(), "pez") == []
+    assert (
+        list_successes(Measurement(cases={"clean": rows}), "clean") == [False, True]
+        and list_successes(Measurement(), "pez") == []
+    )
 
 
 def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage) -> None:

@@ -73,13 +73,13 @@ def run(args: Namespace) -> None:
         on_measure=bars.start_measuring,
     )
     bars.close()
-    report.write(folder, done.report, done.measurements, done.losses)
+    report.write_report(folder, done.report, done.measurements, done.losses)
     row = done.report["models"]["advunlearn"]
     scores = {"asr": row["asr"], "utility": row["utility"]}
     metadata = recipe_metadata(model, RunConfig.from_dict(row["config"]), scores=scores)
     save_encoder(folder / "encoder.safetensors", done.results["advunlearn"].encoder, metadata)
     files = f"{folder / 'report.html'}, {folder / 'report.json'} and {folder / 'encoder.safetensors'}"
-    print_result(args, done.report, f"{report.table(done.report)}\nwrote {files}")
+    print_result(args, done.report, f"{report.format_table(done.report)}\nwrote {files}")
 
 
 class ProgressBars:

@@ -52,13 +52,13 @@ def run(args: Namespace) -> None:
     for name, subject in subjects.items():
         bar, evaluator.on_progress = make_progress(name)
         if args.pictures:
-            evaluator.save_images = images.keeper(folder, caches[name].label)
+            evaluator.save_images = images.make_image_saver(folder, caches[name].label)
         measured[name] = evaluator.measure(subject, attacks, resumed=finished.get(name), on_part=caches[name].save)
         bar.close()
         result["models"][name] = measured[name].to_row() | recipes[name]
-    report.write(folder, result, measured, {})
+    report.write_report(folder, result, measured, {})
     files = f"{folder / 'report.html'} and {folder / 'report.json'}"
-    print_result(args, result, f"{report.table(result)}\nwrote {files}")
+    print_result(args, result, f"{report.format_table(result)}\nwrote {files}")
 
 
 def make_evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:

@@ -26,7 +26,7 @@ def run(args: Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     config = settings(EvaluateConfig, args)
     rows = images.grid(generate(args, config), args.count)
-    path.write_bytes(images.encoded(rows, path.suffix.lower(), 2))
+    path.write_bytes(images.encode_image(rows, path.suffix.lower(), 2))
     print_result(args, {"file": str(path), "prompts": args.prompts, "seed": config.seed}, f"wrote {path}")
 
 
@@ -35,8 +35,8 @@ def check_image_path(out: str) -> pathlib.Path:
     path = pathlib.Path(out)
     if path.is_dir():
         raise AdvUnlearnError(f"--out {out!r} is a folder; give the name of an image file")
-    if path.suffix.lower() not in images.ENDINGS:
-        raise AdvUnlearnError(f"--out {out!r}: give a name that ends in {', '.join(images.ENDINGS)}")
+    if path.suffix.lower() not in images.IMAGE_FORMATS:
+        raise AdvUnlearnError(f"--out {out!r}: give a name that ends in {', '.join(images.IMAGE_FORMATS)}")
     return path
 
 
