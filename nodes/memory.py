@@ -45,7 +45,7 @@ def check(model: HostModel, run: RunConfig, prompts: Sequence[str]) -> str:
     """
     try:
         resolution = model.denoiser.latent_shape[-1] * 8
-        plan = Plan(resolution=resolution, concept=run.concept, attack=run.attack, train=run.train, bank=run.bank)
+        plan = Plan(run=run, resolution=resolution)
         return _Check(model, prompts).report(plan)
     except (TooLarge, host.InterruptProcessingException):
         raise

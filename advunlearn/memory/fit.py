@@ -1,4 +1,4 @@
-"""Which settings fit into a device's memory."""
+"""Find settings that fit into a device's memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def advise(measure: Measure, plan: Plan, device_bytes: float) -> Advice | None:
 
 
 def fitting(measure: Measure, plan: Plan, cards: Sequence[int] = CARDS) -> dict[int, Advice | None]:
-    """Return what `advise` says for devices of so many GiB, the largest first; each goes on from the one before."""
+    """Return `advise` for devices by their GiB, the largest first; each starts from the plan of the one before."""
     found: dict[int, Advice | None] = {}
     last: Advice | None = (plan, measure(plan))
     for size in cards:
@@ -37,7 +37,7 @@ def fitting(measure: Measure, plan: Plan, cards: Sequence[int] = CARDS) -> dict[
 
 
 def _lower(plan: Plan, estimate: Estimate, usable: float) -> Plan | None:
-    """Return the next rung, or None at the foot of the ladder."""
+    """Return the next lower plan, or None if there is none."""
     if plan.resolution > PUBLISHED_RESOLUTION:
         return replace(plan, resolution=PUBLISHED_RESOLUTION)
     if plan.dtype == "float32":
@@ -46,22 +46,22 @@ def _lower(plan: Plan, estimate: Estimate, usable: float) -> Plan | None:
     room = usable - held
     if room <= 0:
         return None
-    attack, train = plan.attack, plan.train
-    if not train.checkpointing and max(estimate.activations.get(p, 0) for p in ("attack", "words", "train")) > room:
-        return replace(plan, train=replace(train, checkpointing=True))
+    attack, train = plan.run.attack, plan.run.train
+    if not train.checkpointing and max(estimate.activations.get(p, 0) for p in ("attack", "inversion", "train")) > room:
+        return replace(plan, run=plan.run.replace(train={"checkpointing": True}))
     for phase, activations in estimate.activations.items():
         if activations <= room:
             continue
         share = room / activations
         if phase == "attack":
             attack = replace(attack, restarts=_smaller(attack.restarts, share))
-        elif phase == "words":
+        elif phase == "inversion":
             attack = replace(attack, inversion_tokens=_smaller(attack.inversion_tokens, share))
         elif phase == "train":
             batch, retained = _smaller(train.batch, share), _smaller(train.retain_batch, share)
             train = replace(train, batch=batch, retain_batch=retained)
-    if (attack, train) != (plan.attack, plan.train):
-        return replace(plan, attack=attack, train=train)
+    if (attack, train) != (plan.run.attack, plan.run.train):
+        return replace(plan, run=replace(plan.run, attack=attack, train=train))
     return replace(plan, resolution=plan.resolution // 128 * 64) if plan.resolution >= 128 else None
 
 
@@ -72,7 +72,7 @@ def _smaller(count: int, share: float) -> int:
 
 
 def sentence(start: Plan, found: Advice | None) -> str:
-    """Return an advice in words."""
+    """Return advice as a sentence."""
     if found is None:
         return "no settings would fit"
     plan, estimate = found

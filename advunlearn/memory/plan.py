@@ -1,4 +1,4 @@
-"""What a run is to be, as far as that decides what it takes; and what it takes."""
+"""Memory estimate: the settings that determine a run's cost, and the cost itself."""
 
 from __future__ import annotations
 
@@ -7,46 +7,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config.adversary import AdversaryConfig
-from ..config.concept import ConceptConfig
-from ..config.training import BankConfig, TrainConfig
+from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
 
 GIB = 2**30
-# Not all of a device is for tensors: kernels want scratch memory, allocators leave gaps, a driver keeps its context.
+# Fraction of a device that tensors may take: kernels need scratch memory, allocators leave gaps, drivers need some.
 USABLE = 0.9
 PUBLISHED_RESOLUTION = 512  # of Stable Diffusion 1.x
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The settings of a run that decide what it takes."""
+    """The settings that determine a run's memory."""
 
-    concept: ConceptConfig = field(default_factory=ConceptConfig)
-    attack: AdversaryConfig = field(default_factory=AdversaryConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    bank: BankConfig = field(default_factory=BankConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     resolution: int  # pixels, 8 to a latent
-    dtype: str = ""  # of the frozen parts; "" where it is not for us to choose
+    dtype: str = ""  # of the frozen parts; "" if a host decides it
 
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution % 8:
             raise AdvUnlearnError(f"resolution is {self.resolution}; it must be a multiple of 8 pixels")
 
     def choices(self) -> dict[str, int | str]:
-        """Return the settings that an advice may change, by the names of the node's inputs and the flags."""
+        """Return the settings that advice may change, by the names of the node's inputs and of the flags."""
         return {
             "resolution": self.resolution,
             "dtype": self.dtype,
-            "attack_restarts": self.attack.restarts,
-            "attack_inversion_tokens": self.attack.inversion_tokens,
-            "batch": self.train.batch,
-            "retain_batch": self.train.retain_batch,
-            "checkpointing": self.train.checkpointing,
+            "attack_restarts": self.run.attack.restarts,
+            "attack_inversion_tokens": self.run.attack.inversion_tokens,
+            "batch": self.run.train.batch,
+            "retain_batch": self.run.train.retain_batch,
+            "checkpointing": self.run.train.checkpointing,
         }
 
     def changes(self, start: Plan) -> dict[str, int | str]:
-        """Return those that differ from another plan's."""
+        """Return the `choices` that differ from another plan's."""
         before = start.choices()
         return {k: v for k, v in self.choices().items() if v != before[k]}
 
@@ -55,47 +50,47 @@ class Plan:
 class Forwards:
     """Work in F: one forward pass of the UNet for one sample; a backward pass to its input counts as two.
 
-    With gradient checkpointing the backward pass holds one more forward pass.
+    With gradient checkpointing the backward pass contains one more forward pass. Samples that are drawn during the run
+    are not counted.
     """
 
-    bank: float  # to fill the banks, once
-    attack: float  # per iteration after the warm-up, on average
-    train: float  # per iteration
-    refresh: float  # per iteration after the warm-up, on average, to renew the banks; official: to sample anew
-    total: float  # of the run
+    bank: int  # to fill the banks, once
+    attack: int  # one attack
+    train: int  # one iteration without its attack
+    total: int  # the whole run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run takes, in bytes on the device it computes on, unless said otherwise."""
+    """Memory of a run, in bytes on the device it computes on unless stated otherwise."""
 
     weights: int  # the model's own, frozen
     copy: int  # the copy that trains
     gradients: int
     optimiser: int  # Adam's two moments
     last_good: int  # the weights to return to when a loss is not finite
-    phases: Mapping[str, int]  # the most in each phase: bank, attack, words, train
-    bank: int  # the banks, in the CPU's memory
+    phases: Mapping[str, int]  # the peak in each phase: bank, attack, inversion, train
+    bank: int  # the banks, in CPU memory
     device: str
     forwards: Forwards
 
     @property
     def steady(self) -> int:
-        """What is held between iterations."""
+        """Memory held between iterations."""
         return self.weights + self.copy + self.gradients + self.optimiser + self.last_good
 
     @property
     def activations(self) -> dict[str, int]:
-        """What each phase takes beside that."""
+        """Memory of each phase above `steady`."""
         return {name: peak - self.steady for name, peak in self.phases.items()}
 
     @property
     def peak(self) -> int:
-        """The most on the device; on a CPU the banks lie there too."""
+        """Peak on the device; on a CPU the banks count as well."""
         return max(self.phases.values()) + (self.bank if self.device == "cpu" else 0)
 
     def fits(self, device_bytes: float) -> bool:
-        """Return whether a run fits into that much memory; a tenth is left for what no tensor shows."""
+        """Return whether a run fits into a device's memory, of which tensors may take the fraction `USABLE`."""
         return self.peak <= USABLE * device_bytes
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +98,7 @@ class Estimate:
         return dataclasses.asdict(self) | {"steady": self.steady, "peak": self.peak, "activations": self.activations}
 
     def text(self) -> str:
-        """Return a table for people."""
+        """Return the estimate as a readable table."""
         held = {k: getattr(self, k) for k in ("weights", "copy", "gradients", "optimiser", "last_good")}
         rows = [f"  {name.replace('_', ' '):<12}{size / GIB:8.2f} GiB" for name, size in held.items()]
         rows += [
@@ -116,9 +111,9 @@ class Estimate:
                 f"needs {self.peak / GIB:.2f} GiB on {self.device}; banks in CPU memory: {self.bank / GIB:.2f} GiB",
                 "held between iterations:",
                 *rows[: len(held)],
-                "at most while it does this:",
+                "peak in each phase:",
                 *rows[len(held) :],
-                f"UNet forwards: {f.bank:.0f} to fill the banks, then per iteration {f.attack:.0f} to attack, "
-                f"{f.train:.0f} to train, {f.refresh:.1f} to renew the banks; {f.total:.0f} in all",
+                f"UNet forward passes: {f.bank} to fill the banks, {f.attack} per attack, {f.train} per iteration; "
+                f"{f.total} in total",
             ]
         )

@@ -40,7 +40,7 @@ class Case:
             iterations=2, warmup=0, batch=self.batch, retain_batch=self.retain_batch, checkpointing=self.checkpointing
         )
         attack = AdversaryConfig(steps=1, restarts=self.restarts)
-        return Plan(attack=attack, train=config, bank=BANK, resolution=self.resolution, dtype=self.dtype)
+        return Plan(run=RunConfig(attack=attack, train=config, bank=BANK), resolution=self.resolution, dtype=self.dtype)
 
     def predicted(self) -> int:
         """Return the estimate in bytes."""
@@ -50,7 +50,7 @@ class Case:
         """Train, as a user would."""
         plan = self.plan
         model = random_model(self.model, self.resolution, getattr(torch, self.dtype))
-        train(model, RunConfig(concept=plan.concept, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
+        train(model, plan.run, RETAINED)
 
 
 def random_model(name: str, resolution: int, dtype: torch.dtype, device: torch.device = CPU) -> TextToImage:
@@ -85,7 +85,9 @@ SHOWN = "sd15-128"
 def predicted_on(card: TrainConfig) -> float:
     """Return the estimate in GiB, on a GPU, of Stable Diffusion 1.5 at 512 pixels with an attack of 30 steps."""
     device = torch.device("cuda")
-    plan = Plan(attack=AdversaryConfig(steps=30), train=card, resolution=PUBLISHED_RESOLUTION, dtype="float16")
+    plan = Plan(
+        run=RunConfig(attack=AdversaryConfig(steps=30), train=card), resolution=PUBLISHED_RESOLUTION, dtype="float16"
+    )
     return estimate(skeleton("sd15", device, torch.float16), plan, RETAINED, device).peak / GIB
 
 

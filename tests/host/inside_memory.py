@@ -34,7 +34,7 @@ def main() -> dict[str, Any]:
             adapted = host.make_model(model, clip, resolution=128)
             out["line"] = memory.check(adapted, run, ["a dog"])
             looked = memory._Check(adapted, ["a dog"])
-            plan = memory.Plan(resolution=128, **{name: getattr(run, name) for name in OPTIONS})
+            plan = memory.Plan(run=run, resolution=128)
             out["predicted"] = looked.measure(plan).peak
             with fake_tensors.LiveMemory() as counter:
                 for part in (adapted.text_encoder, adapted.denoiser.patcher.model):

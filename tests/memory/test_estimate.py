@@ -15,7 +15,6 @@ from torch import nn
 
 from advunlearn.cli import main as cli
 from advunlearn.config.adversary import AdversaryConfig
-from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.memory import fake_tensors as live
@@ -31,11 +30,18 @@ from advunlearn.training.trainer import train
 CPU = torch.device("cpu")
 RETAINED = ["a photo of a dog", "a photo of a cat"]
 PLAN = Plan(
-    attack=AdversaryConfig(steps=3, restarts=2),
-    train=TrainConfig(iterations=10, warmup=4, batch=3, retain_batch=2),
-    bank=BankConfig(trajectories=4, retain_trajectories=6, sampling_steps=5, draws_per_sample=2.0),
+    run=RunConfig(
+        attack=AdversaryConfig(steps=3, restarts=2),
+        train=TrainConfig(iterations=10, warmup=4, batch=3, retain_batch=2),
+        bank=BankConfig(trajectories=4, retain_trajectories=6, sampling_steps=5, draws_per_sample=2.0),
+    ),
     resolution=64,
 )
+
+
+def changed(plan: Plan, **changes: dict[str, Any]) -> Plan:
+    """Return a plan with some settings of its run changed."""
+    return replace(plan, run=plan.run.replace(**changes))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,7 @@ def test_phases_have_peaks_of_their_own() -> None:
 def test_an_estimate_that_takes_too_long_ends_wherever_it_is(
     shape: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = replace(PLAN, train=replace(PLAN.train, checkpointing=True))
+    plan = changed(PLAN, train={"checkpointing": True})
     clock = itertools.count()  # a second for each product of tensors
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     estimate(shape, plan, RETAINED, CPU, 1e9)
@@ -117,8 +123,7 @@ def test_parts_are_what_they_are_called(shape: TextToImage, found: Estimate) -> 
 def test_a_unet_that_trains_is_copied_in_fp32_with_its_gradients_and_moments(shape: TextToImage) -> None:
     half, unet = skeleton("miniature", CPU, torch.bfloat16), shape.denoiser.unet  # type: ignore[attr-defined]
     whole, part = (
-        estimate(half, replace(PLAN, train=replace(PLAN.train, train_method=method)), RETAINED, CPU)  # type: ignore[arg-type]
-        for method in ("full", "xattn")
+        estimate(half, changed(PLAN, train={"train_method": method}), RETAINED, CPU) for method in ("full", "xattn")
     )
     size = 4 * sum(p.numel() for p in unet.parameters())
     crossed = 4 * sum(p.numel() for name, p in unet.named_parameters() if ".attn2." in name)
@@ -132,13 +137,11 @@ def test_a_unet_that_trains_is_copied_in_fp32_with_its_gradients_and_moments(sha
 def test_work_is_counted_as_by_hand(found: Estimate) -> None:
     f = found.forwards
     assert (f.bank, f.attack, f.train) == (10 * 5 * 2, 3 * 2 * 3, (3 + 2) * 3)
-    # A draw costs 2 F / draws_per_sample: 3 and 2 draws to train; per restart (2) one draw, and one per attack step.
-    assert f.refresh == 3 + 2 + 2 * (1 + 3)
-    assert f.total == 100 + 10 * (15 + 5) + 6 * (18 + 8)
+    assert f.total == 100 + 10 * 15 + 6 * 18  # the warm-up does not attack
 
 
 def test_activations_grow_with_the_batch_and_weights_do_not(shape: TextToImage, found: Estimate) -> None:
-    bigger = replace(PLAN, train=replace(PLAN.train, batch=6, retain_batch=4))
+    bigger = changed(PLAN, train={"batch": 6, "retain_batch": 4})
     twice = estimate(shape, bigger, RETAINED, CPU)
     assert twice.activations["train"] == pytest.approx(2 * found.activations["train"], rel=0.2)
     assert twice.activations["attack"] == found.activations["attack"] and twice.steady == found.steady
@@ -160,19 +163,18 @@ def test_activations_grow_with_the_batch_and_weights_do_not(shape: TextToImage, 
 def test_a_real_run_takes_what_was_predicted(
     shape: TextToImage, model: TextToImage, kind: str, changes: dict[str, Any]
 ) -> None:
-    concept = ConceptConfig(concept="ink", kind=kind)  # type: ignore[arg-type]
-    plan = replace(PLAN, concept=concept, train=replace(PLAN.train, iterations=2, warmup=0, **changes))
+    plan = changed(PLAN, concept={"concept": "ink", "kind": kind}, train={"iterations": 2, "warmup": 0, **changes})
     predicted = estimate(shape, plan, RETAINED, CPU)
     with LiveMemory() as live:
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(model, RunConfig(concept=concept, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
+        train(model, plan.run, RETAINED)
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 
 def test_advice_for_a_small_device_fits_and_names_what_changes(shape: TextToImage) -> None:
-    large = replace(PLAN, train=replace(PLAN.train, batch=64, retain_batch=64))
+    large = changed(PLAN, train={"batch": 64, "retain_batch": 64})
     measure = functools.cache(lambda plan: estimate(shape, plan, RETAINED, CPU))  # as the command does
     full = measure(large)
     budget = full.steady + full.bank + full.activations["train"] // 4
@@ -180,8 +182,10 @@ def test_advice_for_a_small_device_fits_and_names_what_changes(shape: TextToImag
     assert advice is not None
     plan, smaller = advice
     assert smaller.fits(budget) and not full.fits(budget)
-    assert set(plan.changes(large)) == {"batch", "retain_batch", "checkpointing"} and plan.train.batch < 64
-    assert f"batch {plan.train.batch}" in sentence(large, advice) and "checkpointing true" in sentence(large, advice)
+    assert set(plan.changes(large)) == {"batch", "retain_batch", "checkpointing"} and plan.run.train.batch < 64
+    assert f"batch {plan.run.train.batch}" in sentence(large, advice) and "checkpointing true" in sentence(
+        large, advice
+    )
     enough = full.steady + full.bank + int(full.activations["train"] * 0.85 / USABLE)
     advice = advise(measure, large, enough)
     assert advice is not None and advice[0].changes(large) == {"checkpointing": True}  # nothing else has to give way
@@ -231,29 +235,24 @@ def test_a_folder_that_is_no_model_is_refused() -> None:
 def test_a_real_run_of_other_options_takes_what_was_predicted(
     shape: TextToImage, model: TextToImage, attack: dict[str, object], train_changes: dict[str, object], schedule: str
 ) -> None:
-    plan = replace(
+    plan = changed(
         PLAN,
-        concept=ConceptConfig(concept="church\nsailboat", schedule=schedule),  # type: ignore[arg-type]
-        attack=replace(PLAN.attack, **attack),  # type: ignore[arg-type]
-        train=replace(PLAN.train, iterations=2, warmup=0, **train_changes),  # type: ignore[arg-type]
+        concept={"concept": "church\nsailboat", "schedule": schedule},
+        attack=attack,
+        train={"iterations": 2, "warmup": 0, **train_changes},
     )
     predicted = estimate(shape, plan, RETAINED, CPU)
     with LiveMemory() as live:
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(model, RunConfig(concept=plan.concept, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
+        train(model, plan.run, RETAINED)
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 
 def test_work_of_rarer_attacks_and_of_retain_steps_is_counted_as_by_hand(shape: TextToImage) -> None:
-    plan = replace(
-        PLAN,
-        attack=replace(PLAN.attack, attack_interval=4),
-        train=replace(PLAN.train, retain_mode="step", retain_steps=3),
-    )
+    plan = changed(PLAN, attack={"attack_interval": 4}, train={"retain_mode": "step", "retain_steps": 3})
     f = estimate(shape, plan, RETAINED, CPU).forwards
-    # Iterations 4 to 9 may attack, two of six do: a third of 18 F. A retain step is 2 samples of 3 F.
-    assert (f.attack, f.train) == (6, 3 * 3 + 3 * 2 * 3)
-    assert f.refresh == pytest.approx(3 + 3 * 2 + 2 * (1 + 3) / 3)
-    assert f.total == pytest.approx(100 + 10 * (27 + 9) + 2 * (18 + 8))
+    # Iterations 4 and 8 attack. A retain step is 2 samples of 3 F.
+    assert (f.attack, f.train) == (18, 3 * 3 + 3 * 2 * 3)
+    assert f.total == 100 + 10 * 27 + 2 * 18

@@ -91,8 +91,10 @@ def test_a_run_ends_with_the_same_weights(model: TextToImage, small_bank: BankCo
 def test_it_takes_less_memory_as_predicted_and_one_forward_more(model: TextToImage, small_bank: BankConfig) -> None:
     cpu, shape = torch.device("cpu"), skeleton("miniature", torch.device("cpu"), torch.float32)
     config = TrainConfig(iterations=2, warmup=0, batch=4, retain_batch=4, checkpointing=True)
-    plan = Plan(attack=AdversaryConfig(steps=2, restarts=2), train=config, bank=small_bank, resolution=64)
-    without = dataclasses.replace(plan, train=dataclasses.replace(config, checkpointing=False))
+    plan = Plan(
+        run=RunConfig(attack=AdversaryConfig(steps=2, restarts=2), train=config, bank=small_bank), resolution=64
+    )
+    without = dataclasses.replace(plan, run=plan.run.replace(train={"checkpointing": False}))
     less, more = (estimate(shape, p, ["a dog"], cpu) for p in (plan, without))
     assert less.activations["train"] < 0.75 * more.activations["train"]  # the text encoder's own are left
     assert less.forwards.attack / more.forwards.attack == less.forwards.train / more.forwards.train == 4 / 3
@@ -100,5 +102,5 @@ def test_it_takes_less_memory_as_predicted_and_one_forward_more(model: TextToIma
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(model, RunConfig(concept=plan.concept, attack=plan.attack, train=plan.train, bank=plan.bank), ["a dog"])
+        train(model, plan.run, ["a dog"])
     assert less.peak == pytest.approx(max(live.peaks.values()), rel=0.05)

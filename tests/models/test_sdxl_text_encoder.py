@@ -299,13 +299,15 @@ def test_the_command_trains_one_encoder_and_draws_with_it(
 
 
 def test_a_run_takes_what_was_predicted(folder: pathlib.Path, xl: TextToImage) -> None:
-    plan = Plan(concept=CONCEPT, attack=ATTACK, train=replace(CONFIG, warmup=0), bank=BANK, resolution=64)
+    plan = Plan(
+        run=RunConfig(concept=CONCEPT, attack=ATTACK, train=replace(CONFIG, warmup=0), bank=BANK), resolution=64
+    )
     predicted = estimate(skeleton(str(folder), CPU, torch.float32), plan, RETAINED, CPU)
     with LiveMemory() as live:
         for part in (xl.text_encoder, xl.denoiser.unet, xl.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
                 live.follow(tensor)
-        train(xl, RunConfig(concept=CONCEPT, attack=plan.attack, train=plan.train, bank=plan.bank), RETAINED)
+        train(xl, plan.run, RETAINED)
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 

@@ -25,10 +25,7 @@ def run(args: Namespace) -> None:
     prompts = load_retain_prompts(settings(RetainConfig, args), run.concept, config.model)
     model = functools.cache(lambda dtype: skeleton(config.model, device, getattr(torch, dtype)))
     plan = Plan(
-        concept=run.concept,
-        attack=run.attack,
-        train=run.train,
-        bank=run.bank,
+        run=run,
         dtype=config.dtype,
         resolution=args.resolution or model(config.dtype).denoiser.latent_shape[-1] * 8,
     )
