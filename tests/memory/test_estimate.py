@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import pathlib
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +46,12 @@ def changed(plan: Plan, **changes: dict[str, Any]) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def shape() -> TextToImage:
+def shape(tiny_folder: pathlib.Path) -> TextToImage:
+    return skeleton(str(tiny_folder), CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def miniature_shape() -> TextToImage:
     return skeleton("miniature", CPU, torch.float32)
 
 
@@ -113,22 +119,24 @@ def test_parts_are_what_they_are_called(shape: TextToImage, found: Estimate) -> 
     assert found.optimiser == pytest.approx(2 * trainable, rel=1e-3)
     parts = (shape.text_encoder, shape.denoiser.unet, shape.vae)  # type: ignore[attr-defined]
     assert found.weights == pytest.approx(sum(size(part.parameters()) for part in parts), rel=1e-3)
-    assert found.copy == pytest.approx(size(shape.text_encoder.parameters()), rel=1e-2)
+    assert found.copy == pytest.approx(size(shape.text_encoder.parameters()), abs=16_000)  # and token ids
     # Three tensors of 4 x 8 x 8 halves for every step of a trajectory, two of what is retained; timesteps and prompt
     # numbers aside.
     assert found.bank == pytest.approx((3 * 4 + 2 * 6) * 5 * 4 * 8 * 8 * 2, rel=1e-2)
     assert list(found.phases) == ["bank", "attack", "train"] and min(found.activations.values()) > 0
 
 
-def test_a_unet_that_trains_is_copied_in_fp32_with_its_gradients_and_moments(shape: TextToImage) -> None:
-    half, unet = skeleton("miniature", CPU, torch.bfloat16), shape.denoiser.unet  # type: ignore[attr-defined]
+def test_a_unet_that_trains_is_copied_in_fp32_with_its_gradients_and_moments(
+    shape: TextToImage, tiny_folder: pathlib.Path
+) -> None:
+    half, unet = skeleton(str(tiny_folder), CPU, torch.bfloat16), shape.denoiser.unet  # type: ignore[attr-defined]
     whole, part = (
         estimate(half, changed(PLAN, train={"train_method": method}), RETAINED, CPU) for method in ("full", "xattn")
     )
     size = 4 * sum(p.numel() for p in unet.parameters())
     crossed = 4 * sum(p.numel() for name, p in unet.named_parameters() if ".attn2." in name)
     assert whole.gradients == whole.last_good == size and part.gradients == part.last_good == crossed
-    assert whole.copy == pytest.approx(size, rel=1e-2) and part.copy == whole.copy
+    assert whole.copy == pytest.approx(size, abs=16_000) and part.copy == whole.copy
     assert whole.optimiser == pytest.approx(2 * size, rel=1e-3)
     # The attack goes through the copy, and so does training; the banks are filled by the original.
     assert (whole.forwards.attack, whole.forwards.train, whole.forwards.bank) == (18, 15, 100)
@@ -161,10 +169,10 @@ def test_activations_grow_with_the_batch_and_weights_do_not(shape: TextToImage, 
     ids=str,
 )
 def test_a_real_run_takes_what_was_predicted(
-    shape: TextToImage, model: TextToImage, kind: str, changes: dict[str, Any]
+    miniature_shape: TextToImage, model: TextToImage, kind: str, changes: dict[str, Any]
 ) -> None:
     plan = changed(PLAN, concept={"concept": "ink", "kind": kind}, train={"iterations": 2, "warmup": 0, **changes})
-    predicted = estimate(shape, plan, RETAINED, CPU)
+    predicted = estimate(miniature_shape, plan, RETAINED, CPU)
     with LiveMemory() as live:
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):
@@ -233,7 +241,11 @@ def test_a_folder_that_is_no_model_is_refused() -> None:
     ],
 )
 def test_a_real_run_of_other_options_takes_what_was_predicted(
-    shape: TextToImage, model: TextToImage, attack: dict[str, object], train_changes: dict[str, object], schedule: str
+    shape: TextToImage,
+    tiny_model: TextToImage,
+    attack: dict[str, object],
+    train_changes: dict[str, object],
+    schedule: str,
 ) -> None:
     plan = changed(
         PLAN,
@@ -241,7 +253,7 @@ def test_a_real_run_of_other_options_takes_what_was_predicted(
         attack=attack,
         train={"iterations": 2, "warmup": 0, **train_changes},
     )
-    predicted = estimate(shape, plan, RETAINED, CPU)
+    predicted = estimate(miniature_shape, plan, RETAINED, CPU)
     with LiveMemory() as live:
         for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
             for tensor in (*part.parameters(), *part.buffers()):

@@ -114,7 +114,7 @@ def test_small_bank_covers_every_object_and_prompts_take_turns(model: TextToImag
     assert bank.prompt.tolist() == [0]
     bank.draw(1)
     bank.refresh()
-    assert bank.prompt.tolist() == [1] and bank.sampled == 2
+    assert bank.prompt.tolist() == [1] and bank.n_sampled == 2
 
 
 @pytest.mark.parametrize(("name", "kind"), [("x.png", "PNG"), ("x.JPG", "JPEG"), ("x.webp", "WEBP")])
