@@ -241,8 +241,8 @@ def test_a_folder_that_is_no_model_is_refused() -> None:
     ],
 )
 def test_a_real_run_of_other_options_takes_what_was_predicted(
-    shape: TextToImage,
-    tiny_model: TextToImage,
+    miniature_shape: TextToImage,
+    model: TextToImage,
     attack: dict[str, object],
     train_changes: dict[str, object],
     schedule: str,
