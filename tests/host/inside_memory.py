@@ -12,36 +12,39 @@ from typing import Any
 from inside import checkpoint, comfy, load_pack, torch
 
 OPTIONS = {
-    "attack": {"steps": 2, "restarts": 2},
     "train": {"iterations": 2, "warmup": 0, "batch": 4, "retain_batch": 2},
+    "attack": {"steps": 1, "restarts": 2},
     "bank": {"trajectories": 2, "retain_trajectories": 2, "sampling_steps": 2},
-    "concept": {},
 }
+
+
+def count_peak(model: Any, run: Any) -> int:
+    """Train and return the most bytes that its tensors held at a time."""
+    fake_tensors = importlib.import_module("pack.advunlearn.memory.fake_tensors")
+    trainer = importlib.import_module("pack.advunlearn.training.trainer")
+    with fake_tensors.LiveMemory() as counter:
+        for part in (model.text_encoder, model.denoiser.patcher.model):
+            for tensor in (*part.parameters(), *part.buffers()):
+                counter.follow(tensor)
+        trainer.train(model, run, ["a dog"])
+    return max(counter.peaks.values())
 
 
 def main() -> dict[str, Any]:
     """Measure."""
     host = load_pack()
     memory = importlib.import_module("pack.nodes.memory")
-    config = importlib.import_module("pack.advunlearn.config.training")
-    fake_tensors = importlib.import_module("pack.advunlearn.memory.fake_tensors")
-    trainer = importlib.import_module("pack.advunlearn.training.trainer")
-    run = config.RunConfig.from_dict(OPTIONS)
+    run = importlib.import_module("pack.advunlearn.config.training").RunConfig.from_dict(OPTIONS)
     out: dict[str, Any] = {}
     with torch.inference_mode():  # as every node runs
         model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=True)
         with host.enable_gradients():
             adapted = host.make_model(model, clip, resolution=128)
+            measure, estimates = memory._Check._measure, []
+            memory._Check._measure = lambda check, plan: estimates.append(measure(check, plan)) or estimates[-1]
             out["line"] = memory.check(adapted, run, ["a dog"])
-            looked = memory._Check(adapted, ["a dog"])
-            plan = memory.Plan(run=run, resolution=128)
-            out["predicted"] = looked.measure(plan).peak
-            with fake_tensors.LiveMemory() as counter:
-                for part in (adapted.text_encoder, adapted.denoiser.patcher.model):
-                    for tensor in (*part.parameters(), *part.buffers()):
-                        counter.follow(tensor)
-                trainer.train(adapted, run, ["a dog"])
-            out["counted"] = max(counter.peaks.values())
+            out["predicted"] = estimates[0].peak
+            out["counted"] = count_peak(adapted, run)
             for name, error in (
                 ("broken", TypeError("no fake\nkernel")),
                 ("cancelled", memory.host.InterruptProcessingException()),

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import threading
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -22,7 +24,7 @@ PACK = pathlib.Path(__file__).parents[2]
 
 
 def find_host() -> pathlib.Path | None:
-    """Return a ComfyUI checkout: $COMFYUI_PATH, where the pack sits, or comfy-cli's default place."""
+    """Return a ComfyUI checkout: $COMFYUI_PATH, the one around this pack, or comfy-cli's default location."""
     named = os.environ.get("COMFYUI_PATH")
     places = [pathlib.Path(named)] if named else []
     if PACK.parent.name == "custom_nodes":
@@ -39,22 +41,50 @@ def host_python(host: pathlib.Path) -> str:
     return os.environ.get("COMFYUI_PYTHON") or "python"
 
 
+def required_packages() -> list[str]:
+    """Return the names of the packages that the pack requires."""
+    lines = (PACK / "requirements.txt").read_text().splitlines()
+    return [re.split(r"[<>=!~ ]", line, maxsplit=1)[0] for line in lines if line and not line.startswith("#")]
+
+
+def missing_packages(host: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """Return those of some packages that the host's Python lacks."""
+    script = (
+        "import importlib.metadata, json, sys\n"
+        "installed = {d.metadata['Name'].lower().replace('_', '-') for d in importlib.metadata.distributions()}\n"
+        "print(json.dumps([name for name in sys.argv[1:] if name.lower().replace('_', '-') not in installed]))"
+    )
+    done = subprocess.run([host_python(host), "-c", script, *names], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def run_inside(host: pathlib.Path, script: str, *arguments: str) -> Any:
+    """Run a script of this folder in the host's Python, without a server; return the JSON of its last line."""
+    path = pathlib.Path(__file__).with_name(script)
+    command = [host_python(host), str(path), str(host), str(PACK), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **MALLOC}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, cwd=host, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def preview(message: bytes) -> Image.Image | None:
-    """Return the picture in a binary message: behind a header of the event's type, and of the image's, or metadata."""
+    """Return the image in a binary message, which starts with a header of varying length; None if there is none."""
     start = max(message.find(b"\xff\xd8\xff"), message.find(b"\x89PNG"))
     return Image.open(io.BytesIO(message[start:])).convert("RGB") if start >= 0 else None
 
 
-# glibc hands large blocks back at once; fetching them again from the system took a third of the time of these tests.
+# By default glibc returns large blocks to the system at once; allocating them again took a third of the tests' time.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
 
 
 class HostError(Exception):
-    """What the host said was wrong with a prompt."""
+    """An error that the host reported for a prompt."""
 
 
 class Server:
-    """A running host with a base directory of its own and the pack linked into custom_nodes."""
+    """A host with its own base directory, in which the pack is linked into custom_nodes."""
 
     def __init__(self, host: pathlib.Path, base: pathlib.Path, **environment: str) -> None:
         self.host, self.base, self.log, self.environment = host, base, base / "server.log", environment
@@ -72,7 +102,7 @@ class Server:
         self.last_picture: Image.Image | None = None
 
     def start(self, timeout: float = 180) -> None:
-        """Start and wait until it answers."""
+        """Start the host and wait until it answers. Raises HostError if it does not."""
         command = [
             host_python(self.host),
             "main.py",
@@ -81,8 +111,11 @@ class Server:
             str(self.port),
             "--base-directory",
             str(self.base),
+            "--disable-auto-launch",
+            # Torch's attention, as on a GPU: faster, and counted faster by the memory estimate. The scripts that run
+            # inside the host's Python use the host's default for a CPU.
+            "--use-pytorch-cross-attention",
         ]
-        command += ["--disable-auto-launch"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **MALLOC, **self.environment}
         environment.pop("PYTHONPATH", None)
         with self.log.open("wb") as log:
@@ -125,7 +158,7 @@ class Server:
         return json.loads(self.request(path))
 
     def listen(self) -> None:
-        """Hear what the host tells an open page: JSON messages into `heard`, the last preview picture kept."""
+        """Receive the messages for an open page: JSON goes to `heard`, the last preview image to `last_picture`."""
         import websocket
 
         socket = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=600)
@@ -144,7 +177,7 @@ class Server:
         threading.Thread(target=loop, daemon=True).start()
 
     def wait_for_progress(self, node_id: str, value: int, timeout: float = 300) -> dict[str, Any]:
-        """Wait until a node's bar has come to a value; return what the host said."""
+        """Wait until a node's progress bar reaches a value; return the host's message."""
         end = time.time() + timeout
         while time.time() < end:
             for message in list(self.heard):
@@ -154,10 +187,10 @@ class Server:
                 if message["type"] == "progress" and data.get("node") == node_id and data["value"] >= value:
                     return data
             time.sleep(0.02)
-        raise HostError(f"node {node_id} never came to {value}")
+        raise HostError(f"node {node_id} did not reach {value}")
 
     def queue(self, prompt: dict[str, Any]) -> str:
-        """Queue a graph; return its id. Raises HostError with what validation said."""
+        """Queue a graph; return its id. Raises HostError with the message of the validation."""
         self.heard.clear()
         return json.loads(self.request("prompt", {"prompt": prompt, "client_id": self.client}))["prompt_id"]
 
@@ -180,7 +213,7 @@ class Server:
         return self.wait(self.queue(prompt), timeout)["outputs"]
 
     def image(self, entry: dict[str, str]) -> Image.Image:
-        """Return a picture that a node saved or previewed."""
+        """Return an image that a node saved or previewed."""
         return Image.open(io.BytesIO(self.request("view?" + urllib.parse.urlencode(entry)))).convert("RGB")
 
 

@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save_file
 from tiny_models import colour_classifier, colour_clip
 
 from .conftest import CHECKPOINT
-from .server import HostError, Server, node
+from .server import HostError, Server, host_python, missing_packages, node
 
 pytestmark = pytest.mark.host
 MINIATURE = node("AdvUnlearnLoadJudge", judge="miniature")
 BLUE = "a key, on a blue background\na key, on a red background"
-KEPT = "# what stays\na cat, on a red background | red\na cup"
+RETAINED = "# retained\na cat, on a red background | red\na cup"
 
 
 @pytest.fixture(scope="module")
 def models(base: pathlib.Path) -> pathlib.Path:
-    """Put an encoder that says nothing, a classifier and a CLIP where the host looks for them."""
+    """Put an encoder whose output is constant, a classifier and a CLIP into the host's folders."""
     state = load_file(base / "models" / "checkpoints" / CHECKPOINT)
     start = "cond_stage_model.transformer."
     mute = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
@@ -34,11 +34,11 @@ def models(base: pathlib.Path) -> pathlib.Path:
 
 
 def graph(judge: dict[str, Any], concept: str = "church", **changes: Any) -> dict[str, Any]:
-    """Evaluate with a judge; the CLIP after is one that says nothing."""
+    """Return an evaluation with a judge; the output of the CLIP after is constant."""
     values = {
         "kind": "object",
         "attack": "none",
-        "cases": 4,
+        "cases": 2,
         "attack_steps": 0,
         "seed": 1000,
         "resolution": 64,
@@ -73,31 +73,25 @@ def measure(server: Server, judge: dict[str, Any], concept: str = "church", **ch
     return json.loads(server.run(graph(judge, concept, **changes))["scores"]["text"][0])
 
 
-def test_an_evaluation_counts_and_draws(server: Server, models: pathlib.Path) -> None:
-    outputs = server.run(graph(MINIATURE))
-    report = json.loads(outputs["scores"]["text"][0])
-    assert report["models"]["before"]["asr"]["clean"]["success"] >= 3
-    assert report["models"]["after"]["asr"]["clean"]["success"] <= 1  # the node sees the patch
-    assert report["judge"]["judge"] == "miniature"
-    assert report["models"]["before"]["utility"]["retained_accuracy"]["total"] == 63
-    picture = server.image(outputs["show"]["images"][0])
-    assert picture.width > 200 and picture.height == 2 * 134 - 6
-
-
-def test_before_and_after_are_shown_clean_and_attacked(server: Server, models: pathlib.Path) -> None:
+def test_before_and_after_are_counted_and_shown_clean_and_attacked(server: Server, models: pathlib.Path) -> None:
     outputs = server.run(graph(MINIATURE, attack="unlearndiffatk", attack_steps=1, retained_prompts="a dog | dog"))
-    assert server.image(outputs["show"]["images"][0]).height == 4 * 134 - 6
-    rows = json.loads(outputs["scores"]["text"][0])["models"]
-    assert all(set(row["asr"]) == {"clean", "synonyms", "unlearndiffatk"} for row in rows.values())
+    report = json.loads(outputs["scores"]["text"][0])
+    assert report["judge"]["judge"] == "miniature"
+    rows = report["models"]
+    assert rows["before"]["asr"]["clean"]["success"] == 2
+    assert rows["after"]["asr"]["clean"]["success"] == 0  # the node sees the patch
+    assert all(set(row["asr"]) == {"clean", "routes", "unlearndiffatk"} for row in rows.values())
     utility = rows["before"]["utility"]
     assert utility["retained_accuracy"] == {"correct": 1, "total": 1}
     assert utility.keys() == {"retained_accuracy", "co_occurring_accuracy"}
+    image = server.image(outputs["show"]["images"][0])
+    assert image.width > 200 and image.height == 4 * 134 - 6
 
 
 def test_any_attack_of_the_suite_and_the_users_names_of_the_concept(server: Server, models: pathlib.Path) -> None:
-    report = measure(server, MINIATURE, attack="synonym_search", cases=2, repeats=0, routes="a dog\nchapel\nKirche")
+    report = measure(server, MINIATURE, attack="synonym_search", cases=1, repeats=0, routes="a dog\nchapel\nKirche")
     attacks = [row["attacks"] for row in report["models"].values()]
-    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_synonyms"][0] == "a dog"
+    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_routes"][0] == "a dog"
 
 
 @pytest.mark.parametrize("kind", ["folder", "path", "clip"])
@@ -111,16 +105,22 @@ def test_judges_from_folders_with_the_users_prompts(server: Server, models: path
             "AdvUnlearnLoadCLIPJudge", folder="clip", path="", labels="red, green", template="a photo of a {}"
         ),
     }[kind]
-    report = measure(server, judge, "blue", prompts=BLUE, retained_prompts=KEPT)
+    report = measure(server, judge, "blue", prompts=BLUE, retained_prompts=RETAINED)
     before = report["models"]["before"]
-    assert before["asr"] == {"clean": {"success": 2, "total": 4}}
+    assert before["asr"] == {"clean": {"success": 1, "total": 2}}
     assert before["utility"]["retained_accuracy"] == {"correct": 1, "total": 1}
     assert before["utility"]["feature_distance"] >= 0
     assert report["judge"]["judge"] == ("clip" if kind == "clip" else "classifier")
     assert report["own_prompts"] == BLUE.split("\n") and len(report["own_retained"]) == 2
 
 
-def test_the_nudity_judge_finds_nothing_in_drawings(server: Server, models: pathlib.Path) -> None:
+@pytest.fixture(scope="module")
+def nudenet(host: pathlib.Path) -> None:
+    if missing_packages(host, ["nudenet"]):
+        pytest.skip(f"ComfyUI's Python ({host_python(host)}) lacks nudenet")
+
+
+def test_the_nudity_judge_finds_nothing_in_drawings(server: Server, models: pathlib.Path, nudenet: None) -> None:
     judge = node("AdvUnlearnLoadNudityJudge", threshold=0.45, classes="exposed")
     outputs = server.run(graph(judge, "nudity", prompts="a dog\na church", cases=2))
     report = json.loads(outputs["scores"]["text"][0])
@@ -154,5 +154,8 @@ def test_what_no_judge_can_use_is_refused_in_one_sentence(server: Server, models
         server.run(graph(colours, "bleu"))
     with pytest.raises(HostError, match="there are 2 prompts and 1 cases; raise cases to 2"):
         server.run(graph(colours, "blue", prompts=BLUE, cases=1))
+
+
+def test_the_nudity_judge_knows_no_other_concept(server: Server, models: pathlib.Path, nudenet: None) -> None:
     with pytest.raises(HostError, match="cannot see 'church'; give the concept as nudity"):
         server.run(graph(node("AdvUnlearnLoadNudityJudge", threshold=0.45, classes="strict")))

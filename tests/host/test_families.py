@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
-import subprocess
 from typing import Any
 
 import pytest
 
-from .server import PACK, find_host, host_python
+from .server import run_inside
 
 pytestmark = pytest.mark.host
-# What the host calls the encoders of each family, and which outputs CLIP-L has a part in: (conditioning, pooled).
+# The host's names of the encoders in each family, and whether CLIP-L affects (conditioning, pooled vector).
 FAMILIES = {
     "sd1": (["clip_l"], [True, True]),
     "sdxl": (["clip_l", "clip_g"], [True, False]),
@@ -24,45 +21,32 @@ FAMILIES = {
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    host = find_host()
-    if host is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH, or put the pack into custom_nodes, or use ~/comfy/ComfyUI")
-    script = pathlib.Path(__file__).with_name("families.py")
-    done = subprocess.run(
-        [host_python(host), str(script), str(host), str(PACK), "-"],
-        cwd=host,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def measured(host: pathlib.Path) -> dict[str, Any]:
+    return run_inside(host, "families.py", "-")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_clip_l_is_replaced_and_exactly(found: dict[str, Any], family: str) -> None:
-    measured, (parts, changes) = found[family], FAMILIES[family]
-    assert measured["parts"] == parts
-    assert measured["zero_is_base"] and measured["one_is_robust"] and measured["half_is_neither"], measured
-    assert measured["changed"] == 196 and measured["only_clip_l"], measured
-    assert measured["zero_encodes_as_base"] and measured["encodes_as_made_from_robust"], measured
-    assert measured["encoding_changed"] == changes, measured
-    assert measured["untouched"], "the user's CLIP changed"
+def test_only_clip_l_is_replaced_and_exactly(measured: dict[str, Any], family: str) -> None:
+    (parts, changes), result = FAMILIES[family], measured[family]
+    assert result["parts"] == parts
+    assert result["zero_is_base"] and result["one_is_robust"] and result["half_is_neither"], result
+    assert result["changed"] == 196 and result["only_clip_l"], result
+    assert result["zero_encodes_as_base"] and result["encodes_as_made_from_robust"], result
+    assert result["encoding_changed"] == changes, result
+    assert result["untouched"], "the user's CLIP changed"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_lora_stacked_after_is_exact(found: dict[str, Any], family: str) -> None:
-    assert found[family]["lora"], found[family]
+def test_a_lora_stacked_after_is_exact(measured: dict[str, Any], family: str) -> None:
+    assert measured[family]["lora"], measured[family]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_lora_of_clip_l_has_kohyas_names(found: dict[str, Any], family: str) -> None:
+def test_a_lora_of_clip_l_has_kohyas_names(measured: dict[str, Any], family: str) -> None:
     start = "lora_te_" if family == "sd1" else "lora_te1_"
     layer = "text_model_encoder_layers_0_mlp_fc1"
     read_as = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
-    assert found[family]["lora_name"] == [start + layer, read_as]
+    assert measured[family]["lora_name"] == [start + layer, read_as]
 
 
 @pytest.mark.parametrize(
@@ -78,5 +62,5 @@ def test_a_lora_of_clip_l_has_kohyas_names(found: dict[str, Any], family: str) -
         ("shape", "'text_model.embeddings.position_embedding.weight' in shape (248, 768) and not (77, 768)"),
     ],
 )
-def test_other_encoders_are_refused_by_name(found: dict[str, Any], other: str, says: str) -> None:
-    assert says in found["refusals"][other] and "\n" not in found["refusals"][other]
+def test_other_encoders_are_refused_by_name(measured: dict[str, Any], other: str, says: str) -> None:
+    assert says in measured["refusals"][other] and "\n" not in measured["refusals"][other]

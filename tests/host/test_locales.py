@@ -1,4 +1,4 @@
-"""The page's languages against what the host says of the nodes."""
+"""The shipped translations against the nodes' own texts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,174 @@
+"""Graphs for the host tests, at the smallest budgets that can still fail."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from advunlearn import miniature
+from advunlearn.judges.convnet import ConvJudge
+
+from .server import PACK, Server, node
+
+Graph = dict[str, dict[str, Any]]
+
+
+def load_shipped() -> ModuleType:
+    """Import the workflows' source by its path: `tools` is no package."""
+    spec = importlib.util.spec_from_file_location("workflow_graphs", PACK / "tools" / "workflows" / "graphs.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SHIPPED = load_shipped()
+CHECKPOINT: str = SHIPPED.CHECKPOINT
+IMAGES = 2  # per prompt: each takes 1.5 seconds of one core
+RETAINED = ("dog", "castle", "house", "car")
+SMALL: dict[str, dict[str, Any]] = {
+    "EmptyLatentImage": {"batch_size": IMAGES},
+    "KSampler": {"steps": 10},
+    "AdvUnlearnTrain": {
+        "iterations": 12,
+        "warmup": 4,
+        "lr": 3e-4,
+        "batch": 2,
+        "retain_set": "none",
+        "retain_prompts": "\n".join(f"a {name}" for name in RETAINED),
+        "retain_batch": 3,
+        "attack_steps": 1,
+        "attack_restarts": 1,
+        "bank_trajectories": 6,
+        "bank_retain_trajectories": 8,
+        "bank_sampling_steps": 6,
+        "sample_every": 0,
+    },
+    "AdvUnlearnAttack": {"steps": 4, "restarts": 1},
+    "AdvUnlearnEvaluate": {
+        "cases": 3,
+        "attack_steps": 2,
+        "judge_interval": 1,
+        "sampling_steps": 8,
+        "retained_prompts": "\n".join(f"a {name} | {name}" for name in RETAINED),
+    },
+}
+
+
+def small_workflow(name: str) -> Graph:
+    """Return a shipped workflow at a small budget."""
+    graph: Graph = SHIPPED.WORKFLOWS[name]()
+    for shipped in graph.values():
+        shipped["inputs"] |= SMALL.get(shipped["class_type"], {})
+    return graph
+
+
+def sample_graph(
+    prompt: str = "a church", clip: tuple[str, int] = ("ckpt", 1), images: int = 1, steps: int = 3
+) -> Graph:
+    """Return a graph from text to images on the miniature; by default one image, good enough to compare with others."""
+    return {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "positive": node("CLIPTextEncode", clip=clip, text=prompt),
+        "negative": node("CLIPTextEncode", clip=clip, text=""),
+        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=images),
+        "sample": node(
+            "KSampler",
+            model=("ckpt", 0),
+            seed=7,
+            steps=steps,
+            cfg=3.0,
+            sampler_name="ddim",
+            scheduler="ddim_uniform",
+            positive=("positive", 0),
+            negative=("negative", 0),
+            latent_image=("empty", 0),
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=("sample", 0), vae=("ckpt", 2)),
+        "save": node("SaveImage", images=("decode", 0), filename_prefix="t"),
+    }
+
+
+def load_graph(prompt: str = "a church", **values: Any) -> Graph:
+    """Return a graph from text to images with the CLIP that Load Robust CLIP returns."""
+    values = {"encoder": "none", "strength": 1.0, "clip": ("ckpt", 1), **values}
+    return sample_graph(prompt, clip=("robust", 0)) | {"robust": node("AdvUnlearnLoadRobustCLIP", **values)}
+
+
+def train_graph(name: str, **changes: object) -> Graph:
+    """Return a graph that trains on the miniature, by default ESD for two iterations of one sample."""
+    values = {
+        "concept": "church",
+        "preset": "custom",
+        "kind": "object",
+        "mode": "esd",
+        "iterations": 2,
+        "attack_steps": 1,
+        "lr": 3e-4,
+        "retain_set": "none",
+        "retain_weight": 0.0,
+        "seed": 0,
+        "resolution": 64,
+        "save_name": name,
+        "resume": False,
+        "sample_every": 0,
+        "retain_prompts": "",
+        "negative_guidance": 1.0,
+        "schedule": "mixed",
+        "warmup": 1,
+        "batch": 1,
+        "clean_share": 0.25,
+        "retain_batch": 1,
+        "retain_mode": "loss",
+        "trainable": "layers",
+        "num_layers": 0,
+        "final_norm": "auto",
+        "checkpointing": False,
+        "dtype": "default",
+        "attack_step_size": 0.5,
+        "attack_update": "sign",
+        "attack_tokens": 2,
+        "attack_position": "prefix",
+        "attack_per_k": 3,
+        "attack_start": "token",
+        "attack_start_text": "",
+        "attack_restarts": 1,
+        "attack_interval": 1,
+        "attack_resample": "step",
+        "attack_radius": 0.0,
+        "attack_norm": "linf",
+        "attack_unit": "sigma",
+        "bank_trajectories": 2,
+        "bank_retain_trajectories": 2,
+        "bank_sampling_steps": 2,
+        "bank_guidance_scale": 3.0,
+    }
+    return {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "train": node("AdvUnlearnTrain", model=("ckpt", 0), clip=("ckpt", 1), **(values | changes)),
+        "name": node("PreviewAny", source=("train", 1)),
+        "report": node("PreviewAny", source=("train", 3)),
+    }
+
+
+def get_images(server: Server, outputs: dict[str, Any], key: str = "save") -> torch.Tensor:
+    """Return the images of an output node, (N, 3, H, W) in [0, 1]."""
+    images = [np.asarray(server.image(entry)) for entry in outputs[key]["images"]]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def sample_images(server: Server, graph: Graph) -> torch.Tensor:
+    """Run a graph and return the images that it saves."""
+    return get_images(server, server.run(graph))
+
+
+def recognise_objects(images: torch.Tensor) -> list[str]:
+    """Return what the miniature's judge sees in each image."""
+    judge = ConvJudge.from_pretrained(miniature.judge_path())
+    with torch.no_grad():
+        return [judge.objects[i] if i < len(judge.objects) else "none" for i in judge(images).object.argmax(1)]
