@@ -1,13 +1,13 @@
-"""Graphs in the API's format that were saved with earlier names of the inputs.
+"""Graphs that were saved with earlier names of inputs and attacks.
 
-The page stores the values of a graph by position, so it needs nothing of this; the API names every input.
+The page restores the values of a graph by position, but the API's format names every input.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..advunlearn.config.renamed import RENAMED
+from ..advunlearn.config.renamed import RENAMED, current_attack
 from .train import PREFIXES
 from .widgets import prefixed
 
@@ -25,11 +25,14 @@ def renamed_inputs(node_id: str) -> dict[str, str]:
 
 
 def with_current_names(request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request for a prompt in which the inputs of this pack's nodes have their current names."""
+    """Return a request for a prompt in which this pack's nodes have the current names of inputs and attacks."""
     for node in request.get("prompt", {}).values():
-        new_names = renamed_inputs(node.get("class_type", ""))
-        if new_names:
+        node_id = node.get("class_type")
+        if node_id in SECTIONS:
+            new_names = renamed_inputs(node_id)
             node["inputs"] = {new_names.get(name, name): value for name, value in node["inputs"].items()}
+        if node_id == "AdvUnlearnEvaluate" and isinstance(node["inputs"].get("attack"), str):
+            node["inputs"]["attack"] = current_attack(node["inputs"]["attack"])
     return request
 
 

@@ -88,8 +88,13 @@ def test_before_and_after_are_counted_and_shown_clean_and_attacked(server: Serve
     assert image.width > 200 and image.height == 4 * 134 - 6
 
 
-def test_any_attack_of_the_suite_and_the_users_names_of_the_concept(server: Server, models: pathlib.Path) -> None:
-    report = measure(server, MINIATURE, attack="synonym_search", cases=1, repeats=0, routes="a dog\nchapel\nKirche")
+def test_any_attack_and_the_users_names_of_the_concept_in_a_graph_with_earlier_names(
+    server: Server, models: pathlib.Path
+) -> None:
+    made = graph(MINIATURE, attack="routes", cases=1, repeats=0, routes="a dog\nchapel\nKirche")
+    inputs = made["evaluate"]["inputs"]
+    inputs["attack_every"] = inputs.pop("judge_interval")
+    report = json.loads(server.run(made)["scores"]["text"][0])
     attacks = [row["attacks"] for row in report["models"].values()]
     assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_routes"][0] == "a dog"
 
