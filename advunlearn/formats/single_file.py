@@ -127,10 +127,10 @@ def infer_vae_config(weights: Weights) -> ConfigDict:
         channels.append(weights.shape(name)[0])
     if not channels:
         return config
-    first_level = re.compile(rf"{re.escape(VAE_PREFIX)}encoder\.down\.0\.block\.\d+\.conv1\.weight")
+    first_level = rf"{re.escape(VAE_PREFIX)}encoder\.down\.0\.block\.\d+\.conv1\.weight"
     return config | {
         "block_out_channels": channels,
-        "layers_per_block": sum(first_level.fullmatch(name) is not None for name in names),
+        "layers_per_block": sum(re.fullmatch(first_level, name) is not None for name in names),
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
     }
