@@ -74,11 +74,11 @@ class EvaluateRobustness(io.ComfyNode):
                 ),
                 advanced(
                     io.String,
-                    "routes",
+                    "synonyms",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="other names of the concept for the attack synonym_search, one per line; empty: known ones",
+                    tooltip="synonyms of the concept for the attack synonym_search, one per line (empty: known ones)",
                 ),
             ],
             outputs=[
@@ -101,7 +101,7 @@ class EvaluateRobustness(io.ComfyNode):
         resolution: int,
         prompts: str = "",
         retained_prompts: str = "",
-        routes: str = "",
+        synonyms: str = "",
         **values: Any,
     ) -> io.NodeOutput:
         """Evaluate both CLIPs; return images, table and scores.
@@ -122,7 +122,7 @@ class EvaluateRobustness(io.ComfyNode):
             inputs = EvaluationInputs(
                 prompts=parse_lines(prompts),
                 retained=parse_lines(retained_prompts),
-                synonyms=parse_lines(routes),
+                synonyms=parse_lines(synonyms),
             )
             evaluator = Evaluator(before, judge, concept, config, inputs)
             names = chosen_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)

@@ -13,15 +13,18 @@ from .widgets import prefixed
 
 # Node -> sections of the settings that its inputs come from.
 SECTIONS = {"AdvUnlearnTrain": ("train", "attack", "bank"), "AdvUnlearnEvaluate": ("evaluate",)}
+# Inputs that are no settings of the library.
+OTHER_INPUTS = {"AdvUnlearnEvaluate": {"routes": "synonyms"}}
 
 
 def renamed_inputs(node_id: str) -> dict[str, str]:
     """Return the inputs of a node that have been renamed: old id -> current id."""
-    return {
+    settings = {
         prefixed(PREFIXES.get(section, ""), old): prefixed(PREFIXES.get(section, ""), new)
-        for section in SECTIONS.get(node_id, ())
+        for section in SECTIONS[node_id]
         for old, new in RENAMED.get(section, {}).items()
     }
+    return settings | OTHER_INPUTS.get(node_id, {})
 
 
 def with_current_names(request: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_before_and_after_are_counted_and_shown_clean_and_attacked(server: Serve
     rows = report["models"]
     assert rows["before"]["asr"]["clean"]["success"] == 2
     assert rows["after"]["asr"]["clean"]["success"] == 0  # the node sees the patch
-    assert all(set(row["asr"]) == {"clean", "routes", "unlearndiffatk"} for row in rows.values())
+    assert all(set(row["asr"]) == {"clean", "synonyms", "unlearndiffatk"} for row in rows.values())
     utility = rows["before"]["utility"]
     assert utility["retained_accuracy"] == {"correct": 1, "total": 1}
     assert utility.keys() == {"retained_accuracy", "co_occurring_accuracy"}
@@ -96,7 +96,7 @@ def test_any_attack_and_the_users_names_of_the_concept_in_a_graph_with_earlier_n
     inputs["attack_every"] = inputs.pop("judge_interval")
     report = json.loads(server.run(made)["scores"]["text"][0])
     attacks = [row["attacks"] for row in report["models"].values()]
-    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_routes"][0] == "a dog"
+    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_synonyms"][0] == "a dog"
 
 
 @pytest.mark.parametrize("kind", ["folder", "path", "clip"])
