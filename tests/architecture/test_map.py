@@ -21,10 +21,8 @@ KNOWN_IMPORTS = {
     "miniature.checkpoint -> models.loading",
 }
 KNOWN_NAMES = {
-    "ATTACKS",
     "BANK",
     "CARDS",
-    "CSS",
     "KINDS",
     "NAMES",
     "OnStep",
@@ -32,27 +30,18 @@ KNOWN_NAMES = {
     "RETAINED",
     "SECTIONS",
     "SHIPPED",
-    "SHOWN",
     "WIDTH",
     "article",
-    "co_occurring",
-    "described",
     "flat",
-    "labelled",
     "load",
     "load_model",
     "measure",
     "names_of",
     "nearest",
-    "read",
     "resolve",
     "shipped",
-    "spread",
-    "styles",
-    "table",
     "train_command",
     "without",
-    "write",
 }
 
 
