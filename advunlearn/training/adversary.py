@@ -25,8 +25,12 @@ class Adversary(Protocol):
     """One source of concept prompts that a run trains on."""
 
     name: str
-    share: float | None  # of the samples that the adversaries before it in the list leave; None: all the rest
     num_steps: int  # steps of one attack
+
+    @property
+    def share(self) -> float | None:
+        """Fraction of the samples that the adversaries before it in the list leave; None for all the rest."""
+        ...
 
     def take(self, available: int, turn: int) -> range:
         """Return which of its samples, counted over all turns, an adversary serves in one turn."""

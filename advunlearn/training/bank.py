@@ -9,7 +9,7 @@ for 2 T forward passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -42,8 +42,11 @@ class BankSamples:
 
     def __getitem__(self, rows: slice) -> BankSamples:
         start, stop, _ = rows.indices(len(self))
-        tensors = [getattr(self, field.name)[rows] for field in fields(self)[:5]]
-        return BankSamples(*tensors, first=self.first + start, weight=self.weight * ((stop - start) / len(self)))
+        weight = self.weight * ((stop - start) / len(self))
+        x_t, t, anchor, cond, prompt = (
+            tensor[rows] for tensor in (self.x_t, self.t, self.anchor, self.cond, self.prompt)
+        )
+        return BankSamples(x_t, t, anchor, cond, prompt, self.first + start, weight)
 
 
 @dataclass(frozen=True)
