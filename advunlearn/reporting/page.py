@@ -190,7 +190,7 @@ def make_cell(name: str, model: object, path: str) -> Cell:
 
 
 def summarize(models: Mapping[str, object]) -> list[str]:
-    """Return a sentence per erased model: plain prompts, strongest attack, retained objects."""
+    """Return a sentence per erased model: plain prompts, worst case, retained objects."""
     names = [name for name in models if name != "original"] or list(models)
     return [_summarize_model(name, models) for name in names] or ["No model was evaluated."]
 
@@ -202,12 +202,12 @@ def _summarize_model(name: str, models: Mapping[str, object]) -> str:
         if metric.path.startswith(("asr ", "attacks "))
         and (counts := read_counts(look_up(models, name, *metric.path.split())))
     }
-    strongest = max(attempts, key=lambda label: attempts[label][0] / attempts[label][1], default="")
+    worst = max(attempts, key=lambda label: attempts[label][0] / attempts[label][1], default="")
     retained = read_counts(look_up(models, name, "utility", "retained_accuracy"))
     sentence = f"{MODEL_NAMES.get(name, name)}: {_of(attempts.get('Plain prompts'))} with the plain prompts, "
-    sentence += f"{_of(attempts.get(strongest))} under the strongest attack"
-    if strongest:
-        sentence += f" ({strongest})"
+    sentence += f"{_of(attempts.get(worst))} in the worst case"
+    if worst:
+        sentence += f" ({worst})"
     return sentence + (f"; {_of(retained)} retained objects correct." if retained else ".")
 
 

@@ -123,9 +123,9 @@ def test_a_report_of_many_models_is_stacked_on_wide_screens_too() -> None:
 
 def test_the_summary_says_what_the_table_says() -> None:
     assert html.summarize(full_report()["models"]) == [
-        "ESD (text encoder): 4 of 100 with the plain prompts, 43 of 100 under the strongest attack (UnlearnDiffAtk); "
+        "ESD (text encoder): 4 of 100 with the plain prompts, 43 of 100 in the worst case (UnlearnDiffAtk); "
         "90 of 120 retained objects correct.",
-        "AdvUnlearn: 1 of 100 with the plain prompts, 2 of 100 under the strongest attack (UnlearnDiffAtk); "
+        "AdvUnlearn: 1 of 100 with the plain prompts, 2 of 100 in the worst case (UnlearnDiffAtk); "
         "90 of 120 retained objects correct.",
     ]
     assert html.summarize({}) == ["No model was evaluated."]
@@ -197,7 +197,7 @@ def test_an_empty_report_is_a_page(report: dict[str, Any]) -> None:
 def test_what_is_missing_is_a_dash(part: Any) -> None:
     page = html.render({"models": {"advunlearn": part}}, {}, {})
     assert Page(page).cells == ["-"] * 8
-    assert "AdvUnlearn: - with the plain prompts, - under the strongest attack." in page
+    assert "AdvUnlearn: - with the plain prompts, - in the worst case." in page
 
 
 @pytest.mark.parametrize("values", [[0.25], [0.0], [3.0, 3.0, 3.0], [0.0] * 500, [-1e-12] * 70, [1e299, -1e299]])
