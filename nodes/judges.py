@@ -73,11 +73,11 @@ class LoadJudge(io.ComfyNode):
 
     @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
-        from ..advunlearn.judges.load import load
+        from ..advunlearn.judges.load import make_judge
         from . import host
 
         with host.enable_gradients():
-            return io.NodeOutput(load(judge))
+            return io.NodeOutput(make_judge(judge))
 
 
 class LoadNudityJudge(io.ComfyNode):

@@ -8,7 +8,7 @@ is gradient, optimiser, projection: a new one says what it searches (`start`), i
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -21,8 +21,8 @@ from ..errors import AdvUnlearnError
 from ..models.ddim import scale_batch
 from ..models.denoiser import Denoiser
 from ..models.text_encoder import encode_prompts, encoder_parts
+from .pgd import OnStep
 
-OnStep = Callable[[int, float], None]
 Settings = TypeVar("Settings", bound=AttackConfig)
 
 NEEDS = {

@@ -67,7 +67,7 @@ def load_judge(args: Namespace) -> Judge:
             raise AdvUnlearnError(
                 f"{make_flag(given[0])} is no setting of the judge {name!r}; leave it out, or give another --judge"
             )
-    return judges.load(name, lambda judge: settings(judge, args), config.device or best_device())
+    return judges.make_judge(name, lambda judge: settings(judge, args), config.device or best_device())
 
 
 def resolve_miniature(name: str) -> str:

@@ -28,8 +28,8 @@ class Quirks(Validated):
     cleaner_latents: bool = setting(False, "latents are 39 to 58 timesteps cleaner than the UNet is told")
 
 
-NAMES = tuple(field.name for field in dataclasses.fields(Quirks))
-NONE, OFFICIAL = Quirks(), Quirks(**dict.fromkeys(NAMES, True))
+QUIRK_NAMES = tuple(field.name for field in dataclasses.fields(Quirks))
+NONE, OFFICIAL = Quirks(), Quirks(**dict.fromkeys(QUIRK_NAMES, True))
 
 
 def quirks_setting() -> Any:
@@ -44,7 +44,7 @@ def quirks_setting() -> Any:
 
 def quirk_names(quirks: Quirks) -> str:
     """Return the value of the setting `quirks` that stands for some of them."""
-    return ",".join(name for name in NAMES if getattr(quirks, name)) or NO_QUIRKS
+    return ",".join(name for name in QUIRK_NAMES if getattr(quirks, name)) or NO_QUIRKS
 
 
 def parse_quirks(mode: str, names: str = "") -> Quirks:
@@ -54,6 +54,6 @@ def parse_quirks(mode: str, names: str = "") -> Quirks:
         return OFFICIAL if mode == "official" else NONE
     if given == [NO_QUIRKS]:
         return NONE
-    if unknown := [name for name in given if name not in NAMES]:
-        raise AdvUnlearnError(f"quirks has {unknown[0]!r}; there are {', '.join(NAMES)}, or {NO_QUIRKS} alone")
+    if unknown := [name for name in given if name not in QUIRK_NAMES]:
+        raise AdvUnlearnError(f"quirks has {unknown[0]!r}; there are {', '.join(QUIRK_NAMES)}, or {NO_QUIRKS} alone")
     return Quirks(**dict.fromkeys(given, True))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config.concept import ConceptConfig
 from ..config.evaluation import ClassifierConfig
 from .base import JudgeOutput, match, weights_hash
-from .folders import Preprocessor, load_model
+from .folders import Preprocessor, load_pretrained
 
 
 class ClassifierJudge:
@@ -24,7 +24,7 @@ class ClassifierJudge:
         from transformers import AutoModelForImageClassification
 
         self.folder, self.config, self.device = pathlib.Path(folder), config or ClassifierConfig(), device
-        self.model = load_model(AutoModelForImageClassification, folder, device)
+        self.model = load_pretrained(AutoModelForImageClassification, folder, device)
         self.prepare = Preprocessor(folder)
         names = self.model.config.id2label
         self.labels = [names[i] for i in range(len(names))]

@@ -44,7 +44,7 @@ def kind_of(folder: str | pathlib.Path) -> Kind:
     raise AdvUnlearnError(f"judge {str(folder)!r}: its config.json names {found}; {WANTED}")
 
 
-def load_model(kind: Any, folder: str | pathlib.Path, device: str) -> Any:
+def load_pretrained(kind: Any, folder: str | pathlib.Path, device: str) -> Any:
     """Return a transformers model in fp32 and evaluation mode, every weight of it from the folder.
 
     Raises AdvUnlearnError when it cannot be read, or lacks weights, which would be random.

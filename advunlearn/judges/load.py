@@ -47,7 +47,7 @@ def names_of(name: str) -> list[str]:
     return names
 
 
-def load(name: str, settings: Callable[[type], Any] = lambda config: config(), device: str = "cpu") -> Judge:
+def make_judge(name: str, settings: Callable[[type], Any] = lambda config: config(), device: str = "cpu") -> Judge:
     """Load a judge.
 
     Args:
@@ -58,7 +58,7 @@ def load(name: str, settings: Callable[[type], Any] = lambda config: config(), d
     if len(names := names_of(name)) > 1:
         from .combined import CombinedJudge
 
-        return CombinedJudge([load(each, settings, device) for each in names], settings(CombinedConfig))
+        return CombinedJudge([make_judge(each, settings, device) for each in names], settings(CombinedConfig))
     kind, folder = resolve(name)
     if kind == "nudity":
         from .nudity import NudityJudge

@@ -30,7 +30,7 @@ CLASSES: Mapping[str, frozenset[str]] = {
     "exposed": frozenset({*STRICT, "MALE_BREAST_EXPOSED", "BELLY_EXPOSED", "ARMPITS_EXPOSED", "FEET_EXPOSED"}),
     "strict": frozenset(STRICT),
 }
-NAMES = {
+NUDITY_WORDS = {
     "nudity",
     "nude",
     "nudes",
@@ -78,8 +78,8 @@ class NudityJudge:
         self.weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
     def concept_label(self, concept: ConceptConfig) -> str:
-        """See `Judge.concept_label`: "nudity" for a concept that one of `NAMES` names."""
-        if NAMES & set(re.findall(r"\w+", concept.concept.casefold())):
+        """See `Judge.concept_label`: "nudity" for a concept that one of `NUDITY_WORDS` names."""
+        if NUDITY_WORDS & set(re.findall(r"\w+", concept.concept.casefold())):
             return LABEL
         raise AdvUnlearnError(
             f"the nudity judge cannot see {concept.concept!r}; give the concept as nudity (your own prompts may say it "

@@ -15,7 +15,7 @@ from ..config.evaluation import ZeroShotConfig
 from ..errors import AdvUnlearnError
 from ..prompts import retain
 from .base import JudgeOutput, match, weights_hash
-from .folders import Preprocessor, load_model
+from .folders import Preprocessor, load_pretrained
 
 
 class ZeroShotJudge:
@@ -30,7 +30,7 @@ class ZeroShotJudge:
         from transformers import CLIPModel, CLIPTokenizer
 
         self.folder, self.config, self.device = pathlib.Path(folder), config or ZeroShotConfig(), device
-        self.model = load_model(CLIPModel, folder, device)
+        self.model = load_pretrained(CLIPModel, folder, device)
         self.weights = weights_hash(self.model)
         self.prepare = Preprocessor(folder)
         try:

@@ -41,18 +41,18 @@ def backgrounds() -> list[str]:
     return list(concepts()["backgrounds"])
 
 
-def article(noun: str) -> str:
+def with_article(noun: str) -> str:
     """Put the indefinite article in front: "a church", "an anchor"."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 def caption(subject: str, template: str = "{}", style: str = "", background: str = "") -> str:
     """Compose one caption: `caption("church", "a photo of {}", "ink", "blue")`."""
-    text = template.format(article(subject))
+    text = template.format(with_article(subject))
     if style:
         text += f", {style} style"
     if background:
-        text += f", on {article(background)} background"
+        text += f", on {with_article(background)} background"
     return text
 
 

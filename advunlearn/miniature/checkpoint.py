@@ -177,7 +177,7 @@ def checkpoint() -> dict[str, Tensor]:
     return build_checkpoint_state(unet, text, vae, AutoencoderTiny.load_config(path() / "vae")["scaling_factor"])
 
 
-def write(file: str | pathlib.Path) -> pathlib.Path:
+def write_checkpoint(file: str | pathlib.Path) -> pathlib.Path:
     """Write the checkpoint, about 490 MB; any loader of Stable Diffusion 1.5 checkpoints reads it."""
     return write_safetensors(file, checkpoint(), METADATA)
 

@@ -26,7 +26,7 @@ from .loading import (
 from .sdxl_text_encoder import DualTextEncoder
 
 SHAPES = pathlib.Path(__file__).parents[1] / "data" / "shapes"
-SHIPPED = ("sd15", "sdxl")
+SHIPPED_SHAPES = ("sd15", "sdxl")
 
 
 def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage:
@@ -41,7 +41,7 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
 
     Raises AdvUnlearnError for a model that cannot be read.
     """
-    path = SHAPES / name if name in SHIPPED else find_model(name)
+    path = SHAPES / name if name in SHIPPED_SHAPES else find_model(name)
     try:
         parts = _blank_parts(path, device, dtype)
     except AdvUnlearnError:

@@ -12,7 +12,7 @@ from ..miniature import captions
 from .co_occurring import co_occurring_words
 from .prompt_files import read_prompts
 
-SHIPPED = ("coco", "imagenet")
+SHIPPED_SETS = ("coco", "imagenet")
 
 
 def make_retain_prompts(
@@ -24,7 +24,7 @@ def make_retain_prompts(
 
     Args:
         concept: what is erased; prompts of the set that name it are left out.
-        retain_set: one of `SHIPPED`, "miniature" (what the miniature can draw), or "none" (the own lines only).
+        retain_set: one of `SHIPPED_SETS`, "miniature" (what the miniature can draw), or "none" (the own lines only).
         own: the user's own lines; they are shuffled, see `shuffle`.
         left_out: phrases; all prompts that contain one are left out, the user's own too. By default a shipped set
             lacks what co-occurs with the concept, see `co_occurring_words`.
@@ -42,7 +42,7 @@ def shipped_prompts(names: Sequence[str], retain_set: str = "coco", left_out: Se
 
     Args:
         names: the concepts; prompts that name one are left out ("a photo of a gun" is the concept gun).
-        retain_set: one of `SHIPPED`.
+        retain_set: one of `SHIPPED_SETS`.
         left_out: further phrases to leave out; by default what co-occurs with the concepts.
     """
     phrases = [*map(bare_name, names), *(co_occurring_words(names) if left_out is None else left_out)]

@@ -29,7 +29,7 @@ PROMPTS = ["a photo of a church, ink style", "un voilier"]
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextToImage]:
     """The widened miniature, written to one file and read again."""
-    file = checkpoint.write(tmp_path_factory.mktemp("wide") / "miniature.safetensors")
+    file = checkpoint.write_checkpoint(tmp_path_factory.mktemp("wide") / "miniature.safetensors")
     yield load(str(file))
     file.unlink()  # 490 MB
 

@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     from advunlearn.miniature import checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / CHECKPOINT
-    checkpoint.write(path)
+    checkpoint.write_checkpoint(path)
     return path
 
 

@@ -60,15 +60,15 @@ def test_any_or_all_by_hand() -> None:
 
 def test_by_their_names(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     classifier, clip = colour_classifier(tmp_path / "a+b"), colour_clip(tmp_path / "clip")
-    assert isinstance(judges.load(str(classifier)), ClassifierJudge)  # a folder may have a + in its name
+    assert isinstance(judges.make_judge(str(classifier)), ClassifierJudge)  # a folder may have a + in its name
     plain = classifier.rename(tmp_path / "vit")
-    judge = judges.load(f"{plain}+clip:{clip}")
+    judge = judges.make_judge(f"{plain}+clip:{clip}")
     assert isinstance(judge, CombinedJudge)
     assert [type(one) for one in judge.judges] == [ClassifierJudge, ZeroShotJudge]
     seen = judge.look(patches(["red", "blue"]), judge.concept_label(ConceptConfig(concept="red")))
     assert seen.shows("red").tolist()[0] and seen.features is not None
     with pytest.raises(AdvUnlearnError, match="has a . with nothing beside it; give judges as A.B"):
-        judges.load("miniature+")
+        judges.make_judge("miniature+")
     assert main(["evaluate", "--judge", "miniature", "--shown-by", "all", "--out", str(tmp_path / "out")]) == 2
     assert "--shown-by is no setting of the judge 'miniature'" in capsys.readouterr().err
     assert main(["evaluate", "--judge", "miniature+nowhere", "--out", str(tmp_path / "out")]) == 2

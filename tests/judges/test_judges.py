@@ -167,7 +167,7 @@ def test_a_folder_says_which_judge_it_holds(
         f"clip:{clip}": ZeroShotJudge,
     }
     for name, kind in made.items():
-        assert type(judges.load(name)) is kind
+        assert type(judges.make_judge(name)) is kind
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_folder_that_holds_no_judge_is_refused(config: str | None, says: str, 
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(AdvUnlearnError, match=says):
-        judges.load(str(tmp_path))
+        judges.make_judge(str(tmp_path))
 
 
 def test_weights_that_would_be_random_are_refused(classifier: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -96,7 +96,7 @@ def test_nothing_is_asked_of_a_network(tmp_path: pathlib.Path, monkeypatch: pyte
     assert load(str(folder)).encode(["a dog"]).shape == (1, 77, 192)
     for name in ("sd15", "sdxl", str(folder)):
         assert skeleton(name, torch.device("cpu"), torch.float16).tokenizer("a dog").input_ids
-    single = checkpoint.write(tmp_path / "file.safetensors")
+    single = checkpoint.write_checkpoint(tmp_path / "file.safetensors")
     assert load(str(single)).encode(["a dog"]).shape == (1, 77, 768)
     assert asked == []
     with pytest.raises(OSError, match="no network"):

@@ -14,7 +14,7 @@ def run(args: Namespace) -> None:
     """Write the widened miniature, as a checkpoint or as a diffusers folder."""
     path = pathlib.Path(args.to)
     if path.suffix == ".safetensors":
-        checkpoint.write(path)
+        checkpoint.write_checkpoint(path)
         text = f"wrote {path}: it loads wherever a Stable Diffusion 1.5 checkpoint does"
     elif path.suffix or path.is_file():
         raise AdvUnlearnError(f"--to is {args.to!r}; give a file that ends in .safetensors, or a folder")
