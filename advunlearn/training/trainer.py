@@ -74,11 +74,8 @@ class Trainer:
             )
         device = self.denoiser.device
         self.adversaries = make_adversaries(model, run, generator, processes)
-        self.warmup_adversaries: list[Adversary] = [
-            CleanPrompt(
-                tokenize(model.tokenizer, run.concept.prompts).to(device),
-            )
-        ]
+        clean_ids = tokenize(model.tokenizer, run.concept.prompts).to(device)  # (P, L)
+        self.warmup_adversaries: list[Adversary] = [CleanPrompt(clean_ids)]
         self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)  # (R, L)
         adam = torch.optim.Adam(self.parameters, lr=run.train.lr)
         self.state = RunState(self.parameters, adam, banks, generator, processes)
