@@ -73,6 +73,13 @@ class TrainConfig(Validated):
     retain_steps: int = setting(1, "retain_mode step: retain steps per iteration", 1, 1000)
     seed: int = setting(0, "seed of all random draws", 0, 2**63 - 1)
     quirks: str = quirks_setting()
+    micro_batch: int = setting(
+        0,
+        "samples in one pass of the UNet with gradients (0: the whole batch): a batch in parts needs less memory and "
+        "has the same gradient up to rounding",
+        0,
+        1024,
+    )
     checkpointing: bool = setting(
         False,
         "gradient checkpointing: store only the inputs of the UNet's blocks and recompute the rest in the backward "

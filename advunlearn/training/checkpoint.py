@@ -21,7 +21,7 @@ from .distributed import SINGLE, Processes
 
 BANK = "bank-{}.pt"
 FORMAT = 2  # of the state file; raised when its content changes
-FREE_SETTINGS = ("iterations", "checkpointing")  # a resumed run may have other values of these
+FREE_SETTINGS = ("iterations", "checkpointing", "micro_batch")  # a resumed run may have other values of these
 
 
 class Checkpoints:

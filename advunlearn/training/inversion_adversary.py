@@ -12,10 +12,10 @@ from ..attacks.pgd import OnStep, pgd, starting_point
 from ..attacks.prompt_slots import PromptSlots, content_tokens, replacement_slots
 from ..config.adversary import AdversaryConfig
 from ..config.concept import ConceptConfig
-from ..losses import attack_loss
 from ..models.denoiser import Denoiser
 from ..models.text_encoder import embedding_table, tokenize
 from .adversary import AdversarialState, Draw
+from .micro_batches import row_losses, samples_loss
 
 
 class InversionAdversary:
@@ -30,6 +30,7 @@ class InversionAdversary:
         concept: whose P prompts, in G groups, are attacked.
         config: the settings of the adversaries.
         generator: source of the starting points.
+        micro_batch: tokens in one pass of the denoiser; 0 for all.
     """
 
     name = "inversion"
@@ -41,7 +42,9 @@ class InversionAdversary:
         concept: ConceptConfig,
         config: AdversaryConfig,
         generator: torch.Generator,
+        micro_batch: int = 0,
     ) -> None:
+        self.micro_batch = micro_batch
         self.share = config.inversion_share
         self.num_steps = config.inversion_steps
         self.config = inversion_config(config)
@@ -72,7 +75,7 @@ class InversionAdversary:
         def objective(embeddings: Tensor) -> Tensor:
             samples = draw(self.per_concept) if resample else first_draw
             conditioning = self.slots.rows(samples.prompt).encode(encoder, embeddings)
-            return attack_loss(denoiser.noise_pred(samples.x_t, samples.t, conditioning), samples.cond)
+            return row_losses(samples_loss(denoiser, samples), conditioning, self.micro_batch)
 
         result = pgd(objective, tokens[rows], self.config, self.sigma, on_step)
         improved = tokens.clone()

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..attacks.pgd import Minimiser, OnStep, pgd, starting_point
 from ..attacks.prompt_slots import position_slots
 from ..config.adversary import AdversaryConfig
-from ..losses import attack_loss
 from ..models.denoiser import Denoiser
 from ..models.prompt_tokens import end_position
 from ..models.text_encoder import embedding_table, encode
 from .adversary import AdversarialState, Draw
 from .distributed import SINGLE, Processes
+from .micro_batches import row_losses, samples_loss
 
 
 class PromptAdversary:
@@ -34,6 +34,7 @@ class PromptAdversary:
         generator: source of the starting points.
         minimise: the search.
         processes: share the attacks among them.
+        micro_batch: attacks in one pass of the denoiser; 0 for all.
     """
 
     name = "prompt"
@@ -49,12 +50,14 @@ class PromptAdversary:
         generator: torch.Generator,
         minimise: Minimiser = pgd,
         processes: Processes = SINGLE,
+        micro_batch: int = 0,
     ) -> None:
         self.config = config
         self.num_steps = config.steps
         self.generator = generator
         self.minimise = minimise
         self.processes = processes
+        self.micro_batch = micro_batch
         self.ids = ids
         self.table = embedding_table(encoder).detach()  # (V, D)
         count = num_adversarial_tokens(tokenizer, prompts, config)
@@ -90,7 +93,7 @@ class PromptAdversary:
         def objective(embeddings: Tensor) -> Tensor:
             samples = own_draw if config.resample == "iteration" else self.processes.shard(draw(config.restarts))
             conditioning = self.encode_embeddings(encoder, samples.prompt, embeddings)
-            return attack_loss(denoiser.noise_pred(samples.x_t, samples.t, conditioning), samples.cond)
+            return row_losses(samples_loss(denoiser, samples), conditioning, self.micro_batch)
 
         shard = self.processes.shard
         result = self.minimise(objective, shard(start), config, self.sigma, on_step, shard(centre))

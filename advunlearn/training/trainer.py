@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
@@ -27,6 +27,7 @@ from .checkpoint import Checkpoints, RunState
 from .distributed import SINGLE, Processes, ShardedBank
 from .events import Callback, Progress, TrainResult, report_filling
 from .inversion_adversary import InversionAdversary
+from .micro_batches import split_batch
 from .official import PublishedAttack, cut_to_words, source_class
 from .prompt_adversary import PromptAdversary
 from .schedule import Schedule
@@ -95,7 +96,7 @@ class Trainer:
                 i = len(state.history)
                 state.start_iteration()
                 attack_losses = self.attack(i, report) if self.schedule.starts_attack(i) else None
-                row = self._backward(self.loss(i))
+                row = self._backward(self.losses(i))
                 if attack_losses:
                     row |= {"attack_start": attack_losses[0], "attack_end": attack_losses[-1]}
                 state.keep_good_weights()
@@ -130,30 +131,43 @@ class Trainer:
         self.state.adversarial = found
         return losses.get(PromptAdversary.name, [])
 
-    def loss(self, iteration: int) -> Losses:
-        """Eq. (6), or eq. (3) if the retain term is off or has steps of its own; one denoiser batch for both terms."""
+    def losses(self, iteration: int) -> Iterator[Losses]:
+        """Draw an iteration's batch; yield the loss of each micro-batch. Their sum is the loss of the batch."""
         concept = self._draw(self.banks.concept, self.config.batch, self._prompts_in_turn(iteration))
-        x_t, t = concept.x_t, concept.t  # (B, C, h, w), (B,)
-        conditioning = self.encode_concept(concept, iteration)  # (B, L, D)
-        retained = None
-        if (source := self._retain_source("loss")) is not None:
-            retained = self._draw(source, self.config.retain_batch)
-            x_t, t = torch.cat([x_t, retained.x_t]), torch.cat([t, retained.t])
-            conditioning = torch.cat([conditioning, self._encode_retained(retained)])
-        predicted = self.denoiser.noise_pred(x_t, t, conditioning)
-        eta = self.run_config.concept.negative_guidance
-        erase = concept.weight * erase_loss(predicted[: len(concept)], concept.anchor, concept.cond, eta)
-        if retained is None:
-            return {"loss": erase, "erase": erase}
-        retain = retained.weight * retain_loss(predicted[len(concept) :], retained.cond)
-        return {"loss": erase + self.config.retain_weight * retain, "erase": erase, "retain": retain}
+        source = self._retain_source("loss")
+        retained = None if source is None else self._draw(source, self.config.retain_batch)
+        for concept_part, retained_part in split_batch(concept, retained, self.config.micro_batch):
+            yield self.loss(iteration, concept_part, retained_part)
 
-    def loss_retained(self, source: SampleSource) -> Losses:
-        """Second term of eq. (6), for a step of its own."""
+    def losses_retained(self, source: SampleSource) -> Iterator[Losses]:
+        """Draw the batch of a retain step; yield the loss of each micro-batch."""
         retained = self._draw(source, self.config.retain_batch)
-        predicted = self.denoiser.noise_pred(retained.x_t, retained.t, self._encode_retained(retained))
-        retain = retained.weight * retain_loss(predicted, retained.cond)
-        return {"loss": self.config.retain_weight * retain, "retain": retain}
+        for start in range(0, len(retained), self.config.micro_batch or len(retained)):
+            yield self.loss(0, None, retained[start : start + (self.config.micro_batch or len(retained))])
+
+    def loss(self, iteration: int, concept: BankSamples | None, retained: BankSamples | None) -> Losses:
+        """Eq. (6), or one of its terms if there are samples of that one only; one denoiser batch for both terms."""
+        parts: list[tuple[BankSamples, Tensor]] = []  # samples and their conditioning (B, L, D)
+        if concept is not None:
+            parts.append((concept, self.encode_concept(concept, iteration)))
+        if retained is not None:
+            parts.append((retained, encode(self.encoder, self.retain_ids[retained.prompt])))
+        predicted = self.denoiser.noise_pred(
+            torch.cat([samples.x_t for samples, _ in parts]),
+            torch.cat([samples.t for samples, _ in parts]),
+            torch.cat([conditioning for _, conditioning in parts]),
+        )
+        losses: Losses = {}
+        if concept is not None:
+            eta = self.run_config.concept.negative_guidance
+            erase = erase_loss(predicted[: len(concept)], concept.anchor, concept.cond, eta)
+            losses["erase"] = concept.weight * erase
+        if retained is not None:
+            retain = retain_loss(predicted[-len(retained) :], retained.cond)
+            losses["retain"] = retained.weight * retain
+        weights = {"erase": 1.0, "retain": self.config.retain_weight}
+        loss = functools.reduce(torch.add, (weights[name] * term for name, term in losses.items()))
+        return {"loss": loss, **losses}
 
     def encode_concept(self, samples: BankSamples, iteration: int) -> Tensor:
         """Encode the concept's prompts (B, L, D), divided among the adversaries; in the warm-up all are clean."""
@@ -174,9 +188,6 @@ class Trainer:
                 encoded[n] = adversaries[n].encode(self.encoder, prompts, taken, found)
         return torch.cat([encoded[n] for n in sorted(encoded)])
 
-    def _encode_retained(self, samples: BankSamples) -> Tensor:
-        return encode(self.encoder, self.retain_ids[samples.prompt])
-
     def _draw(self, source: SampleSource, count: int, prompts: range | None = None) -> BankSamples:
         """Draw a batch; return this process's part of it."""
         return self.processes.shard(source.draw(count, prompts))
@@ -194,16 +205,18 @@ class Trainer:
         if (source := self._retain_source("step")) is not None:
             for _ in range(self.config.retain_steps):
                 self.state.extra_step()
-                row["retain"] = self._backward(self.loss_retained(source))["retain"]
+                row["retain"] = self._backward(self.losses_retained(source))["retain"]
         return row
 
-    def _backward(self, losses: Losses) -> dict[str, float]:
-        """Compute gradients; return the values. If one is not finite, return to the last good weights and raise."""
+    def _backward(self, parts: Iterable[Losses]) -> dict[str, float]:
+        """Sum the gradients of micro-batches; return the values. If one is not finite, roll back and raise."""
         self.state.adam.zero_grad()
-        losses["loss"].backward()
+        sums: dict[str, float] = {}
+        for losses in parts:
+            losses["loss"].backward()
+            sums |= {name: sums.get(name, 0.0) + value.item() for name, value in losses.items()}
         self.processes.all_reduce_(parameter.grad for parameter in self.parameters)
-        values = self.processes.sum_values(value.item() for value in losses.values())
-        row = dict(zip(losses, values, strict=True))
+        row = dict(zip(sums, self.processes.sum_values(sums.values()), strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf).item()
         if not math.isfinite(row["loss"] + norm):
             self.state.rollback()
@@ -243,14 +256,15 @@ def make_adversaries(
         return [CleanPrompt(ids)]
     quirks = parse_quirks(run.train.mode, run.train.quirks)
     attacked = cut_to_words(ids, concept.prompts, tokenizer.eos_token_id) if quirks.words_for_tokens else ids
+    micro = run.train.micro_batch
     published = quirks.result_before_last_step or quirks.gradient_accumulates
     minimise: Minimiser = PublishedAttack(quirks) if published else pgd
     adversaries: list[Adversary] = [
         CleanPrompt(ids, run.train.clean_share),
-        PromptAdversary(encoder, tokenizer, concept.prompts, attacked, attack, generator, minimise, processes),
+        PromptAdversary(encoder, tokenizer, concept.prompts, attacked, attack, generator, minimise, processes, micro),
     ]
     if attack.inversion_tokens:
-        adversaries.append(InversionAdversary(encoder, tokenizer, concept, attack, generator))
+        adversaries.append(InversionAdversary(encoder, tokenizer, concept, attack, generator, micro))
     return adversaries
 
 

@@ -109,9 +109,9 @@ def test_an_attack_is_trained_on_until_it_is_renewed(
     given: list[AdversarialState | None] = []
     loss = Trainer.loss
 
-    def spy(self: Trainer, iteration: int) -> dict[str, Tensor]:
+    def spy(self: Trainer, iteration: int, *parts: Any) -> dict[str, Tensor]:
         given.append(self.state.adversarial.get("prompt"))
-        return loss(self, iteration)
+        return loss(self, iteration, *parts)
 
     monkeypatch.setattr(Trainer, "loss", spy)
     rows = train(
@@ -197,7 +197,7 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit(
     model: TextToImage, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, attack = dataclasses.replace(CONFIG, retain_mode="step"), dataclasses.replace(ATTACK, attack_interval=2)
-    calls, term = [0], Trainer.loss_retained
+    calls, term = [0], Trainer.losses_retained
 
     def run(folder: str = "", cancel: Any = None, seed: int = 0) -> list[Tensor]:
         keep = Checkpoints(tmp_path / folder) if folder else None
@@ -225,7 +225,7 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         run("attack", in_an_attack)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "loss_retained", between_two_steps)
+        patch.setattr(Trainer, "losses_retained", between_two_steps)
         run("steps")
     kept = torch.load(tmp_path / "steps" / "state.pt", weights_only=True)["history"]
     assert len(kept) == 2  # the iteration that was interrupted between its steps is taken back, and no more
