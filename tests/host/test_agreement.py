@@ -21,11 +21,11 @@ from .server import PACK, Server, node
 pytestmark = pytest.mark.host
 TRAIN = {"mode": "advunlearn", "iterations": 3, "lr": 1e-3, "batch": 2, "retain_weight": 1.0, "retain_batch": 2}
 BUDGET = {
-    "cases": 3,
-    "attack_steps": 2,
+    "cases": 2,
+    "attack_steps": 1,
     "judge_interval": 1,
     "attack_tokens": 3,
-    "sampling_steps": 8,
+    "sampling_steps": 5,
     "guidance_scale": 3.0,
     "repeats": 0,
     "seed": 1000,
@@ -80,7 +80,7 @@ def test_a_run_and_its_evaluation_agree_with_the_command_line(
     assert moved.norm() > 0
     assert apart.norm() < 0.05 * moved.norm(), (apart.norm() / moved.norm()).item()
 
-    options = BUDGET | {"concept": "church", "judge": "miniature", "model": wide}
+    options = BUDGET | {"concept": "church", "judge": "miniature", "model": wide, "attacks": "unlearndiffatk"}
     evaluation = start_command("evaluate", str(encoder), out=tmp_path / "report", **options)
     graph |= {
         "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
@@ -93,7 +93,7 @@ def test_a_run_and_its_evaluation_agree_with_the_command_line(
             judge=("judge", 0),
             concept="church",
             kind="object",
-            attack="both",
+            attack="unlearndiffatk",
             resolution=64,
             **BUDGET,
         ),

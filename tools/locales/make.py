@@ -1,9 +1,9 @@
-"""Write locales/en/nodeDefs.json from what a running ComfyUI says of the pack's nodes, and check the other languages.
+"""Write locales/en/nodeDefs.json from a running ComfyUI's description of the nodes, and check the translations.
 
     python tools/locales/make.py http://127.0.0.1:8188
 
-English is the nodes' own text; a translation is a file of the same keys beside it. Says which keys a translation lacks
-or has too many, and exits with 1 then.
+English is the nodes' own text. A translation is a file with the same keys in the folder of its language. Prints the keys
+that a translation lacks or has in addition, and then exits with status 1.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ FOLDER = pathlib.Path(__file__).parents[2] / "locales"
 
 def definitions(info: dict[str, Any]) -> dict[str, Any]:
     """Return the host's description of the pack's nodes in the form of nodeDefs.json."""
-    found = {}
+    nodes = {}
     for name, node in sorted(info.items()):
         if not name.startswith("AdvUnlearn"):
             continue
         inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
         outputs = zip(node["output_name"], node["output_tooltips"], strict=True)
-        found[name] = {
+        nodes[name] = {
             "display_name": node["display_name"],
             "description": node["description"],
             "inputs": {key: {"name": key, "tooltip": options[1]["tooltip"]} for key, options in inputs.items()},
             "outputs": {str(i): {"name": key, "tooltip": tip} for i, (key, tip) in enumerate(outputs)},
         }
-    return found
+    return nodes
 
 
 def keys(tree: Any, path: str = "") -> set[str]:
@@ -47,12 +47,12 @@ def main(url: str) -> int:
     path = FOLDER / "en" / "nodeDefs.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(english, indent=1) + "\n", encoding="utf-8")
-    wrong = 0
+    status = 0
     for other in sorted(FOLDER.glob("*/nodeDefs.json")):
         for key in sorted(keys(english) ^ keys(json.loads(other.read_text(encoding="utf-8")))):
             print(f"{other.parent.name}: {key}")
-            wrong = 1
-    return wrong
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The shipped workflows in the API's form: the source of workflows/*.json, and what the host tests run.
+"""The shipped workflows in the API's format: the source of workflows/*.json, also run by the host tests.
 
     python tools/workflows/graphs.py OUT      write OUT/<name>.json for each
 
-`make.mjs` opens them in a running ComfyUI and saves what its page makes of them.
+`make.mjs` opens them in a running ComfyUI and saves them in the page's format.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def node(class_type: str, title: str = "", /, **inputs: Any) -> Graph:
 
 
 def loader(checkpoint: str = CHECKPOINT) -> Graph:
-    """Load a checkpoint, the miniature unless told."""
+    """Load a checkpoint, by default the miniature."""
     return {"1": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
 
 
@@ -43,7 +43,7 @@ def picture(
     batch: int = 4,
     sampling: Mapping[str, Any] = MINIATURE_SAMPLING,
 ) -> Graph:
-    """Text to image under a CLIP, from node id `first` on; `size` in pixels."""
+    """Return text to image with a CLIP; node ids start at `first`, `size` is in pixels."""
     ids = [str(first + k) for k in range(6)]
     graph = {
         ids[0]: node("CLIPTextEncode", prompt, clip=clip, text=prompt),
@@ -68,7 +68,7 @@ def picture(
 
 
 def train(iterations: int = 30) -> Graph:
-    """Train on the miniature; every setting by name, for the API wants them all."""
+    """Train on the miniature; the API requires every setting by name."""
     return node(
         "AdvUnlearnTrain",
         model=("1", 0),
@@ -143,13 +143,13 @@ def attack(clip: tuple[str, int], prompt: str, steps: int = 30, **more: Any) -> 
 
 
 def load_and_replace() -> Graph:
-    """The same prompt before and after."""
+    """Sample one prompt with the CLIP before and after."""
     robust = {"2": node("AdvUnlearnLoadRobustCLIP", encoder=ENCODER, strength=1.0, clip=("1", 1))}
     return loader() | robust | picture(10, ("1", 1), "a church", "before") | picture(20, ("2", 0), "a church", "after")
 
 
 def train_workflow() -> Graph:
-    """Train, look at the curve, draw with what came out."""
+    """Train, plot the loss, sample with the new CLIP."""
     shown = {
         "3": node("PreviewAny", "report", source=("2", 3)),
         "4": node("LossGraphNode", loss=("2", 2), filename_prefix="advunlearn_loss"),
@@ -164,7 +164,7 @@ def train_workflow() -> Graph:
 
 
 def attack_workflow() -> Graph:
-    """Attack a robust encoder, and draw what the prompt found gives."""
+    """Attack a robust encoder and sample the adversarial prompt."""
     nodes = {
         "2": node("AdvUnlearnLoadRobustCLIP", encoder=ENCODER, strength=1.0, clip=("1", 1)),
         "3": attack(("2", 0), "a church", original_clip=("1", 1)),
@@ -174,7 +174,7 @@ def attack_workflow() -> Graph:
 
 
 def before_after() -> Graph:
-    """Attack, train and attack again in one graph: the evaluation does both."""
+    """Train and evaluate: the evaluation attacks the CLIP before and after."""
     nodes = {
         "2": train(),
         "3": node("AdvUnlearnLoadJudge", judge="miniature"),
@@ -206,7 +206,7 @@ def before_after() -> Graph:
 
 
 def strength_sweep() -> Graph:
-    """One prompt at strengths 0, 0.5 and 1."""
+    """Sample one prompt at strengths 0, 0.5 and 1."""
     graph = loader()
     for k, strength in enumerate((0.0, 0.5, 1.0)):
         robust = str(2 + k)
@@ -220,7 +220,7 @@ def strength_sweep() -> Graph:
 
 
 def sdxl() -> Graph:
-    """SDXL with and without a released encoder as its CLIP-L; CLIP-G stays, and still knows the concept."""
+    """Sample SDXL with and without a released encoder as its CLIP-L; CLIP-G stays and still knows the concept."""
     robust = node(
         "AdvUnlearnLoadRobustCLIP", "church erased", encoder="none", strength=1.0, released="church", clip=("1", 1)
     )

@@ -1,9 +1,9 @@
-"""Make the pictures we ship of the screenshots that make.mjs took in a folder, and remove those.
+"""Turn the screenshots that make.mjs took into the shipped images, and remove the screenshots.
 
     python tools/workflows/thumbnails.py workflows web/docs docs
 
 NAME.png becomes workflows/NAME.jpg, 640 pixels wide, and nodes/NODE.png becomes web/docs/NODE.jpg. Those in readme/ go
-into docs, the training node cut in two: it is too tall for a page.
+into docs; the image of the training node is cut in two halves, because it is too tall for a page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WIDTH = 640
 
 
 def cut_in_two(image: Image.Image) -> Image.Image:
-    """Put the lower half of a picture at the right of its upper one."""
+    """Put the lower half of an image to the right of its upper half."""
     half = -(-image.height // 2)
     both = Image.new("RGB", (2 * image.width, half))
     both.paste(image.crop((0, 0, image.width, half)))
