@@ -1,11 +1,11 @@
-"""Runs inside the host's own Python: a robust CLIP-L put into the CLIP of every family of models that has one.
+"""Runs inside the host's own Python: a robust CLIP-L in the CLIP of every family of models that has one.
 
 python families.py HOST_FOLDER PACK_FOLDER -      prints one JSON object
 
-The host's own loader makes each CLIP out of its own classes. CLIP-L is whole everywhere and CLIP-G is whole in SDXL.
-Elsewhere CLIP-G, T5-XXL and Llama 3 have fewer or narrower layers, by the host's own option for that: whole they are up
-to 16 GB, and nothing that is measured here depends on their depth. All weights are random. Llama's tokenizer, 9 MB that
-not every copy of the host has, is a stand-in: it has no part in any of this.
+The host's loader makes each CLIP of the host's classes. CLIP-L has its full size everywhere, CLIP-G in SDXL. Otherwise
+CLIP-G, T5-XXL and Llama 3 have fewer or narrower layers, by an option of the host: in full size they take up to 16 GB,
+and nothing that is measured here depends on it. All weights are random. Llama's tokenizer, a file of 9 MB that some
+copies of the host lack, is replaced.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALL_LLAMA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-# The host's name of the family, how many files it is loaded from, and what is made smaller.
+# The host's name of the family, the number of files it is loaded from, and the reduced sizes.
 FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "sd1": ("STABLE_DIFFUSION", 1, {}),
     "sdxl": ("STABLE_DIFFUSION", 2, {}),
@@ -46,7 +46,7 @@ PROMPT, LORA_STRENGTH, RANK = "a church at (dawn:1.2)", 0.5, 4
 
 
 class SomeTokens:
-    """Reads every text as the same few tokens."""
+    """A tokenizer that returns the same few tokens for every text."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -57,7 +57,7 @@ class SomeTokens:
 
 
 def fill(module: torch.nn.Module, seed: int) -> None:
-    """Give every weight a random value; large ones repeat a block."""
+    """Fill all weights with random values; large weights repeat a block."""
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(1_000_003, generator=generator) * 0.02
     for name, weight in module.named_parameters():
@@ -74,21 +74,21 @@ def make(family: str, encoder: State) -> Any:
     clip = comfy.sd.load_text_encoder_state_dicts(
         states, clip_type=comfy.sd.CLIPType[kind], model_options=dict(options)
     )
-    kept = {k: v.clone() for k, v in clip.cond_stage_model.clip_l.state_dict().items()}
+    clip_l = {k: v.clone() for k, v in clip.cond_stage_model.clip_l.state_dict().items()}
     fill(clip.cond_stage_model, 1)
-    clip.cond_stage_model.clip_l.load_state_dict(kept)
+    clip.cond_stage_model.clip_l.load_state_dict(clip_l)
     return clip
 
 
 def digests(clip: Any) -> dict[str, float]:
-    """Return a number for each weight as the host computes with it."""
+    """Return the sum of each weight that the host computes with."""
     clip.load_model()
     state = clip.cond_stage_model.state_dict()
     return {k: v.float().sum(dtype=torch.float64).item() for k, v in state.items()}
 
 
 def clip_l(clip: Any) -> State:
-    """Return CLIP-L's weights as the host computes with them."""
+    """Return the weights of CLIP-L that the host computes with."""
     clip.load_model()
     state = clip.cond_stage_model.clip_l.transformer.state_dict()
     return {k: v.clone() for k, v in state.items() if k.startswith("text_model.")}
@@ -100,7 +100,7 @@ def encode(clip: Any) -> list[torch.Tensor]:
 
 
 def equal(a: State, b: State) -> bool:
-    """Return whether two encoders are the same, bit for bit."""
+    """Return whether two encoders are equal, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k].to(a[k].dtype)) for k in a)
 
 
@@ -110,7 +110,7 @@ def is_close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def with_lora(clip: Any, robust: State) -> bool:
-    """Stack a LoRA on a robust CLIP as a LoRA loader does; return whether the weights are the sum made by hand."""
+    """Stack a LoRA on a robust CLIP as a LoRA loader does; return whether the weights equal the sum made by hand."""
     names = {v: k for k, v in comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).items()}
     generator, file, made = torch.Generator().manual_seed(3), {}, dict(robust)
     for layer in range(12):
@@ -123,28 +123,28 @@ def with_lora(clip: Any, robust: State) -> bool:
             file |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(4.0)}
             made[key] = (robust[key].float() + LORA_STRENGTH * (up @ down)).to(robust[key].dtype)
     _, stacked = comfy.sd.load_lora_for_models(None, clip, file, 0.0, LORA_STRENGTH)
-    found = clip_l(stacked)
-    changed = sum(not torch.equal(found[k], robust[k]) for k in robust)
-    return changed == 24 and equal(found, made)
+    actual = clip_l(stacked)
+    changed = sum(not torch.equal(actual[k], robust[k]) for k in robust)
+    return changed == 24 and equal(actual, made)
 
 
 def measure(family: str, swap: Any, base: State, robust: State) -> dict[str, Any]:
-    """Put the robust encoder into a family's CLIP and look at everything that may and may not change."""
+    """Put the robust encoder into a family's CLIP; return what changed and what did not."""
     clip = make(family, base)
     before, before_text = digests(clip), encode(clip)
     out: dict[str, Any] = {"parts": [n for n, _ in clip.cond_stage_model.named_children()]}
     clones = {s: swap.replace_encoder(clip, robust, s, "test") for s in (0.0, 0.5, 1.0)}
-    found = {s: clip_l(clone) for s, clone in clones.items()}
+    encoders = {s: clip_l(clone) for s, clone in clones.items()}
     name = swap.find_lora_prefix(clip) + "text_model_encoder_layers_0_mlp_fc1"
     out["lora_name"] = name, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).get(name)
-    out["zero_is_base"], out["one_is_robust"] = equal(found[0.0], base), equal(found[1.0], robust)
-    out["half_is_neither"] = not equal(found[0.5], base) and not equal(found[0.5], robust)
+    out["zero_is_base"], out["one_is_robust"] = equal(encoders[0.0], base), equal(encoders[1.0], robust)
+    out["half_is_neither"] = not equal(encoders[0.5], base) and not equal(encoders[0.5], robust)
     out["zero_encodes_as_base"] = is_close(encode(clones[0.0]), before_text)
     after = digests(clones[1.0])
     changed = {k for k in before if before[k] != after[k]}
     out["changed"], out["only_clip_l"] = len(changed), all(k.startswith("clip_l.transformer.") for k in changed)
     text = encode(clones[1.0])
-    out["lora"] = with_lora(clones[1.0], found[1.0])
+    out["lora"] = with_lora(clones[1.0], encoders[1.0])
     out["untouched"] = digests(clip) == before and all(map(torch.equal, encode(clip), before_text))
     del clip, clones
     gc.collect()
@@ -156,7 +156,7 @@ def measure(family: str, swap: Any, base: State, robust: State) -> dict[str, Any
 
 
 def refusals(swap: Any) -> dict[str, str]:
-    """Return what is said of encoders that are not CLIP-L, at their true shapes, without their memory."""
+    """Return the errors for encoders that are not CLIP-L, with their true shapes but on the meta device."""
     others = {
         "clip_g": comfy.sdxl_clip.SDXLClipG(device="meta", dtype=torch.float16),
         "sd2": comfy.text_encoders.sd2_clip.SD2ClipHModel(device="meta", dtype=torch.float16),
@@ -165,13 +165,13 @@ def refusals(swap: Any) -> dict[str, str]:
     whole = {k: torch.empty(shape, device="meta") for k, shape in swap.read_shapes().items()}
     states["missing"] = {k: v for k, v in whole.items() if "layers.11.mlp.fc2" not in k}
     states["shape"] = whole | {"text_model.embeddings.position_embedding.weight": torch.empty(248, 768, device="meta")}
-    said = {}
+    errors = {}
     for name, state in states.items():
         try:
             swap.check({k: v for k, v in state.items() if k.startswith("text_model.")}, f"{name}.safetensors")
         except ValueError as error:
-            said[name] = str(error)
-    return said
+            errors[name] = str(error)
+    return errors
 
 
 def main() -> dict[str, Any]:

@@ -39,7 +39,7 @@ def load_pack() -> Any:
 
 
 def digest(module: torch.nn.Module) -> str:
-    """Return what changes with any bit of any weight."""
+    """Return a hash of all weights."""
     bits = hashlib.blake2b()
     for weight in module.state_dict().values():
         bits.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -47,75 +47,75 @@ def digest(module: torch.nn.Module) -> str:
 
 
 def gradient(denoiser: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return a prediction and the gradient of its square sum with respect to the conditioning."""
+    """Return a prediction and the gradient of its sum of squares with respect to the conditioning."""
     context = context.clone().requires_grad_(True)
     predicted = denoiser.noise_pred(x, t, context)
     return predicted.detach(), torch.autograd.grad(predicted.square().sum(), context)[0]
 
 
 def other_arithmetic(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    """Compare gradients under checkpointing and in bf16 with the plain ones, and see what stays of both."""
+    """Compare gradients with checkpointing and in bfloat16 with plain ones; check that neither has side effects."""
     base = importlib.import_module("pack.advunlearn.models.denoiser")
     plain = host.make_model(model, clip, resolution=64).denoiser
-    kept, (_, expected) = plain.dtype, gradient(plain, *where)
+    dtype, (_, expected) = plain.dtype, gradient(plain, *where)
     with base.checkpointed(plain.blocks()):
         _, again = gradient(plain, *where)
     half = host.make_model(model, clip, resolution=64, dtype=torch.bfloat16).denoiser
-    asked, (_, rough) = half.dtype, gradient(half, *where)
+    half_dtype, (_, rough) = half.dtype, gradient(half, *where)
     plain.load()
     return {
         "checkpointed": torch.equal(again, expected),
         "blocks": len(plain.blocks()),
-        "bfloat16": str(asked),
+        "bfloat16": str(half_dtype),
         "cosine": torch.cosine_similarity(rough.flatten(), expected.flatten(), 0).item(),
         "rounded": not torch.equal(rough, expected),
-        "as_before": plain.dtype == kept and torch.equal(gradient(plain, *where)[1], expected),
+        "as_before": plain.dtype == dtype and torch.equal(gradient(plain, *where)[1], expected),
         "own_forward": any("forward" in vars(m) for m in model.model.modules()),
     }
 
 
 def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    """Predict with a MODEL that has a LoRA's kind of patch on it, and press cancel; the same weights by hand."""
+    """Predict with a MODEL patched as by a LoRA, and with weights patched by hand; then cancel a prediction."""
     plain = host.make_model(model, clip, resolution=64).denoiser
     key = next(k for k, _ in plain.patcher.model.named_parameters() if k.endswith("attn2.to_k.weight"))
     weight = plain.patcher.model.get_parameter(key)
     change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * weight.detach().float().std()
-    base, kept = gradient(plain, *where), weight.detach().clone()
+    unpatched, original = gradient(plain, *where), weight.detach().clone()
     with torch.no_grad():
         weight.add_(change)
     expected = gradient(plain, *where)
     with torch.no_grad():
-        weight.copy_(kept)
+        weight.copy_(original)
     other = model.clone()
     other.add_patches({key: (change,)})
     patched = host.make_model(other, clip, resolution=64).denoiser
-    found = gradient(patched, *where)
+    actual = gradient(patched, *where)
     management.interrupt_current_processing(True)
     try:
-        cancelled = gradient(patched, *where) and "went on"
+        cancelled = gradient(patched, *where) and "not raised"
     except management.InterruptProcessingException:
         cancelled = "raised"
-    plain.load()  # the host takes the patches off, as when the plain MODEL is used next
+    plain.load()  # the host removes the patches, as it does when the plain MODEL is used next
     return {
-        "patch_seen": not torch.allclose(found[0], base[0], rtol=1e-3),
-        "patch_exact": all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, expected, strict=True)),
+        "patch_seen": not torch.allclose(actual[0], unpatched[0], rtol=1e-3),
+        "patch_exact": all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(actual, expected, strict=True)),
         "cancelled": cancelled,
     }
 
 
 def draw_both(model: Any, clip: Any, vae: Any, small: Any, steps: int = 10, scale: float = 3.0) -> dict[str, float]:
-    """Draw the same noise with the host's own sampler and VAE and with the library's; compare the pictures."""
+    """Sample from the same noise with the host's sampler and VAE and with the library's; compare the images."""
     ddim = importlib.import_module("pack.advunlearn.models.ddim").ddim_sample
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    said, nothing = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a church", ""))
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a church", ""))
     empty = torch.zeros_like(noise)
-    latents = comfy.sample.sample(model, noise, steps, scale, "ddim", "ddim_uniform", said, nothing, empty, seed=0)
+    latents = comfy.sample.sample(model, noise, steps, scale, "ddim", "ddim_uniform", positive, negative, empty, seed=0)
     there = vae.decode(latents).movedim(-1, 1).cpu()
     with torch.inference_mode(False), torch.no_grad():
         own = small.denoiser.alphas_cumprod.clone()
-        # The host's last step goes to no noise at all, the library's to the first timestep's, as diffusers does it.
+        # The host's last step ends without noise, the library's (like diffusers') at the noise level of timestep 0.
         small.denoiser.alphas_cumprod = torch.cat([torch.ones(1), own[1:]])
-        # Below the last timestep the host begins with sigma times the noise: nothing of a picture is in it yet.
+        # The host starts from sigma times the noise, without the signal part of the forward process.
         start = noise * (1 - own[1000 - 1000 // steps + 1]).sqrt()
         here = small.decode(ddim(small.denoiser, small.encode(["a church"]), small.encode([""]), start, steps, scale))
         small.denoiser.alphas_cumprod = own
@@ -181,7 +181,7 @@ def main() -> dict[str, Any]:
                 patched.encode("a church")
                 half.encode("a church")
             out["patched"] = distance
-        clip.encode("a church")  # the host takes the patches off the weights that the clones share
+        clip.encode("a church")  # the host removes the patches from the weights that the clones share
         out["untouched"] = before == (digest(model.model), digest(clip.cond_stage_model))
     return out
 

@@ -2,8 +2,8 @@
 
     python tools/locales/make.py http://127.0.0.1:8188
 
-English is the nodes' own text. A translation is a file with the same keys in the folder of its language. Prints the keys
-that a translation lacks or has in addition, and then exits with status 1.
+English is the nodes' own text. A translation is a file with the same keys in the folder of its language. The program
+prints the keys that a translation lacks or has in addition, and then exits with status 1.
 """
 
 from __future__ import annotations
