@@ -36,7 +36,7 @@ from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.presets import of
+from advunlearn.config.presets import preset_values
 from advunlearn.config.quirks import NONE, Quirks, quirk_names
 from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
@@ -71,9 +71,9 @@ class Way:
     lengths: tuple[int, ...] = LENGTHS
 
 
-def published(config: type) -> dict[str, Any]:
+def published(section: str) -> dict[str, Any]:
     """Return the published settings for an object, except those of the length of the run."""
-    return {k: v for k, v in of("object", config).items() if k not in ("iterations", "warmup", "lr")}
+    return {k: v for k, v in preset_values("object", section).items() if k not in ("iterations", "warmup", "lr")}
 
 
 WAYS = {
@@ -86,8 +86,8 @@ WAYS = {
     "1 restart": Way(attack={"restarts": 1}),
     "30 steps, 1 restart": Way(attack={"steps": 30, "restarts": 1}),
     "official": Way(
-        train=published(type(RECIPES["advunlearn"].train)),
-        attack=published(type(RECIPES["advunlearn"].attack)),
+        train=published("train"),
+        attack=published("attack"),
         quirks=ON_THE_BANK,
         fresh=True,
         lengths=(50, 100, 200, 400),

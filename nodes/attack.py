@@ -152,7 +152,7 @@ class AdversarialPromptAttack(io.ComfyNode):
                 restarts=restarts,
                 config=config,
                 on_step=lambda step, loss: bar.update(step),
-                original=ReferenceModel(original, attacked.denoiser),
+                reference=ReferenceModel(original, attacked.denoiser),
                 concept=ConceptConfig(concept=concept.strip() or prompt),
             )
             embedding = folders.save_embedding(embedding_name, result.embeddings)
@@ -160,13 +160,13 @@ class AdversarialPromptAttack(io.ComfyNode):
             ids = tokenize(attacked.tokenizer, [result.text])[0].tolist()
             typed = result.exact and clip_l.tokenizes_to(clip, result.text, ids)
         text = result.text
-        if not typed and result.around is not None:
-            text = " ".join(filter(None, [result.around[0], embedding, result.around[1]]))
+        if not typed and result.surrounding_text is not None:
+            text = " ".join(filter(None, [result.surrounding_text[0], embedding, result.surrounding_text[1]]))
         report = (
             f"{attack} on {prompt!r}: denoising loss {result.loss_before:.4f} before, {result.loss:.4f} after "
             f"({steps} steps, {len(result.embeddings)} tokens, best of {result.restarts})\n{text}"
         )
-        if not typed and result.around is None:
+        if not typed and result.surrounding_text is None:
             report += (
                 "\nCLIP Text Encode splits this text into other tokens than the attack found; the effect may differ"
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..advunlearn.config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, chosen_attacks
+from ..advunlearn.config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, choose_attacks
 from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.evaluation import EvaluateConfig
 from .judges import Judge
@@ -125,7 +125,7 @@ class EvaluateRobustness(io.ComfyNode):
                 synonyms=parse_lines(synonyms),
             )
             evaluator = Evaluator(before, judge, concept, config, inputs)
-            names = chosen_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)
+            names = choose_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)
             bar = host.Bar(2 * UNITS * max(1, len(names)), cls.hidden.unique_id)
             report |= evaluator.describe()
             after = clip_l.make_text_encoder(clip_after, before.denoiser.device)

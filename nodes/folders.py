@@ -77,7 +77,7 @@ def save_embedding(name: str, embeddings: Tensor) -> str:
 
 def list_judges(kind: str) -> list[str]:
     """Return the folders in models/classifiers that hold a judge of this kind, as relative paths."""
-    from ..advunlearn.judges.folders import kind_of
+    from ..advunlearn.judges.folders import detect_judge_kind
 
     names = set()
     for root in folder_paths.get_folder_paths(JUDGES):
@@ -85,7 +85,7 @@ def list_judges(kind: str) -> list[str]:
             if "config.json" not in files:
                 continue
             try:
-                if kind_of(folder) == kind:
+                if detect_judge_kind(folder) == kind:
                     names.add(pathlib.Path(folder).relative_to(root).as_posix())
             except (AdvUnlearnError, OSError):  # another kind of model, for another node
                 continue

@@ -39,12 +39,12 @@ def _folder_inputs(kind: str, what: str) -> list[Any]:
 
 def _check(folder: str | None, path: str | None, kind: str) -> bool | str:
     """Return why a folder cannot be used, before the graph runs; the host passes None for a linked input."""
-    from ..advunlearn.judges.folders import kind_of
+    from ..advunlearn.judges.folders import detect_judge_kind
 
     if folder is None or path is None:
         return True
     try:
-        actual = kind_of(_resolve_folder(folder, path))
+        actual = detect_judge_kind(_resolve_folder(folder, path))
     except AdvUnlearnError as error:
         return str(error)
     return True if actual == kind else f"{path.strip() or folder} holds a {actual}, not a {kind}; use the loader for it"

@@ -8,11 +8,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..advunlearn.config import presets
 from ..advunlearn.config.adversary import AdversaryConfig
 from ..advunlearn.config.base import DTYPES
 from ..advunlearn.config.concept import ConceptConfig
-from ..advunlearn.config.presets import PRESETS
+from ..advunlearn.config.presets import PRESETS, preset_values
 from ..advunlearn.config.training import SECTIONS, BankConfig, RunConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from . import folders
@@ -216,7 +215,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     """Make the run configuration from the node's inputs, overridden by the chosen preset."""
     return RunConfig(
         **{
-            section: settings(config, values, PREFIXES.get(section, ""), **presets.of(values["preset"], config))
+            section: settings(config, values, PREFIXES.get(section, ""), **preset_values(values["preset"], section))
             for section, config in SECTIONS.items()
         }
     )

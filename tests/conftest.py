@@ -60,7 +60,7 @@ def judge() -> ConvJudge:
 
 
 @pytest.fixture(scope="session")
-def scene(model: TextToImage) -> AttackContext:
+def context(model: TextToImage) -> AttackContext:
     """Two cases to attack."""
     return two_cases(model)
 

@@ -1,8 +1,8 @@
-"""What the test attacks share: the scene that they are given, the loop that they run, and what they find.
+"""Base classes of the test attacks, the context they get, and the output they return.
 
-An attack is a short loop: take a step, say how it went. `Attack` is that loop; `GradientAttack` is the kind whose step
-is gradient, optimiser, projection: a new one says what it searches (`start`), its `loss`, and what that stands for
-(`found`). All attack N cases in one batch, draw from a `torch.Generator`, and change nothing of the scene.
+An attack is a loop over `step`. A `GradientAttack` steps by gradient, optimiser and projection: a new one defines its
+search space (`start`), its `loss` and its `result`. All attacks work on N cases in one batch, draw from a
+`torch.Generator`, and leave the model unchanged.
 """
 
 from __future__ import annotations
@@ -10,123 +10,133 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config.attacks import AttackConfig
+from ..config.attacks import AttackConfig, Vocabulary
 from ..config.concept import ConceptConfig
 from ..errors import AdvUnlearnError
+from ..losses import denoising_loss
 from ..models.ddim import scale_batch
-from ..models.denoiser import Denoiser
-from ..models.text_encoder import encode_prompts, encoder_parts
+from ..models.denoiser import Denoiser, add_noise
+from ..models.text_encoder import embedding_table, encode_prompts, encoder_parts
 from .pgd import OnStep
-
-Settings = TypeVar("Settings", bound=AttackConfig)
+from .prompt_slots import PromptSlots, content_tokens
+from .search_spaces import SearchSpace
+from .vocabulary import PromptRow, describe_prompt, replace_untypable, search_vocabulary, typed_vocabulary
 
 NEEDS = {
-    "pictures": "target pictures that show the concept (latents in the scene's target)",
-    "original encoder": "the text encoder before erasing (the scene's `original`)",
-    "original denoiser": "the denoiser before erasing (the scene's `original`)",
-    "concept": "the concept's settings (the scene's `concept`)",
+    "target images": "target images that show the concept (latents in the context's targets)",
+    "original encoder": "the text encoder before erasing (the context's reference)",
+    "original denoiser": "the denoiser before erasing (the context's reference)",
+    "concept": "the concept's settings (the context's concept)",
     "one encoder": "a model with one text encoder, as Stable Diffusion 1.x has",
-    "synonyms": "the concept's other names (a file of synonyms, one per line)",
+    "synonyms": "synonyms of the concept (a file with one synonym per line)",
 }
 
 
 @dataclass(frozen=True)
 class AttackTargets:
-    """N cases to attack: their prompts and, for each, the latents of a picture that shows the concept."""
+    """N prompts and, for each, the latents of an image that shows the concept."""
 
     ids: Tensor  # (N, L) token ids of the clean prompts
     x_0: Tensor  # (N, C, h, w)
     eos: int
 
     def rows(self, rows: Tensor) -> AttackTargets:
-        """Return some of the cases, by their numbers (n,)."""
+        """Return some of the targets, by their indices (n,)."""
         return AttackTargets(self.ids[rows], self.x_0[rows], self.eos)
 
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """The model before erasing, as far as an attack may have it."""
+    """The model before erasing, or the parts of it that an attack may use."""
 
-    encoder: Any = None
+    encoder: nn.Module | None = None
     denoiser: Denoiser | None = None
 
 
 @dataclass(frozen=True)
 class AttackContext:
-    """The attacked model, N cases, and whatever else an attack may need; `Attack.needs` says which of it."""
+    """The attacked model, N cases, and everything else that an attack may need (see `Attack.needs`)."""
 
     denoiser: Denoiser
-    encoder: Any
+    encoder: nn.Module
     tokenizer: Any
     prompts: Sequence[str]  # N
-    target: AttackTargets
-    original: ReferenceModel = ReferenceModel()
+    targets: AttackTargets  # N
+    reference: ReferenceModel = ReferenceModel()
     concept: ConceptConfig | None = None
     synonyms: Sequence[str] = ()
-    examples: AttackTargets | None = None  # every picture of the concept there is, where more than the cases' own
+    concept_images: AttackTargets | None = None  # all available images of the concept; `targets` if None
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.target.ids.device
+        """The device of the model."""
+        return self.targets.ids.device
 
     def has(self, need: str) -> bool:
-        """Return whether one of `NEEDS` is there."""
+        """Return whether the context has one of `NEEDS`."""
         return {
-            "pictures": bool(len(self.target.x_0)),
-            "original encoder": self.original.encoder is not None,
-            "original denoiser": self.original.denoiser is not None,
+            "target images": bool(len(self.targets.x_0)),
+            "original encoder": self.reference.encoder is not None,
+            "original denoiser": self.reference.denoiser is not None,
             "concept": self.concept is not None,
-            "synonyms": bool(self.synonyms),
             "one encoder": len(encoder_parts(self.encoder)) == 1,
+            "synonyms": bool(self.synonyms),
         }[need]
 
-    def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:
-        """Return the conditioning (B, L, D) of prompts, under the attacked encoder or another one."""
+    def encode(self, prompts: Sequence[str], encoder: nn.Module | None = None) -> Tensor:
+        """Return the conditioning (B, L, D) of prompts; by the attacked encoder, unless another one is given."""
         return encode_prompts(encoder or self.encoder, self.tokenizer, prompts, self.device)
 
 
 @dataclass(frozen=True)
 class AttackOutput:
-    """What N attacks stand for now."""
+    """The current result of an attack on N cases."""
 
-    conditioning: Tensor  # (N, L, D) under the attacked encoder
-    embeddings: Tensor  # (N, k, D) of the tokens searched; k is 0 where none are
-    noise: Tensor | None = None  # (N, C, h, w) to start from, where an attack changes that
+    conditioning: Tensor  # (N, L, D) by the attacked encoder
+    embeddings: Tensor  # (N, k, D) of the searched tokens; k is 0 if an attack searches none
+    noise: Tensor | None = None  # (N, C, h, w) initial noise, if the attack changes it
 
 
-class Attack(abc.ABC, Generic[Settings]):
+class Attack(abc.ABC):
     """An attack on N cases at once.
 
     Args:
-        scene: the attacked model, which the caller freezes (`text_encoder.frozen`), and the cases.
-        config: settings; those of `config_class`.
-        generator: source of every random draw, on the CPU.
-        starts: source of the starting points and of the search's own draws; `generator` where it is None.
+        context: the attacked model, frozen by the caller (`text_encoder.frozen`), and the cases.
+        config: settings, an object of `config_class`.
+        generator: source of all random draws, on the CPU.
+        starts: source of the starting points and of the search space's own draws (default: `generator`).
 
-    Raises AdvUnlearnError when the scene lacks something of `needs`.
+    Raises AdvUnlearnError when there is no case, or the context lacks something of `needs`.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     config_class: ClassVar[type[AttackConfig]]
-    discrete: ClassVar[bool] = True  # whether it finds text
-    restarts: ClassVar[bool] = True  # whether starts on the same case differ
+    discrete: ClassVar[bool] = True  # whether the result is text
+    restarts: ClassVar[bool] = True  # whether several starts on the same case differ
+    config: AttackConfig
 
     def __init__(
-        self, scene: AttackContext, config: Settings, generator: torch.Generator, starts: torch.Generator | None = None
+        self,
+        context: AttackContext,
+        config: AttackConfig,
+        generator: torch.Generator,
+        starts: torch.Generator | None = None,
     ) -> None:
-        if not len(scene.target.ids):
+        if not len(context.targets.ids):
             raise AdvUnlearnError(f"{self.name} was given no case to attack; give at least one prompt")
         for need in self.needs:
-            if not scene.has(need):
+            if not context.has(need):
                 raise AdvUnlearnError(f"{self.name} lacks {NEEDS[need]}; give that, or choose another attack")
-        self.scene, self.config, self.generator, self.starts = scene, config, generator, starts or generator
+        self.context = context
+        self.config = config
+        self.generator = generator
+        self.starts = starts or generator
         self.start()
 
     @abc.abstractmethod
@@ -135,30 +145,30 @@ class Attack(abc.ABC, Generic[Settings]):
 
     @abc.abstractmethod
     def step(self) -> Tensor:
-        """Take one step; return each case's loss before it (N,), NaN where an attack has none."""
+        """Take one step; return each case's loss before it (N,), NaN for an attack without a loss."""
 
     @abc.abstractmethod
-    def found(self) -> AttackOutput:
-        """Return what the attack stands for now."""
+    def result(self) -> AttackOutput:
+        """Return the current result."""
 
-    def texts(self) -> list[dict[str, Any]]:
-        """Return the prompt of each case now, its tokens, and whether it splits into the very tokens found."""
+    def prompts(self) -> list[PromptRow]:
+        """Return the current adversarial prompt of each case, see `describe_prompt`; [] if the result is no text."""
         return []
 
-    def around(self, row: int) -> tuple[str, str] | None:
-        """Return the text before and after a case's embeddings; None where they do not stand together."""
+    def surrounding_text(self, row: int) -> tuple[str, str] | None:
+        """Return the text before and after a case's embeddings; None if they are not contiguous."""
         return None
 
     @property
     def steps(self) -> int:
-        """How many steps a run has."""
+        """Number of steps of a run."""
         return self.config.steps
 
     def run(self, on_step: OnStep | None = None) -> list[float]:
-        """Attack; return the mean loss before each step.
+        """Run the attack; return the mean loss before each step.
 
         Args:
-            on_step: called after each step with its number and the mean loss; may raise to cancel.
+            on_step: called after each step with its number, from 1, and the mean loss; may raise to cancel.
         """
         means: list[float] = []
         for i in range(self.steps):
@@ -169,44 +179,31 @@ class Attack(abc.ABC, Generic[Settings]):
         return means
 
 
-class Search(Protocol):
-    """A set that an attack moves through, a point for each case."""
+class GradientAttack(Attack):
+    """An attack whose step is: draw, gradient with respect to the embeddings, optimiser, projection.
 
-    parameter: Tensor
+    `start` sets `search` and `optimizer`.
+    """
 
-    def embeddings(self) -> Tensor:
-        """Return the differentiable embeddings (N, k, D) of the next gradient step."""
-        ...
-
-    def project(self) -> None:
-        """Bring the parameter back to its set, in place."""
-        ...
-
-    def found(self) -> Tensor:
-        """Return the embeddings (N, k, D) that the attack stands for now."""
-        ...
-
-
-class GradientAttack(Attack[Settings]):
-    """An attack whose step is: draw, gradient in the embeddings, optimiser, projection. `start` sets the two below."""
-
-    search: Search
+    search: SearchSpace
     optimizer: torch.optim.Optimizer
-    chunk = 64  # cases differentiated together, if their latents are 8 x 8
+    chunk = 64  # cases differentiated together, for latents of 8 x 8
 
     def draw(self) -> tuple[Tensor, ...]:
-        """Draw what a step's losses need; each tensor has a row for each case."""
+        """Draw the random inputs of a step's losses; each tensor has a row per case."""
         return ()
 
     @abc.abstractmethod
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
-        """Return the losses (n,) of some cases, by their numbers `rows` (n,), at embeddings (n, k, D)."""
+        """Return the losses (n,) of the cases with indices `rows` (n,) at embeddings (n, k, D)."""
 
     def step(self) -> Tensor:
-        """Take one step, in chunks; the gradient is taken afresh."""
-        drawn, x = self.draw(), self.search.embeddings()
-        gradient, losses = torch.zeros_like(x), torch.zeros(len(x))
-        for rows in torch.arange(len(x)).split(scale_batch(self.chunk, self.scene.target.x_0)):
+        """Take one step; the cases are differentiated in chunks to bound memory."""
+        drawn = self.draw()
+        x = self.search.embeddings()  # (N, k, D)
+        gradient = torch.zeros_like(x)
+        losses = torch.zeros(len(x))
+        for rows in torch.arange(len(x)).split(scale_batch(self.chunk, self.context.targets.x_0)):
             part = x.detach()[rows].requires_grad_(True)
             loss = self.loss(part, rows, *(d[rows] for d in drawn))
             (gradient[rows],) = torch.autograd.grad(loss.sum(), part)
@@ -216,3 +213,77 @@ class GradientAttack(Attack[Settings]):
         self.optimizer.step()
         self.search.project()
         return losses
+
+
+class SlotAttack(Attack):
+    """An attack that searches the embeddings (N, k, D) of prompt slots; `start` sets `slots`."""
+
+    slots: PromptSlots
+
+    def surrounding_text(self, row: int) -> tuple[str, str] | None:
+        """Return the text before and after a case's slots."""
+        return self.slots.surrounding_text(row, self.context.tokenizer)
+
+
+class TokenAttack(SlotAttack):
+    """An attack whose embeddings are those of tokens (N, k)."""
+
+    @abc.abstractmethod
+    def token_ids(self) -> Tensor:
+        """Return the current tokens (N, k), on the CPU."""
+
+    def result(self) -> AttackOutput:
+        """Return the conditioning of the prompts with the current tokens."""
+        table = embedding_table(self.context.encoder).detach()
+        embeddings = table[self.token_ids().to(table.device)].float()
+        with torch.no_grad():
+            return AttackOutput(self.slots.encode(self.context.encoder, embeddings), embeddings)
+
+    def prompts(self) -> list[PromptRow]:
+        """Return the prompts, decoded from all of their tokens."""
+        ids = self.token_ids()
+        length = self.slots.ids.shape[1]
+        contents = content_tokens(self.slots.fill(ids).cpu(), self.context.targets.eos)
+        searched = [row[at < length].tolist() for row, at in zip(ids, self.slots.at.cpu(), strict=True)]
+        return [describe_prompt(self.context.tokenizer, c, s) for c, s in zip(contents, searched, strict=True)]
+
+    def typable_tokens(self) -> Tensor:
+        """Return the tokens that may replace an untypable one (V',), on the CPU."""
+        return typed_vocabulary(self.context.tokenizer)
+
+    def make_typable(self, ids: Tensor) -> Tensor:
+        """Return tokens (N, k) with each untypable one replaced by its nearest typable one."""
+        return replace_untypable(ids.cpu(), embedding_table(self.context.encoder).detach(), self.typable_tokens())
+
+    def find_vocabulary(self, kind: Vocabulary) -> Tensor:
+        """Return the ids of the searched tokens (V,), on the CPU. Raises AdvUnlearnError when there are none."""
+        find = typed_vocabulary if kind == "typed" else search_vocabulary
+        ids: Tensor = find(self.context.tokenizer)
+        if not len(ids):
+            raise AdvUnlearnError(f"{self.name} has no token to search: none of this tokenizer's can be typed")
+        return ids
+
+
+def noise_targets(attack: Attack) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a timestep and noise for each target; return x_t (N, C, h, w), t (N,) and the noise (N, C, h, w)."""
+    denoiser = attack.context.denoiser
+    x_0 = attack.context.targets.x_0
+    t = torch.randint(len(denoiser.alphas_cumprod), (len(x_0),), generator=attack.generator).to(x_0.device)
+    noise = torch.randn(x_0.shape, generator=attack.generator).to(x_0.device)
+    return add_noise(x_0, noise, t, denoiser.alphas_cumprod), t, noise
+
+
+class DenoisingAttack(SlotAttack, GradientAttack):
+    """An attack by the denoising loss on images of the concept, as UnlearnDiffAtk (arXiv 2310.11868)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("target images",)
+
+    def draw(self) -> tuple[Tensor, ...]:
+        """Draw noised targets: x_t, t, noise."""
+        return noise_targets(self)
+
+    def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
+        """Return || noise - eps(x_t, t | c') ||^2, (n,)."""
+        x_t, t, noise = drawn
+        conditioning = self.slots.rows(rows).encode(self.context.encoder, embeddings)
+        return denoising_loss(self.context.denoiser.noise_pred(x_t, t, conditioning), noise)

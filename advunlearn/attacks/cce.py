@@ -1,9 +1,9 @@
 """Concept inversion, CCE (Pham et al., arXiv 2308.01508): textual inversion (arXiv 2208.01618) on the erased model.
 
-A new word is learned from pictures of the concept by the denoising loss, and stands where the concept's name stood.
-One word serves all cases, so it can be given away as an embedding file; nothing bounds it.
-Published learns in ImageNet's templates ("a photo of a {}", "a painting in the style of {}"); here each picture has its
-own prompt with the concept's name replaced, and the first of those templates where the name does not occur.
+A new word is learned from images of the concept by the denoising loss, and replaces the concept's name. All cases share
+one unbounded word, which can be published as an embedding file. The paper trains with ImageNet's templates ("a photo of
+a {}", "a painting in the style of {}"); here each image has its own prompt with the concept's name replaced, or the
+first of those templates if the name does not occur.
 """
 
 from __future__ import annotations
@@ -14,63 +14,63 @@ from torch import Tensor
 from ..config.attacks import CCEConfig
 from ..models.denoiser import add_noise
 from ..models.text_encoder import embedding_table
-from .base import AttackOutput, AttackTargets
+from .base import AttackOutput, AttackTargets, DenoisingAttack
 from .prompt_slots import PromptSlots, content_tokens, replacement_slots
-from .search_spaces import SharedSearch
-from .token_attacks import DenoisingAttack
+from .search_spaces import SharedEmbedding
 
 
-class CCE(DenoisingAttack[CCEConfig]):
+class CCE(DenoisingAttack):
     """A new word for the concept."""
 
-    name, config_class, discrete = "cce", CCEConfig, False
-    needs, restarts = ("pictures", "concept"), False
-    search: SharedSearch
+    name = "cce"
+    needs = ("target images", "concept")
+    discrete = False
+    restarts = False
+    config_class = CCEConfig
+    config: CCEConfig
+    search: SharedEmbedding
 
     def start(self) -> None:
-        """Start from a word; put places where the concept's name stands."""
-        scene, config = self.scene, self.config
-        assert scene.concept is not None  # `needs`
-        style = scene.concept.kind == "style"
-        self.examples = scene.examples or scene.target
-        self.case_slots, self.slots = (self.places(t) for t in (scene.target, self.examples))
-        word = config.start.strip() or ("art" if style else "object")
-        rows = embedding_table(scene.encoder).detach()[scene.tokenizer(word).input_ids[1:-1]]
-        self.search = SharedSearch(rows.mean(0).expand(1, config.tokens, -1), config.batch)
+        """Start from a real word."""
+        context, config = self.context, self.config
+        assert context.concept is not None  # see `needs`
+        self.images = context.concept_images or context.targets
+        self.case_slots = self.make_slots(context.targets)
+        self.slots = self.make_slots(self.images)
+        word = config.start.strip() or ("art" if context.concept.kind == "style" else "object")
+        rows = embedding_table(context.encoder).detach()[context.tokenizer(word).input_ids[1:-1]]
+        self.search = SharedEmbedding(rows.mean(0).expand(1, config.tokens, -1), config.batch)
         self.optimizer = torch.optim.AdamW([self.search.parameter], lr=config.lr, weight_decay=config.weight_decay)
 
-    def places(self, target: AttackTargets) -> PromptSlots:
-        """Return prompts with places where the concept's name stands."""
-        concept, tokenizer = self.scene.concept, self.scene.tokenizer
-        assert concept is not None  # `needs`
+    def make_slots(self, targets: AttackTargets) -> PromptSlots:
+        """Return the targets' prompts with slots instead of the concept's name."""
+        concept, tokenizer = self.context.concept, self.context.tokenizer
+        assert concept is not None  # see `needs`
         names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
-        template = "a painting in the style of" if concept.kind == "style" else "a photo of a"
-        rows = content_tokens(target.ids, target.eos)
-        return replacement_slots(
-            rows, names, tokenizer(template).input_ids[1:-1], self.config.tokens, tokenizer, target.ids.device
-        )
+        template = tokenizer("a painting in the style of" if concept.kind == "style" else "a photo of a")
+        prompts = content_tokens(targets.ids, targets.eos)
+        device = targets.ids.device
+        return replacement_slots(prompts, names, template.input_ids[1:-1], self.config.tokens, tokenizer, device)
 
-    def around(self, row: int) -> tuple[str, str] | None:
+    def surrounding_text(self, row: int) -> tuple[str, str] | None:
         """Return the text of a case's prompt before and after the new word."""
-        return self.case_slots.surrounding_text(row, self.scene.tokenizer)
+        return self.case_slots.surrounding_text(row, self.context.tokenizer)
 
     def draw(self) -> tuple[Tensor, ...]:
-        """Draw a batch of pictures, and noise them: which pictures, x_t, t, noise."""
-        x_0, denoiser = self.examples.x_0, self.scene.denoiser
-        which = torch.randint(len(x_0), (self.config.batch,), generator=self.generator)
-        t = torch.randint(len(denoiser.alphas_cumprod), (len(which),), generator=self.generator)
-        noise = torch.randn(len(which), *x_0.shape[1:], generator=self.generator).to(x_0.device)
-        x_t = add_noise(x_0[which.to(x_0.device)], noise, t.to(x_0.device), denoiser.alphas_cumprod)
-        return which.to(x_0.device), x_t, t.to(x_0.device), noise
+        """Draw a batch of noised images: their indices, x_t, t, noise."""
+        x_0, denoiser = self.images.x_0, self.context.denoiser
+        index = torch.randint(len(x_0), (self.config.batch,), generator=self.generator).to(x_0.device)
+        t = torch.randint(len(denoiser.alphas_cumprod), (len(index),), generator=self.generator).to(x_0.device)
+        noise = torch.randn(len(index), *x_0.shape[1:], generator=self.generator).to(x_0.device)
+        return index, add_noise(x_0[index], noise, t, denoiser.alphas_cumprod), t, noise
 
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
-        """Return the denoising loss of the pictures drawn."""
-        which, *noised = drawn
-        return super().loss(embeddings, which, *noised)
+        """Return the denoising loss of the drawn images, (n,)."""
+        index, *noised = drawn
+        return super().loss(embeddings, index, *noised)
 
-    def found(self) -> AttackOutput:
-        """Return the cases' prompts with the new word in place of the name."""
-        slots = self.case_slots
-        word = self.search.found().expand(len(slots), -1, -1)
+    def result(self) -> AttackOutput:
+        """Return the cases' prompts with the new word instead of the name."""
+        word = self.search.result().expand(len(self.case_slots), -1, -1)
         with torch.no_grad():
-            return AttackOutput(slots.encode(self.scene.encoder, word), word)
+            return AttackOutput(self.case_slots.encode(self.context.encoder, word), word)

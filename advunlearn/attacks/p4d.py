@@ -1,8 +1,8 @@
 """Prompting4Debugging, P4D (Chin et al., arXiv 2309.06135).
 
-A white-box attack that has the original model too: hard tokens, searched as PEZ does, are to make the erased model
-predict the noise that the original model predicts for the concept's prompt,
-|| eps(x_t, t | c') - eps_o(x_t, t | c) ||^2, on noised pictures of the concept.
+A white-box attack that also uses the original model: it searches hard tokens with which the erased model predicts the
+same noise as the original model with the concept's prompt, by the loss || eps(x_t, t | c') - eps_o(x_t, t | c) ||^2 on
+noised images of the concept. The search is PEZ's.
 """
 
 from __future__ import annotations
@@ -13,47 +13,51 @@ from torch import Tensor
 from ..config.attacks import P4DConfig
 from ..losses import attack_loss
 from ..models.ddim import scale_batch
+from .base import noise_targets
+from .pez import HardPromptAttack
 from .prompt_slots import PromptSlots, free_slots, interleaved_slots
-from .token_attacks import HardPrompt, noised
 
 
-class P4DN(HardPrompt[P4DConfig]):
-    """P4D-N: a free prompt of N tokens in place of the concept's."""
+class P4DN(HardPromptAttack):
+    """P4D-N: a free prompt of N tokens instead of the concept's prompt."""
 
-    name, config_class = "p4d_n", P4DConfig
-    needs = ("pictures", "original encoder", "original denoiser")
+    name = "p4d_n"
+    needs = ("target images", "original encoder", "original denoiser")
+    config_class = P4DConfig
+    config: P4DConfig
 
-    def places(self) -> PromptSlots:
-        """Return prompts of places alone."""
-        return free_slots(self.scene.target.ids, self.config.tokens, self.scene.tokenizer)
+    def make_slots(self) -> PromptSlots:
+        """Return free prompts."""
+        return free_slots(self.context.targets.ids, self.config.tokens, self.context.tokenizer)
 
     def start(self) -> None:
-        """Keep what the original model is asked."""
+        """Encode the prompts for the original model as well."""
         super().start()
-        self.asked = self.scene.encode(self.scene.prompts, self.scene.original.encoder)
+        self.reference_conditioning = self.context.encode(self.context.prompts, self.context.reference.encoder)
 
     def draw(self) -> tuple[Tensor, ...]:
-        """Draw noised targets; return them with the original model's predictions."""
-        x_t, t, _ = noised(self)
-        original = self.scene.original.denoiser
-        assert original is not None  # `needs`
+        """Draw noised targets: x_t, t, and the original model's noise predictions."""
+        x_t, t, _ = noise_targets(self)
+        denoiser = self.context.reference.denoiser
+        assert denoiser is not None  # see `needs`
         size = scale_batch(self.chunk, x_t)
-        parts = zip(x_t.split(size), t.split(size), self.asked.split(size), strict=True)
+        parts = zip(x_t.split(size), t.split(size), self.reference_conditioning.split(size), strict=True)
         with torch.no_grad():
-            return x_t, t, torch.cat([original.noise_pred(*part) for part in parts])
+            return x_t, t, torch.cat([denoiser.noise_pred(*part) for part in parts])
 
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
-        """Return || eps(x_t, t | c') - eps_o(x_t, t | c) ||^2."""
-        x_t, t, eps_o = drawn
-        context = self.slots.rows(rows).encode(self.scene.encoder, embeddings)
-        return attack_loss(self.scene.denoiser.noise_pred(x_t, t, context), eps_o)
+        """Return || eps(x_t, t | c') - eps_o(x_t, t | c) ||^2, (n,)."""
+        x_t, t, reference_pred = drawn
+        conditioning = self.slots.rows(rows).encode(self.context.encoder, embeddings)
+        return attack_loss(self.context.denoiser.noise_pred(x_t, t, conditioning), reference_pred)
 
 
 class P4DK(P4DN):
-    """P4D-K: the concept's prompt, with a token of the search in front of every K of its words."""
+    """P4D-K: the concept's prompt with a searched token in front of every K-th word."""
 
     name = "p4d_k"
 
-    def places(self) -> PromptSlots:
-        """Return the prompts with places between their words."""
-        return interleaved_slots(self.scene.prompts, self.config.every, self.scene.tokenizer, self.scene.device)
+    def make_slots(self) -> PromptSlots:
+        """Return the prompts with slots between their words."""
+        context = self.context
+        return interleaved_slots(context.prompts, self.config.word_interval, context.tokenizer, context.device)

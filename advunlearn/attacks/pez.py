@@ -1,66 +1,117 @@
-"""PEZ (Wen et al., arXiv 2302.03668), "Hard Prompts Made Easy", from a text: prompt distillation.
+"""PEZ, "Hard Prompts Made Easy" (Wen et al., arXiv 2302.03668), as prompt distillation.
 
-A hard prompt whose feature, the encoder's output at the end of text, points where the original encoder's feature of the
-concept's prompt points. It reads encoders alone, no denoiser and no picture.
+The search is for a hard prompt whose feature, the encoder's output at the end of text, has the direction of the
+original encoder's feature of the concept's prompt. It uses text encoders only: no denoiser and no image.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import abc
 
 import torch
 from torch import Tensor, nn
 
-from ..config.attacks import PEZConfig, Through
+from ..config.attacks import HardPromptConfig, PEZConfig, Through
 from ..models.prompt_tokens import end_position
-from ..models.text_encoder import encode
-from .base import AttackContext
+from ..models.text_encoder import embedding_table, encode
+from .base import AttackContext, GradientAttack, TokenAttack
 from .prompt_slots import PromptSlots, free_slots
-from .token_attacks import HardPrompt
+from .search_spaces import NearestTokens
 
 
-def pooled(encoder: Any, slots: PromptSlots, embeddings: Tensor, eos: int) -> Tensor:
-    """Return the outputs (N, D) at the end of text of prompts with embeddings (N, k, D) in their places."""
+def encode_end_of_text(encoder: nn.Module, slots: PromptSlots, embeddings: Tensor, eos: int) -> Tensor:
+    """Return the encoder's outputs (N, D) at the end of text, for prompts with embeddings (N, k, D) in their slots."""
     ends = end_position(slots.ids, eos)
     hidden = slots.truncate(int(ends.max()) + 1).encode(encoder, embeddings)
     return hidden[torch.arange(len(ends), device=hidden.device), ends]
 
 
-def wanted(scene: AttackContext) -> Tensor:
-    """Return what the original encoder says of the scene's prompts at the end of text (N, D)."""
-    ids = scene.target.ids
-    ends = end_position(ids, scene.target.eos)
-    with torch.no_grad():
-        hidden = encode(scene.original.encoder, ids[:, : int(ends.max()) + 1])
+@torch.no_grad()
+def encode_target_features(context: AttackContext) -> Tensor:
+    """Return the original encoder's outputs (N, D) at the end of text, for the context's prompts."""
+    assert context.reference.encoder is not None  # see `Attack.needs`
+    ids = context.targets.ids
+    ends = end_position(ids, context.targets.eos)
+    hidden = encode(context.reference.encoder, ids[:, : int(ends.max()) + 1])
     return hidden[torch.arange(len(ends), device=hidden.device), ends]
 
 
-def followed(scene: AttackContext, through: Through) -> Any:
+def choose_encoder(context: AttackContext, through: Through) -> nn.Module:
     """Return the encoder whose gradient a search follows: the attacked one, or the original one."""
-    return scene.encoder if through == "attacked" else scene.original.encoder
+    if through == "attacked":
+        return context.encoder
+    assert context.reference.encoder is not None  # see `Attack.needs`
+    return context.reference.encoder
 
 
-def distance(a: Tensor, b: Tensor) -> Tensor:
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - cos(a, b) over the last dimension."""
     return 1 - nn.functional.cosine_similarity(a, b, dim=-1)
 
 
-class PEZ(HardPrompt[PEZConfig]):
-    """A prompt of hard tokens that means, to the attacked encoder, what the concept's prompt meant to the original."""
+class HardPromptAttack(TokenAttack, GradientAttack):
+    """A search for hard tokens by PEZ's projected gradient, with AdamW."""
 
-    name, config_class = "pez", PEZConfig
-    needs, keeps_best = ("original encoder", "one encoder"), True
+    search: NearestTokens
+    config: HardPromptConfig
+    keeps_best = False  # whether losses of different steps can be compared
 
-    def searched_encoder(self) -> Any:
+    @abc.abstractmethod
+    def make_slots(self) -> PromptSlots:
+        """Return the prompts with their slots."""
+
+    def searched_encoder(self) -> nn.Module:
+        """Return the encoder whose embedding table is searched."""
+        return self.context.encoder
+
+    def start(self) -> None:
+        """Start from random tokens."""
+        self.slots = self.make_slots()
+        table = embedding_table(self.searched_encoder())
+        vocabulary = self.find_vocabulary(self.config.vocabulary)
+        self.search = NearestTokens(table, vocabulary, len(self.slots), self.slots.at.shape[1], self.starts)
+        self.optimizer = torch.optim.AdamW(
+            [self.search.parameter], lr=self.config.lr, weight_decay=self.config.weight_decay
+        )
+        self.best_tokens = self.search.token_ids()
+        self.best_losses = torch.full((len(self.slots),), torch.inf)
+
+    def step(self) -> Tensor:
+        """Take one step; update the best tokens."""
+        if not self.keeps_best:
+            return super().step()
+        ids = self.search.token_ids()
+        losses = super().step()
+        better = losses < self.best_losses
+        self.best_tokens[better] = ids[better]
+        self.best_losses[better] = losses[better]
+        return losses
+
+    def token_ids(self) -> Tensor:
+        """Return the best tokens, or the current ones if losses cannot be compared."""
+        return self.make_typable(self.best_tokens if self.keeps_best else self.search.token_ids())
+
+
+class PEZ(HardPromptAttack):
+    """A prompt of hard tokens whose feature is the original one of the concept's prompt."""
+
+    name = "pez"
+    needs = ("original encoder", "one encoder")
+    config_class = PEZConfig
+    config: PEZConfig
+    keeps_best = True
+
+    def searched_encoder(self) -> nn.Module:
         """Return the attacked encoder, or the original one."""
-        return followed(self.scene, self.config.through)
+        return choose_encoder(self.context, self.config.through)
 
-    def places(self) -> PromptSlots:
-        """Return prompts of places alone; keep what they are to mean."""
-        self.target = wanted(self.scene)
-        return free_slots(self.scene.target.ids, self.config.tokens, self.scene.tokenizer)
+    def make_slots(self) -> PromptSlots:
+        """Return free prompts; set the target features."""
+        self.target_features = encode_target_features(self.context)
+        return free_slots(self.context.targets.ids, self.config.tokens, self.context.tokenizer)
 
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
-        """Return 1 - cos(f(c'), f_o(c))."""
-        feature = pooled(self.searched_encoder(), self.slots.rows(rows), embeddings, self.scene.target.eos)
-        return distance(feature, self.target[rows])
+        """Return 1 - cos(f(c'), f_o(c)), (n,)."""
+        slots = self.slots.rows(rows)
+        features = encode_end_of_text(self.searched_encoder(), slots, embeddings, self.context.targets.eos)
+        return cosine_distance(features, self.target_features[rows])

@@ -1,13 +1,13 @@
-"""Attack one prompt and say what was found: text for a discrete attack, embeddings for a continuous one."""
+"""Attack a single prompt: the result is text for a discrete attack, embeddings for a continuous one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.attacks import JUDGE_ONLY
 from ..config.concept import ConceptConfig
@@ -16,43 +16,53 @@ from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..models.denoiser import Denoiser, add_noise
 from ..models.text_encoder import frozen, tokenize
-from .base import AttackContext, AttackTargets, ReferenceModel
+from .base import AttackContext, AttackTargets, OnStep, ReferenceModel
 from .registry import attack_class, attack_settings, make_attack
+from .vocabulary import PromptRow
 
-DRAWS = 16  # noise levels at which the restarts are compared
+NOISE_LEVELS = 16  # at which the restarts are compared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptAttackResult:
     """The best of an attack's restarts."""
 
     embeddings: Tensor  # (k, D)
     conditioning: Tensor  # (1, L, D) of the whole prompt
-    text: str  # the adversarial prompt; of a continuous attack: the prompt alone
-    exact: bool  # whether the text splits into the very tokens found; False for a continuous attack
-    around: tuple[str, str] | None  # the text before and after the embeddings, where they stand together
+    text: str  # the adversarial prompt; for a continuous attack the clean prompt
+    exact: bool  # whether tokenizing the text gives the found tokens again; False for a continuous attack
+    surrounding_text: tuple[str, str] | None  # before and after the embeddings, if they are contiguous
     losses: list[float]  # mean over the restarts before each step
-    restarts: int  # how many starts there were
-    loss: float  # of what was found, at `DRAWS` noise levels
-    loss_before: float  # of the prompt as it was, at the same
+    restarts: int
+    loss: float  # mean denoising loss of the result over `NOISE_LEVELS`
+    loss_before: float  # the same for the clean prompt
 
 
 @torch.no_grad()
-def compare(denoiser: Denoiser, contexts: Tensor, x_0: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the denoising loss (N,) of N conditionings (N, L, D) for one target (1, C, h, w), same noise for all."""
-    total = torch.zeros(len(contexts))
+def compare_conditionings(denoiser: Denoiser, conditioning: Tensor, x_0: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the denoising losses (N,) of conditionings (N, L, D) for one target (1, C, h, w), with the same noise."""
+    count = len(conditioning)
+    total = torch.zeros(count)
     steps = len(denoiser.alphas_cumprod)
-    for k in range(DRAWS):
-        t = torch.full((len(contexts),), (2 * k + 1) * steps // (2 * DRAWS), device=x_0.device)
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0.device).expand(len(contexts), *x_0.shape[1:])
+    for k in range(NOISE_LEVELS):
+        t = torch.full((count,), (2 * k + 1) * steps // (2 * NOISE_LEVELS), device=x_0.device)
+        noise = torch.randn(x_0.shape, generator=generator).to(x_0.device).expand(count, *x_0.shape[1:])
         x_t = add_noise(x_0.expand_as(noise), noise, t, denoiser.alphas_cumprod)
-        total += denoising_loss(denoiser.noise_pred(x_t, t, contexts), noise).cpu()
-    return total / DRAWS
+        total += denoising_loss(denoiser.noise_pred(x_t, t, conditioning), noise).cpu()
+    return total / NOISE_LEVELS
+
+
+def choose_best(losses: Tensor, prompts: Sequence[PromptRow]) -> int:
+    """Return the index of the lowest loss (N,), among the exact prompts if there are any."""
+    if any(prompt["exact"] for prompt in prompts):
+        exact = torch.tensor([prompt["exact"] for prompt in prompts])
+        losses = losses.masked_fill(~exact, torch.inf)
+    return int(losses.argmin())
 
 
 def attack_prompt(
     denoiser: Denoiser,
-    encoder: Any,
+    encoder: nn.Module,
     tokenizer: Any,
     prompt: str,
     x_0: Tensor,
@@ -60,56 +70,55 @@ def attack_prompt(
     name: str = "unlearndiffatk",
     restarts: int = 4,
     config: EvaluateConfig | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-    original: ReferenceModel | None = None,
+    on_step: OnStep | None = None,
+    reference: ReferenceModel | None = None,
     concept: ConceptConfig | None = None,
-    given: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> PromptAttackResult:
-    """Search a prompt that draws a picture's content, from several starts side by side; keep the best.
+    """Search for a prompt that generates an image's content, from several parallel starts; return the best.
 
     Args:
-        denoiser, encoder, tokenizer: the attacked model; it is unchanged afterwards.
-        prompt: the prompt that names the concept.
-        x_0: (1, C, h, w) latents of a picture that shows the concept.
-        name: one of `ATTACK_NAMES`, but for those of `JUDGE_ONLY`.
-        restarts: number of starts; where starts do not differ there is one. Of a discrete attack one whose text splits
-            into its tokens again is preferred.
-        config: steps, tokens, learning rates, ball and seed.
-        on_step: called after each step with its number and the mean loss; may raise to cancel.
-        original: the model before erasing, for attacks that need it.
+        denoiser, encoder, tokenizer: the attacked model; it is left unchanged.
+        prompt: the clean prompt, which names the concept.
+        x_0: (1, C, h, w) latents of an image that shows the concept.
+        name: one of `ATTACK_NAMES` without those of `JUDGE_ONLY`.
+        restarts: number of starts (one for an attack whose starts do not differ). Of a discrete attack, prompts that
+            can be typed (`exact`) are preferred.
+        config: steps, tokens, learning rates, radius and seed.
+        on_step: called after each step with its number, from 1, and the mean loss; may raise to cancel.
+        reference: the model before erasing, for attacks that need it.
         concept: for attacks that need it.
-        given: settings of the attack that go over those of `config`.
+        overrides: settings of the attack that override those of `config`.
 
-    Raises AdvUnlearnError when the attack lacks something that it needs.
+    Raises AdvUnlearnError when the attack lacks something that it needs, or can only be used with a judge.
     """
     config = config or EvaluateConfig()
     if name in JUDGE_ONLY:
-        raise AdvUnlearnError(f"{name} tries what only a judge can tell apart; use it in an evaluation")
+        raise AdvUnlearnError(f"{name} makes attempts that only a judge can compare; use it in an evaluation")
     restarts = restarts if attack_class(name).restarts else 1
-    ids = tokenize(tokenizer, [prompt] * restarts).to(denoiser.device)
-    target = AttackTargets(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
-    scene = AttackContext(
-        denoiser, encoder, tokenizer, [prompt] * restarts, target, original or ReferenceModel(), concept
+    prompts = [prompt] * restarts
+    ids = tokenize(tokenizer, prompts).to(denoiser.device)
+    targets = AttackTargets(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
+    context = AttackContext(
+        denoiser, encoder, tokenizer, prompts, targets, reference=reference or ReferenceModel(), concept=concept
     )
     with frozen(encoder, *denoiser.modules()):
-        attack = make_attack(name, scene, attack_settings(name, config, given), config.seed)
+        attack = make_attack(name, context, attack_settings(name, config, overrides), config.seed)
         losses = attack.run(on_step)
-        found, texts = attack.found(), attack.texts()
-        contexts = torch.cat([scene.encode([prompt]), found.conditioning])
-        scores = compare(denoiser, contexts, x_0, torch.Generator().manual_seed(config.seed + 3))
-    ranked = scores[1:].clone()
-    if any(t["exact"] for t in texts):
-        ranked[[i for i, t in enumerate(texts) if not t["exact"]]] = torch.inf
-    best = int(ranked.argmin())
-    text, exact = (texts[best]["prompt"], texts[best]["exact"]) if texts else (prompt, False)
+        output = attack.result()
+        conditioning = torch.cat([context.encode([prompt]), output.conditioning])
+        generator = torch.Generator().manual_seed(config.seed + 3)
+        loss_before, *loss_after = compare_conditionings(denoiser, conditioning, x_0, generator).unbind()
+    found = attack.prompts()
+    best = choose_best(torch.stack(loss_after), found)
     return PromptAttackResult(
-        found.embeddings[best].detach().clone(),
-        found.conditioning[best : best + 1],
-        text,
-        exact,
-        attack.around(best),
-        losses,
-        restarts,
-        float(scores[1 + best]),
-        float(scores[0]),
+        embeddings=output.embeddings[best].detach().clone(),
+        conditioning=output.conditioning[best : best + 1],
+        text=found[best]["prompt"] if found else prompt,
+        exact=bool(found) and found[best]["exact"],
+        surrounding_text=attack.surrounding_text(best),
+        losses=losses,
+        restarts=restarts,
+        loss=float(loss_after[best]),
+        loss_before=float(loss_before),
     )

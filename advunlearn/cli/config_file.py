@@ -79,7 +79,11 @@ def read_settings(path: str | pathlib.Path) -> dict[str, object]:
 
 def preset_settings(name: str) -> dict[str, object]:
     """Return the settings of a preset; the keys are the destinations of the flags."""
-    return {f"{config}.{key}": value for config, values in PRESETS[name].items() for key, value in values.items()}
+    return {
+        flag_dest(SECTIONS[section], key): value
+        for section, values in PRESETS[name].items()
+        for key, value in values.items()
+    }
 
 
 def flag_dest(config: type, name: str) -> str:

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 from ..config.adversary import AdversaryConfig
-from ..config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, FLAGS
+from ..config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, FLAG_PREFIXES
 from ..config.base import choices
 from ..config.concept import ConceptConfig
 from ..config.evaluation import (
     DEMO_BUDGET,
     ClassifierConfig,
-    CombinedConfig,
     EvaluateConfig,
     NudityConfig,
     ZeroShotConfig,
@@ -205,7 +204,7 @@ def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
         "--judge",
         metavar="JUDGE",
         help="decides what an image shows: miniature, nudity (needs nudenet), clip:FOLDER, or a folder with an image "
-        "classifier or a CLIP of transformers; combine several as A+B, see --shown-by (default: the miniature's)",
+        "classifier or a CLIP of transformers (default: the miniature's)",
     )
     sub.add_argument(
         "--prompts",
@@ -226,10 +225,10 @@ def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
     )
     add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
     add_flags(sub, EvaluateConfig)
-    for prefix, config in FLAGS.items():
+    for prefix, config in FLAG_PREFIXES.items():
         shared = {name: make_flag(setting) for name, setting in config.shared.items()}
         add_flags(sub, config, prefix + "-", defaults=shared)
-    for judge in (NudityConfig, ClassifierConfig, ZeroShotConfig, CombinedConfig):
+    for judge in (NudityConfig, ClassifierConfig, ZeroShotConfig):
         add_flags(sub, judge)
 
 

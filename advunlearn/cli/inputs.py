@@ -17,8 +17,8 @@ from ..config.renamed import with_current_names
 from ..errors import AdvUnlearnError
 from ..formats.inspect import decode_metadata
 from ..formats.weights import open_weights
-from ..judges import load as judges
 from ..judges.base import Judge
+from ..judges.load import JUDGE_CONFIGS, make_judge, parse_judge_name
 from ..models.denoiser import Denoiser
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.encoder_files import load_encoder, part_hashes
@@ -59,15 +59,13 @@ def load_judge(args: Namespace) -> Judge:
             f"there is no judge for model {config.model!r}; give --judge nudity, --judge clip:FOLDER or --judge FOLDER"
         )
     name = name or "miniature"
-    names = judges.names_of(name)
-    kinds = {judges.resolve(each)[0] for each in names} | ({"several"} if len(names) > 1 else set())
-    used = [judges.CONFIGS[kind] for kind in kinds]
-    for other in filter(None, judges.CONFIGS.values()):
-        if other not in used and (given := list(given_settings(other, args))):
+    kind, _ = parse_judge_name(name)
+    for other, judge_config in JUDGE_CONFIGS.items():
+        if other != kind and (given := list(given_settings(judge_config, args))):
             raise AdvUnlearnError(
                 f"{make_flag(given[0])} is no setting of the judge {name!r}; leave it out, or give another --judge"
             )
-    return judges.make_judge(name, lambda judge: settings(judge, args), config.device or best_device())
+    return make_judge(name, lambda judge: settings(judge, args), config.device or best_device())
 
 
 def resolve_miniature(name: str) -> str:

@@ -1,20 +1,20 @@
-"""The published settings (arXiv 2405.15234 and its code) for Stable Diffusion 1.x, by what is erased."""
+"""Presets: the published settings (arXiv 2405.15234 and its code) for Stable Diffusion 1.x, by kind of concept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-Preset = Mapping[str, Mapping[str, Any]]  # name of a settings class -> values
+Preset = Mapping[str, Mapping[str, Any]]  # section of `RunConfig` -> setting -> value
 
 CUSTOM = "custom"
 
 
-def _published(retain_weight: float, kind: str, **concept: str) -> Preset:
-    """Return the settings that all published encoders share, and the two that differ."""
+def _make_preset(retain_weight: float, kind: str, **concept: str) -> Preset:
+    """Return the settings that all published encoders share, with those that differ."""
     return {
-        "ConceptConfig": {"kind": kind, "negative_guidance": 1.0, **concept},
-        "TrainConfig": {
+        "concept": {"kind": kind, "negative_guidance": 1.0, **concept},
+        "train": {
             "iterations": 1000,
             "warmup": 200,
             "lr": 1e-5,
@@ -27,8 +27,8 @@ def _published(retain_weight: float, kind: str, **concept: str) -> Preset:
             "num_layers": 0,
             "final_norm": "auto",
         },
-        # Its start "random" draws rows of the embedding table, which is `token` here.
-        "AdversaryConfig": {
+        # The published start "random" draws rows of the embedding table, which is called token here.
+        "attack": {
             "steps": 30,
             "step_size": 1e-3,
             "unit": "absolute",
@@ -42,18 +42,18 @@ def _published(retain_weight: float, kind: str, **concept: str) -> Preset:
             "space": "embedding",
             "attack_interval": 1,
         },
-        "BankConfig": {"sampling_steps": 50, "guidance_scale": 3.0},
+        "bank": {"sampling_steps": 50, "guidance_scale": 3.0},
     }
 
 
 PRESETS: dict[str, Preset] = {
     CUSTOM: {},
-    "nudity": _published(0.3, "prompt", concept="nudity"),
-    "style": _published(0.5, "style"),
-    "object": _published(0.5, "object"),
+    "nudity": _make_preset(0.3, "prompt", concept="nudity"),
+    "style": _make_preset(0.5, "style"),
+    "object": _make_preset(0.5, "object"),
 }
 
 
-def of(name: str, config: type) -> dict[str, Any]:
-    """Return what a preset says of one settings class."""
-    return dict(PRESETS[name].get(config.__name__, {}))
+def preset_values(name: str, section: str) -> dict[str, Any]:
+    """Return a preset's values for one section of `RunConfig`; {} if the preset does not set any."""
+    return dict(PRESETS[name].get(section, {}))

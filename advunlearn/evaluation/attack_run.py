@@ -146,8 +146,8 @@ class AttackRun:
             on_step: called after each step with its number and the number of steps; may raise to cancel.
         """
         config = self.generator.config
-        original = replace(context.original, denoiser=self.original)
-        context = replace(context, denoiser=self.attacked, original=original)
+        reference = replace(context.reference, denoiser=self.original)
+        context = replace(context, denoiser=self.attacked, reference=reference)
         self.log.started = time.perf_counter()
         attack = make_attack(self.name, context, self.settings, config.seed)
         interval = 1 if self.name in JUDGE_ONLY else config.judge_interval
@@ -158,19 +158,19 @@ class AttackRun:
                 self.judge_step(attack, step)
 
         attack.run(after_step)
-        self.last_embeddings = attack.found().embeddings
+        self.last_embeddings = attack.result().embeddings
 
     def judge_step(self, attack: Attack, step: int) -> None:
         """Generate and judge the images of all cases that have not succeeded yet."""
         log = self.log
         started = time.perf_counter()
-        output = attack.found()
+        output = attack.result()
         rows = log.find_open_rows()
         self.times_judged += 1
         if len(rows):
             noise = self.noise[log.rows.to(self.noise.device)] if output.noise is None else output.noise
             images = self.generator.generate_images(self.subject, *select_rows(rows, output.conditioning, noise))
-            texts = attack.texts() or [{}] * len(log.rows)
+            texts = attack.prompts() or [{}] * len(log.rows)
             notes = [texts[row] for row in rows.tolist()]
             hits = self.generator.detect_concept(images)
             log.record(step, images, hits, rows, notes, *select_rows(rows, output.embeddings))

@@ -165,11 +165,11 @@ class Evaluator(ImageGenerator):
             encoder=subject.encoder,
             tokenizer=self.model.tokenizer,
             prompts=[self.cases.plain[i] for i in cases.tolist()],
-            target=targets.rows(cases.to(self.noise.device)),
-            original=ReferenceModel(self.original.encoder, self.original.denoiser),
+            targets=targets.rows(cases.to(self.noise.device)),
+            reference=ReferenceModel(self.original.encoder, self.original.denoiser),
             concept=self.concept,
             synonyms=self.synonyms,
-            examples=concept_images,
+            concept_images=concept_images,
         )
 
     def measure_plain(self, subject: Subject, out: Measurement) -> Tensor:

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from ..config.concept import ConceptConfig, bare_name
 from ..errors import AdvUnlearnError
 from ..models.text_encoder import frozen
-from .base import JudgeOutput, match, weights_hash
+from .base import JudgeOutput, hash_weights, match_label
 
 
-def named(text: str, names: Sequence[str]) -> list[str]:
-    """Return the names whose words are in a text, but for those inside another one: of "a hot dog" no dog."""
-    found = [name for name in names if re.search(rf"\b{re.escape(name)}\b", text)]
-    return [name for name in found if not any(name != other and name in other for other in found)]
+def find_names(text: str, names: Sequence[str]) -> list[str]:
+    """Return the names that occur in a text as words, except inside another found name: no dog in "a hot dog"."""
+    inside = [name for name in names if re.search(rf"\b{re.escape(name)}\b", text)]
+    return [name for name in inside if not any(name != other and name in other for other in inside)]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge sees in B images: class logits and the features under them."""
+class ConvJudgeLogits:
+    """The judge's class logits for B images, and the features that they are computed from."""
 
     object: Tensor  # (B, objects + 1); the last class is "none of these"
     style: Tensor  # (B, styles)
@@ -49,11 +49,13 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class ConvJudge(nn.Module):
-    """Classify 64 x 64 pictures. `objects`, `styles` and `backgrounds` name the classes in logit order."""
+    """Classify 64 x 64 images. `objects`, `styles` and `backgrounds` name the classes in logit order."""
 
     def __init__(self, objects: list[str], styles: list[str], backgrounds: list[str], width: int = 32) -> None:
         super().__init__()
-        self.objects, self.styles, self.backgrounds = list(objects), list(styles), list(backgrounds)
+        self.objects = list(objects)
+        self.styles = list(styles)
+        self.backgrounds = list(backgrounds)
         self.width = width
         self.trunk = nn.Sequential(
             _block(3, width), _block(width, 2 * width), _block(2 * width, 4 * width), _block(4 * width, 4 * width)
@@ -63,41 +65,42 @@ class ConvJudge(nn.Module):
         self.style_head = nn.Linear(128, len(styles))
         self.background_head = nn.Linear(128, len(backgrounds))
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> ConvJudgeLogits:
         """Judge `images` (B, 3, H, W) in [0, 1]."""
         h = self.trunk(images * 2 - 1)
         h = F.relu(self.project(F.adaptive_avg_pool2d(h, 2).flatten(1)))
-        return Verdict(self.object_head(h), self.style_head(h), self.background_head(h), h)
+        return ConvJudgeLogits(self.object_head(h), self.style_head(h), self.background_head(h), h)
 
     def concept_label(self, concept: ConceptConfig) -> str:
-        """See `Judge.concept_label`: an object or a style, as the concept's kind says; of a prompt what it names."""
-        text, known = bare_name(concept.concept), self.styles if concept.kind == "style" else self.objects
+        """Return an object or a style, by the concept's kind; for a prompt, the one object or style that it names."""
+        text = bare_name(concept.concept)
+        known = self.styles if concept.kind == "style" else self.objects
         if text in known:
             return text
-        found = named(text, self.objects) or named(text, self.styles) if concept.kind == "prompt" else []
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise AdvUnlearnError(f"the prompt {concept.concept!r} names {', '.join(found)}; give one of them")
+        names = find_names(text, self.objects) or find_names(text, self.styles) if concept.kind == "prompt" else []
+        if len(names) == 1:
+            return names[0]
+        if names:
+            raise AdvUnlearnError(f"the prompt {concept.concept!r} names {', '.join(names)}; give one of them")
         what = "thing in the prompt" if concept.kind == "prompt" else concept.kind
         styles = "" if concept.kind == "style" else f" (and the styles {', '.join(self.styles)})"
         raise AdvUnlearnError(f"the judge knows no {what} {concept.concept!r}; it knows {', '.join(known)}{styles}")
 
     def label(self, name: str) -> str:
-        """See `Judge.label`: an object or a style."""
-        return match(name, [*self.objects, *self.styles], "the judge")
+        """Return an object or a style."""
+        return match_label(name, [*self.objects, *self.styles], "the judge")
 
     @torch.no_grad()
     def look(self, images: Tensor, concept: str) -> JudgeOutput:
-        """See `Judge.look`. A picture has one style and, unless it is none of them, one object."""
+        """Judge images; each has one style and at most one object. Features are (B, 128)."""
         with frozen(self):
-            verdict = self(images)
-        rows = zip(verdict.object.argmax(1).tolist(), verdict.style.argmax(1).tolist(), strict=True)
-        return JudgeOutput([frozenset({*self.objects[o : o + 1], self.styles[s]}) for o, s in rows], verdict.features)
+            logits = self(images)
+        rows = zip(logits.object.argmax(1).tolist(), logits.style.argmax(1).tolist(), strict=True)
+        return JudgeOutput([frozenset({*self.objects[o : o + 1], self.styles[s]}) for o, s in rows], logits.features)
 
     def settings(self) -> dict[str, Any]:
-        """See `Judge.settings`."""
-        return {"judge": "miniature", "weights": weights_hash(self)}
+        """Return the judge's entry in a report."""
+        return {"judge": "miniature", "weights": hash_weights(self)}
 
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Write `config.json` and fp16 `model.safetensors` into `folder`."""

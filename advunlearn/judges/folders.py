@@ -1,4 +1,4 @@
-"""Folders in the form of transformers: what is in one, and reading it without any hub."""
+"""Folders in transformers' format: detect the kind of judge in one, and load it from local files only."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from .base import pixels
+from .base import split_pixels
 
-Kind = Literal["miniature", "classifier", "clip"]
-WANTED = "give a folder that ConvJudge.save_pretrained wrote, or one of transformers with an image classifier or a CLIP"
+JudgeKind = Literal["miniature", "nudity", "classifier", "clip"]
+EXPECTED = (
+    "give a folder written by ConvJudge.save_pretrained, or a transformers folder with an image classifier or a CLIP"
+)
 
 
-def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
-    """Return a folder's config.json. Raises AdvUnlearnError when there is none, or none that can be read."""
+def read_judge_config(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Return the content of a folder's config.json. Raises AdvUnlearnError when it is missing or cannot be read."""
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
-        found = "no config.json there" if path.parent.is_dir() else "no such folder"
-        raise AdvUnlearnError(f"judge {str(folder)!r}: {found}; {WANTED}")
+        problem = "no config.json there" if path.parent.is_dir() else "no such folder"
+        raise AdvUnlearnError(f"judge {str(folder)!r}: {problem}; {EXPECTED}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise AdvUnlearnError(f"judge {str(folder)!r}: its config.json is not JSON ({error}); {WANTED}") from error
+        raise AdvUnlearnError(f"judge {str(folder)!r}: its config.json is not JSON ({error}); {EXPECTED}") from error
     if not isinstance(config, dict):
-        raise AdvUnlearnError(f"judge {str(folder)!r}: its config.json is a {type(config).__name__}; {WANTED}")
+        raise AdvUnlearnError(f"judge {str(folder)!r}: its config.json is a {type(config).__name__}; {EXPECTED}")
     return config
 
 
-def kind_of(folder: str | pathlib.Path) -> Kind:
-    """Return which judge a folder holds, by its config.json. Raises AdvUnlearnError for anything else."""
-    config = read_config(folder)
+def detect_judge_kind(folder: str | pathlib.Path) -> JudgeKind:
+    """Return the kind of judge in a folder, by its config.json. Raises AdvUnlearnError when it contains no judge."""
+    config = read_judge_config(folder)
     classes = config.get("architectures") or []
     if {"objects", "styles", "backgrounds"} <= set(config):
         return "miniature"
@@ -41,40 +43,40 @@ def kind_of(folder: str | pathlib.Path) -> Kind:
     if config.get("model_type") == "clip" and (not classes or "CLIPModel" in classes):
         return "clip"
     found = ", ".join(classes) or config.get("model_type") or "neither an architecture nor a model_type"
-    raise AdvUnlearnError(f"judge {str(folder)!r}: its config.json names {found}; {WANTED}")
+    raise AdvUnlearnError(f"judge {str(folder)!r}: its config.json names {found}; {EXPECTED}")
 
 
-def load_pretrained(kind: Any, folder: str | pathlib.Path, device: str) -> Any:
-    """Return a transformers model in fp32 and evaluation mode, every weight of it from the folder.
+def load_pretrained(model_class: Any, folder: str | pathlib.Path, device: str) -> Any:
+    """Load a transformers model in fp32 and evaluation mode.
 
-    Raises AdvUnlearnError when it cannot be read, or lacks weights, which would be random.
+    Raises AdvUnlearnError when it cannot be read, or lacks weights, which transformers would draw at random.
     """
     from safetensors import SafetensorError
 
-    read_config(folder)
+    read_judge_config(folder)
     try:
-        model, loading = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, loading = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise AdvUnlearnError(f"judge {str(folder)!r} could not be read ({error}); {WANTED}") from error
+        raise AdvUnlearnError(f"judge {str(folder)!r} could not be read ({error}); {EXPECTED}") from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise AdvUnlearnError(
-            f"judge {str(folder)!r} lacks {len(missing)} weights, first {missing[0]!r}; they would be random: give the "
+            f"judge {str(folder)!r} lacks {len(missing)} weights, first {missing[0]!r}; they would be random; give the "
             "folder of a model that was trained for this"
         )
     return model.float().to(device).train(False).requires_grad_(False)
 
 
 class Preprocessor:
-    """A folder's own image preparation, on PIL and numpy: torchvision is not needed, and changes no number."""
+    """A folder's image preprocessing, computed by PIL and numpy, so that torchvision changes no value if installed."""
 
     def __init__(self, folder: str | pathlib.Path) -> None:
         import transformers
 
-        known = int(transformers.__version__.split(".")[0]) >= 5
-        how: dict[str, Any] = {"backend": "pil"} if known else {"use_fast": False}
+        version = int(transformers.__version__.split(".")[0])
+        options: dict[str, Any] = {"backend": "pil"} if version >= 5 else {"use_fast": False}
         try:
-            self.processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **how)
+            self.processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise AdvUnlearnError(
                 f"judge {str(folder)!r}: its preprocessor_config.json could not be used ({error}); copy the one that "
@@ -82,6 +84,6 @@ class Preprocessor:
             ) from error
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return pictures (B, 3, H, W) in [0, 1] as batches of pixel values (b, 3, h, w)."""
+        """Return images (B, 3, H, W) in [0, 1] as batches of pixel values (b, 3, h, w)."""
         options: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_last"}
-        return [self.processor(images=part, **options)["pixel_values"] for part in pixels(images)]
+        return [self.processor(images=part, **options)["pixel_values"] for part in split_pixels(images)]

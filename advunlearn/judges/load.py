@@ -1,82 +1,76 @@
-"""A judge by its name on the command line."""
+"""Load a judge by its name on the command line."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 from safetensors import SafetensorError
 
 from .. import miniature
-from ..config.evaluation import ClassifierConfig, CombinedConfig, NudityConfig, ZeroShotConfig
+from ..config.base import Validated
+from ..config.evaluation import ClassifierConfig, NudityConfig, ZeroShotConfig
 from ..errors import AdvUnlearnError
 from .base import Judge
-from .folders import kind_of
+from .folders import JudgeKind, detect_judge_kind
 
-CONFIGS: dict[str, type | None] = {
-    "miniature": None,
+# The settings class of each kind of judge that has settings.
+JUDGE_CONFIGS: dict[str, type[Validated]] = {
     "nudity": NudityConfig,
     "classifier": ClassifierConfig,
     "clip": ZeroShotConfig,
-    "several": CombinedConfig,
 }
 
 
-def resolve(name: str) -> tuple[str, pathlib.Path]:
-    """Return the kind and the folder of "miniature", "nudity", "clip:FOLDER", or a folder whose config.json says it.
+def parse_judge_name(name: str) -> tuple[JudgeKind, pathlib.Path]:
+    """Return the kind and the folder of a judge.
 
-    Raises AdvUnlearnError for a folder that holds no judge.
+    Args:
+        name: "miniature", "nudity" (which has no folder), "clip:FOLDER", or a folder whose config.json tells its kind.
+
+    Raises AdvUnlearnError for a folder that contains no judge.
     """
     if name == "miniature":
-        return name, miniature.judge_path()
+        return "miniature", miniature.judge_path()
     if name == "nudity":
-        return name, pathlib.Path()
+        return "nudity", pathlib.Path()
     if name.startswith("clip:"):
         return "clip", pathlib.Path(name.removeprefix("clip:"))
-    return kind_of(name), pathlib.Path(name)
+    return detect_judge_kind(name), pathlib.Path(name)
 
 
-def names_of(name: str) -> list[str]:
-    """Return the judges of "A+B"; a folder may have a + in its name. Raises AdvUnlearnError where one has no name."""
-    if "+" not in name or pathlib.Path(name.removeprefix("clip:")).exists():
-        return [name]
-    names = [part.strip() for part in name.split("+")]
-    if "" in names:
-        raise AdvUnlearnError(f"judge {name!r} has a + with nothing beside it; give judges as A+B")
-    return names
-
-
-def make_judge(name: str, settings: Callable[[type], Any] = lambda config: config(), device: str = "cpu") -> Judge:
+def make_judge(
+    name: str, make_settings: Callable[[type[Validated]], Validated] = lambda config: config(), device: str = "cpu"
+) -> Judge:
     """Load a judge.
 
     Args:
-        name: see `resolve`; or several as "A+B", see `CombinedJudge`.
-        settings: makes the settings object of the judge's class.
-        device: where a transformers model computes.
-    """
-    if len(names := names_of(name)) > 1:
-        from .combined import CombinedJudge
+        name: see `parse_judge_name`.
+        make_settings: makes an object of the judge's settings class.
+        device: device of a transformers model.
 
-        return CombinedJudge([make_judge(each, settings, device) for each in names], settings(CombinedConfig))
-    kind, folder = resolve(name)
-    if kind == "nudity":
+    Raises AdvUnlearnError when the judge cannot be loaded.
+    """
+    kind, folder = parse_judge_name(name)
+    if kind == "miniature":
+        return load_conv_judge(folder)
+    settings = make_settings(JUDGE_CONFIGS[kind])
+    if isinstance(settings, NudityConfig):
         from .nudity import NudityJudge
 
-        return NudityJudge(settings(NudityConfig))
-    if kind == "classifier":
+        return NudityJudge(settings)
+    if isinstance(settings, ClassifierConfig):
         from .classifier import ClassifierJudge
 
-        return ClassifierJudge(folder, settings(ClassifierConfig), device)
-    if kind == "clip":
-        from .zero_shot import ZeroShotJudge
+        return ClassifierJudge(folder, settings, device)
+    assert isinstance(settings, ZeroShotConfig)
+    from .zero_shot import ZeroShotJudge
 
-        return ZeroShotJudge(folder, settings(ZeroShotConfig), device)
-    return convnet(folder)
+    return ZeroShotJudge(folder, settings, device)
 
 
-def convnet(folder: pathlib.Path) -> Judge:
-    """Load the miniature's kind of judge. Raises AdvUnlearnError when it cannot be read."""
+def load_conv_judge(folder: pathlib.Path) -> Judge:
+    """Load a judge of the miniature's kind. Raises AdvUnlearnError when it cannot be read."""
     from .convnet import ConvJudge
 
     try:

@@ -1,4 +1,4 @@
-"""CLIP as a judge without training: the concept against other names (Radford et al., arXiv 2103.00020, section 3.1)."""
+"""CLIP as a zero-shot judge: the concept against other labels (Radford et al., arXiv 2103.00020, section 3.1)."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from ..config.concept import ConceptConfig
 from ..config.evaluation import ZeroShotConfig
 from ..errors import AdvUnlearnError
 from ..prompts import retain
-from .base import JudgeOutput, match, weights_hash
+from .base import JudgeOutput, hash_weights, match_label
 from .folders import Preprocessor, load_pretrained
 
 
 class ZeroShotJudge:
-    """A picture shows the one label whose prompt lies nearest to it by cosine, among the candidates and the concept.
+    """An image shows the one label whose prompt is nearest to it by cosine, among the candidates and the concept.
 
-    Candidates are `config.labels`, or the 80 COCO classes; a concept that is none of them is added. Success is the
-    argmax: what it means depends on the candidates, so compare only figures with the same ones.
-    Raises AdvUnlearnError when the folder holds no whole CLIP.
+    Candidates are `config.labels`, or the 80 COCO classes; a concept that is none of them is added. Since the decision
+    depends on the candidates, only numbers with the same candidates are comparable.
+    Raises AdvUnlearnError when the folder contains no complete CLIP.
     """
 
     def __init__(self, folder: str | pathlib.Path, config: ZeroShotConfig | None = None, device: str = "cpu") -> None:
         from transformers import CLIPModel, CLIPTokenizer
 
-        self.folder, self.config, self.device = pathlib.Path(folder), config or ZeroShotConfig(), device
+        self.folder = pathlib.Path(folder)
+        self.config = config or ZeroShotConfig()
+        self.device = device
         self.model = load_pretrained(CLIPModel, folder, device)
-        self.weights = weights_hash(self.model)
+        self.weights = hash_weights(self.model)
         self.prepare = Preprocessor(folder)
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -40,51 +42,49 @@ class ZeroShotJudge:
                 f"judge {str(folder)!r}: its tokenizer could not be read ({error}); copy the files that came with it"
             ) from error
         self.labels = list(self.config.candidates) or retain.class_names()
-        self.embedded: dict[str, Tensor] = {}  # (D,) of each label, embedded once
+        self.embedded: dict[str, Tensor] = {}  # (D,) per label
 
     def concept_label(self, concept: ConceptConfig) -> str:
-        """See `Judge.concept_label`: a candidate of that name, or the concept itself, which is then one more."""
+        """Return the candidate with the concept's name, or the name itself, which `look` adds to the candidates."""
         name = concept.concept.strip()
         name = next((label for label in self.labels if label.casefold() == name.casefold()), name)
         if self.labels == [name]:
             raise AdvUnlearnError(
-                f"labels is {self.config.labels!r}, so every picture would show {name!r}; give labels it competes with"
+                f"labels is {self.config.labels!r}, so every image would show {name!r}; give labels it competes with"
             )
         return name
 
     def label(self, name: str) -> str:
-        """See `Judge.label`: one of the candidates."""
-        return match(name, self.labels, "the CLIP judge")
+        """Return one of the candidates."""
+        return match_label(name, self.labels, "the CLIP judge")
 
     @torch.no_grad()
     def look(self, images: Tensor, concept: str) -> JudgeOutput:
-        """See `Judge.look`. Features are CLIP's image embeddings (B, D)."""
+        """Judge images; features are CLIP's image embeddings (B, D)."""
         labels = list(dict.fromkeys([*self.labels, concept]))
-        names, features = self._names(labels), self._pictures(images)  # (L, D), (B, D)
-        nearest = (F.normalize(features, dim=-1) @ names.T).argmax(1).tolist()
+        label_embeddings = self._embed_labels(labels)  # (L, D)
+        features = self._embed_images(images)  # (B, D)
+        nearest = (F.normalize(features, dim=-1) @ label_embeddings.T).argmax(1).tolist()
         return JudgeOutput([frozenset({labels[i]}) for i in nearest], features.float().cpu())
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return max(100 cos, 0) of each picture (B, 3, H, W) and its prompt (B,): CLIP score (arXiv 2104.08718)."""
+        """Return the CLIP score, max(100 cos, 0), of images (B, 3, H, W) and their prompts, (B,) (arXiv 2104.08718)."""
         texts = torch.cat([self._embed_texts(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
-        cosine = (F.normalize(self._pictures(images), dim=-1) * texts).sum(-1)
+        cosine = (F.normalize(self._embed_images(images), dim=-1) * texts).sum(-1)
         return (100 * cosine).clamp(min=0).float().cpu()
 
-    def _pictures(self, images: Tensor) -> Tensor:
+    def _embed_images(self, images: Tensor) -> Tensor:
         """Return the image embeddings (B, D)."""
         parts = [self.model.vision_model(v.to(self.device)).pooler_output for v in self.prepare(images)]
         return self.model.visual_projection(torch.cat(parts))
 
-    def _names(self, labels: list[str]) -> Tensor:
+    def _embed_labels(self, labels: list[str]) -> Tensor:
         """Return the unit text embeddings (L, D) of the labels' prompts."""
         new = [label for label in labels if label not in self.embedded]
         if new:
-            self.embedded.update(zip(new, self._embed(new), strict=True))
+            self.embedded.update(zip(new, self._embed_texts(list(map(self.config.template.format, new))), strict=True))
         return torch.stack([self.embedded[label] for label in labels])
-
-    def _embed(self, labels: list[str]) -> Tensor:
-        return self._embed_texts([self.config.template.format(label) for label in labels])
 
     def _embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Return the unit text embeddings (B, D) of prompts."""
@@ -95,6 +95,6 @@ class ZeroShotJudge:
         return F.normalize(self.model.text_projection(out.pooler_output), dim=-1)
 
     def settings(self) -> dict[str, Any]:
-        """See `Judge.settings`."""
+        """Return the judge's entry in a report."""
         kind = {"judge": "clip", "folder": self.folder.name, "weights": self.weights}
         return kind | {"template": self.config.template, "labels": self.labels}

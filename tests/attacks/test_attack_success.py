@@ -26,7 +26,7 @@ STRONG: dict[str, dict[str, Any]] = {
     "soft_prefix": {"steps": 10, "tokens": 4, "radius": 3.0, "lr": 0.5},
     "unlearndiffatk": {"steps": 20, "lr": 0.5},
     "p4d_n": {"steps": 15, "tokens": 6, "lr": 0.3},
-    "p4d_k": {"steps": 15, "every": 1, "lr": 0.3},
+    "p4d_k": {"steps": 15, "word_interval": 1, "lr": 0.3},
     "cce": {"steps": 30, "batch": 6, "lr": 0.01},
     "synonym_search": {},
     "seed_search": {"steps": 8},

@@ -26,21 +26,21 @@ def test_the_table_has_every_attack() -> None:
 
 @pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if hasattr(kind, "chunk")])
 def test_an_attack_in_chunks_finds_what_it_finds_in_one(
-    name: str, scene: AttackContext, monkeypatch: pytest.MonkeyPatch
+    name: str, context: AttackContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once, losses = attacked(name, scene, steps=2)
+    at_once, losses = attacked(name, context, steps=2)
     monkeypatch.setattr(ATTACKS[name], "chunk", 1)
-    chunked, losses_in_chunks = attacked(name, scene, steps=2)
+    chunked, losses_in_chunks = attacked(name, context, steps=2)
     assert losses_in_chunks == pytest.approx(losses, rel=1e-4)
-    assert torch.allclose(chunked.found().embeddings, at_once.found().embeddings, atol=1e-4)
+    assert torch.allclose(chunked.result().embeddings, at_once.result().embeddings, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", attack_config.ATTACK_NAMES)
-def test_every_attack(name: str, scene: AttackContext) -> None:
-    encoders = (scene.encoder, scene.original.encoder, *scene.denoiser.modules())
+def test_every_attack(name: str, context: AttackContext) -> None:
+    encoders = (context.encoder, context.reference.encoder, *context.denoiser.modules())
     before, flags = state_of(*encoders), [p.requires_grad for m in encoders for p in m.parameters()]
-    attack, losses = attacked(name, scene)
-    found = attack.found()
+    attack, losses = attacked(name, context)
+    found = attack.result()
     # The model is unchanged, and nothing is left in its gradients.
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(*encoders), strict=True))
     assert flags == [p.requires_grad for m in encoders for p in m.parameters()]
@@ -49,18 +49,18 @@ def test_every_attack(name: str, scene: AttackContext) -> None:
     assert found.conditioning.shape == (2, 77, 192) and not found.conditioning.requires_grad
     assert len(losses) == attack.steps == TINY[name]["steps"]
     # Cancelled, it keeps what it found so far, which is what the same seed finds in so many steps; another does not.
-    first, other = (attacked(name, scene, seed, steps=2)[0].found() for seed in (1, 2))
-    again = cancelled(name, scene, 2).found()
+    first, other = (attacked(name, context, seed, steps=2)[0].result() for seed in (1, 2))
+    again = cancelled(name, context, 2).result()
     assert torch.equal(first.conditioning, again.conditioning) and torch.equal(first.embeddings, again.embeddings)
     if name != "synonym_search":
         drawn = (f.conditioning if f.noise is None else f.noise for f in (first, other))
         assert not torch.equal(*drawn)
     # Text splits into the very tokens found, and is encoded to what was found.
-    texts = attack.texts()
+    texts = attack.prompts()
     assert bool(texts) is ATTACKS[name].discrete
     for text, conditioning in zip(texts, found.conditioning, strict=False):
         assert text["exact"]
-        assert torch.allclose(scene.encode([text["prompt"]])[0], conditioning, atol=1e-5)
+        assert torch.allclose(context.encode([text["prompt"]])[0], conditioning, atol=1e-5)
     # It does what it is for: its own objective falls, and the pictures are explained better than where it started,
     # unless it knows the original encoder alone.
     if name in BLIND:
@@ -69,43 +69,48 @@ def test_every_attack(name: str, scene: AttackContext) -> None:
         assert losses[-1] < losses[0]
     if name == "ring_a_bell":
         return
-    start, _ = attacked(name, scene, steps=0)
-    assert objective(scene, found.conditioning) < objective(scene, start.found().conditioning)
+    start, _ = attacked(name, context, steps=0)
+    assert objective(context, found.conditioning) < objective(context, start.result().conditioning)
 
 
 @pytest.mark.parametrize(
     ("name", "lacks"),
     [
-        ("unlearndiffatk", "target pictures"),
-        ("soft_prefix", "target pictures"),
-        ("cce", "target pictures"),
+        ("unlearndiffatk", "target images"),
+        ("soft_prefix", "target images"),
+        ("cce", "target images"),
         ("p4d_n", "the text encoder before erasing"),
         ("p4d_k", "the text encoder before erasing"),
         ("pez", "the text encoder before erasing"),
         ("mma", "the text encoder before erasing"),
         ("ring_a_bell", "the text encoder before erasing"),
-        ("synonym_search", "the concept's other names"),
+        ("synonym_search", "synonyms of the concept"),
     ],
 )
-def test_what_an_attack_lacks_is_one_sentence(name: str, lacks: str, scene: AttackContext) -> None:
-    bare = replace(scene, original=ReferenceModel(), synonyms=())
-    if lacks == "target pictures":
-        bare = replace(bare, target=replace(scene.target, x_0=scene.target.x_0[:0]))
+def test_what_an_attack_lacks_is_one_sentence(name: str, lacks: str, context: AttackContext) -> None:
+    bare = replace(context, reference=ReferenceModel(), synonyms=())
+    if lacks == "target images":
+        bare = replace(bare, targets=replace(context.targets, x_0=context.targets.x_0[:0]))
     with pytest.raises(AdvUnlearnError, match=f"{name} lacks {lacks}.*; give that, or choose another attack$"):
         make_attack(name, bare, attack_settings(name, EvaluateConfig()), 0)
 
 
-def test_bad_settings_and_names(scene: AttackContext) -> None:
+def test_bad_settings_and_names(context: AttackContext) -> None:
     with pytest.raises(AdvUnlearnError, match="attack is 'gcg'; it must be one of random_prefix, seed_search"):
         attack_settings("gcg", EvaluateConfig())
     with pytest.raises(AdvUnlearnError, match="population is 1; it must be between 2"):
         attack_settings("ring_a_bell", EvaluateConfig(), {"population": 1})
-    words = scene.tokenizer.batch_decode(typed_vocabulary(scene.tokenizer)[:, None])
+    words = context.tokenizer.batch_decode(typed_vocabulary(context.tokenizer)[:, None])
     with pytest.raises(AdvUnlearnError, match="no token is left to search; forbid fewer words"):
-        attacked("mma", scene, forbidden="\n".join({word.strip()[0] for word in words}))
-    with pytest.raises(AdvUnlearnError, match="synonym_search tries what only a judge can tell apart"):
+        attacked("mma", context, forbidden="\n".join({word.strip()[0] for word in words}))
+    with pytest.raises(AdvUnlearnError, match="synonym_search makes attempts that only a judge can compare"):
         attack_prompt(
-            scene.denoiser, scene.encoder, scene.tokenizer, "a church", scene.target.x_0[:1], name="synonym_search"
+            context.denoiser,
+            context.encoder,
+            context.tokenizer,
+            "a church",
+            context.targets.x_0[:1],
+            name="synonym_search",
         )
 
 
@@ -120,38 +125,38 @@ def test_the_shared_budget_goes_over_the_published_and_flags_over_both() -> None
     assert attack_settings("p4d_n", config, {"tokens": 9}).tokens == 9  # type: ignore[attr-defined]
 
 
-def test_a_prompt_attack_by_a_newer_name(scene: AttackContext) -> None:
+def test_a_prompt_attack_by_a_newer_name(context: AttackContext) -> None:
     found = attack_prompt(
-        scene.denoiser,
-        scene.encoder,
-        scene.tokenizer,
+        context.denoiser,
+        context.encoder,
+        context.tokenizer,
         "a church",
-        scene.target.x_0[:1],
+        context.targets.x_0[:1],
         name="pez",
         restarts=2,
         config=EvaluateConfig(attack_steps=12, attack_tokens=4),
-        original=scene.original,
+        reference=context.reference,
     )
     assert found.exact and len(found.text.split()) == 4 and found.loss < found.loss_before
-    assert torch.allclose(scene.encode([found.text]), found.conditioning, atol=1e-5)
-    assert found.around == ("", "")  # nothing but what was found
+    assert torch.allclose(context.encode([found.text]), found.conditioning, atol=1e-5)
+    assert found.surrounding_text == ("", "")  # nothing but what was found
 
 
 @pytest.mark.parametrize(
     ("name", "around"), [("soft_prefix", ("", "photo of a dog")), ("cce", ("photo of a", "")), ("p4d_k", None)]
 )
-def test_where_the_embeddings_found_stand(scene: AttackContext, name: str, around: tuple[str, str] | None) -> None:
+def test_where_the_embeddings_found_stand(context: AttackContext, name: str, around: tuple[str, str] | None) -> None:
     found = attack_prompt(
-        scene.denoiser,
-        scene.encoder,
-        scene.tokenizer,
+        context.denoiser,
+        context.encoder,
+        context.tokenizer,
         "photo of a dog",
-        scene.target.x_0[:1],
+        context.targets.x_0[:1],
         name=name,
         restarts=1,
         config=EvaluateConfig(attack_steps=0, attack_tokens=2),
-        original=scene.original,
+        reference=context.reference,
         concept=ConceptConfig(concept="dog"),
-        given={"every": 2} if name == "p4d_k" else None,
+        overrides={"word_interval": 2} if name == "p4d_k" else None,
     )
-    assert found.around == around
+    assert found.surrounding_text == around

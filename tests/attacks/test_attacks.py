@@ -10,9 +10,10 @@ from advunlearn.attacks.base import AttackContext, AttackTargets
 from advunlearn.attacks.pgd import pgd, starting_point
 from advunlearn.attacks.projections import project_linf, project_simplex
 from advunlearn.attacks.registry import attack_settings, make_attack
-from advunlearn.attacks.search_spaces import SoftSearch
+from advunlearn.attacks.search_spaces import EmbeddingBall
 from advunlearn.attacks.single_prompt import attack_prompt
-from advunlearn.attacks.unlearndiffatk import SoftPrefix, UnlearnDiffAtk
+from advunlearn.attacks.soft_prefix import SoftPrefix
+from advunlearn.attacks.unlearndiffatk import UnlearnDiffAtk
 from advunlearn.attacks.vocabulary import search_vocabulary
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.evaluation import EvaluateConfig
@@ -106,8 +107,8 @@ def test_gradient_to_the_prefix_agrees_with_finite_differences(model: TextToImag
             torch.set_default_dtype(torch.float64)  # older transformers make their masks of it
 
             def loss(p: Tensor) -> Tensor:
-                context = encode(encoder, ids, p, span)
-                return (unet(x, torch.tensor([400]), context).sample - noise).square().mean()
+                conditioning = encode(encoder, ids, p, span)
+                return (unet(x, torch.tensor([400]), conditioning).sample - noise).square().mean()
 
             (gradient,) = torch.autograd.grad(loss(prefix), prefix)
             with torch.no_grad():
@@ -121,16 +122,16 @@ def test_gradient_to_the_prefix_agrees_with_finite_differences(model: TextToImag
     assert (analytic - numeric).abs() / numeric.abs() < 1e-4
 
 
-def scene_of(model: TextToImage, count: int) -> AttackContext:
+def make_context(model: TextToImage, count: int) -> AttackContext:
     g = torch.Generator().manual_seed(0)
     ids = tokenize(model.tokenizer, ["a dog"] * count)
     x_0 = torch.randn(count, *model.denoiser.latent_shape, generator=g)
-    target = AttackTargets(ids, x_0, model.tokenizer.eos_token_id)
-    return AttackContext(model.denoiser, model.text_encoder, model.tokenizer, ["a dog"] * count, target)
+    targets = AttackTargets(ids, x_0, model.tokenizer.eos_token_id)
+    return AttackContext(model.denoiser, model.text_encoder, model.tokenizer, ["a dog"] * count, targets)
 
 
-def attack_on(scene: AttackContext, name: str, **given: float) -> UnlearnDiffAtk | SoftPrefix:
-    attack = make_attack(name, scene, attack_settings(name, EvaluateConfig(), given), 1)
+def attack_on(context: AttackContext, name: str, **given: float) -> UnlearnDiffAtk | SoftPrefix:
+    attack = make_attack(name, context, attack_settings(name, EvaluateConfig(), given), 1)
     assert isinstance(attack, UnlearnDiffAtk | SoftPrefix)
     return attack
 
@@ -145,18 +146,18 @@ def test_searches_stay_in_their_sets(model: TextToImage, name: str) -> None:
     table = embedding_table(model.text_encoder)
     with frozen(model.text_encoder, model.denoiser.unet):
         more = {"radius": 0.5} if name == "soft_prefix" else {}
-        attack = attack_on(scene_of(model, 3), name, steps=4, tokens=2, lr=0.3, **more)
-        before = attack.search.found().clone()
+        attack = attack_on(make_context(model, 3), name, steps=4, tokens=2, lr=0.3, **more)
+        before = attack.search.result().clone()
         assert len(attack.run()) == 4
-    assert not torch.equal(attack.search.found(), before)
+    assert not torch.equal(attack.search.result(), before)
     if isinstance(attack, UnlearnDiffAtk):
         w = attack.search.parameter.detach()
         assert (w >= 0).all() and torch.allclose(w.sum(-1), torch.ones(3, 2), atol=1e-5)
-        assert torch.equal(attack.search.found(), table[attack.search.token_ids()])
+        assert torch.equal(attack.search.result(), table[attack.search.token_ids()])
     else:
-        assert isinstance(attack.search, SoftSearch)
+        assert isinstance(attack.search, EmbeddingBall)
         assert attack.search.radius == pytest.approx(0.5 * table.std().item())
-        assert (attack.search.found() - attack.search.centre).abs().max() <= attack.search.radius + 1e-6
+        assert (attack.search.result() - attack.search.centre).abs().max() <= attack.search.radius + 1e-6
 
 
 @pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix"])
@@ -164,7 +165,7 @@ def test_attacking_in_parts_is_attacking_at_once(model: TextToImage, name: str) 
     found = []
     for chunk in (64, 2):
         with frozen(model.text_encoder, model.denoiser.unet):
-            attack = attack_on(scene_of(model, 3), name, steps=2, tokens=2, lr=0.01)
+            attack = attack_on(make_context(model, 3), name, steps=2, tokens=2, lr=0.01)
             attack.chunk = chunk
             attack.run()
         found.append(attack.search.parameter.detach())
@@ -176,8 +177,10 @@ def test_attack_brings_the_target_nearer(model: TextToImage) -> None:
     g, count = torch.Generator().manual_seed(3), 6
     noise = torch.randn(count, *model.denoiser.latent_shape, generator=g)
     church = ddim_sample(model.denoiser, model.encode(["a church"] * count), model.encode([""]), noise, 10, 3.0)
-    target = AttackTargets(tokenize(model.tokenizer, ["a dog"] * count), church, model.tokenizer.eos_token_id)
-    attack = attack_on(replace(scene_of(model, count), target=target), "soft_prefix", steps=25, tokens=3, radius=3.0)
+    targets = AttackTargets(tokenize(model.tokenizer, ["a dog"] * count), church, model.tokenizer.eos_token_id)
+    attack = attack_on(
+        replace(make_context(model, count), targets=targets), "soft_prefix", steps=25, tokens=3, radius=3.0
+    )
 
     def mean_loss() -> float:
         h, total = torch.Generator().manual_seed(9), 0.0
@@ -188,7 +191,7 @@ def test_attack_brings_the_target_nearer(model: TextToImage) -> None:
                 eps = model.denoiser.noise_pred(
                     a.sqrt() * church + (1 - a).sqrt() * z,
                     torch.full((count,), t),
-                    attack.found().conditioning,
+                    attack.result().conditioning,
                 )
                 total += (eps - z).square().mean().item() / 8
         return total

@@ -180,7 +180,7 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
     assert main(["attack", "--concept", "tench", "--top-k", "2", *flags]) == 0
     assert json_of(capsys)["judge"]["top_k"] == 2
     assert main(["attack", "--concept", "chruch", *flags]) == 2
-    assert "near it are 'church, church building'" in capsys.readouterr().err
+    assert "similar: 'church, church building'" in capsys.readouterr().err
 
 
 def test_a_unet_is_trained_saved_in_both_forms_measured_attacked_and_drawn_with(

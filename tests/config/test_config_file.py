@@ -56,12 +56,12 @@ def test_flags_win_over_a_file_and_what_neither_says_is_the_default(tmp_path: pa
 def test_a_preset_lies_under_what_stands_beside_it(tmp_path: pathlib.Path) -> None:
     file = written(tmp_path, json.dumps({"preset": "nudity", "train": {"lr": 0.5, "num_layers": 2}}), "a.json")
     args = parsed("train", "--config", file, "--num-layers", "3")
-    published = PRESETS["nudity"]["TrainConfig"]
+    published = PRESETS["nudity"]["train"]
     assert settings(TrainConfig, args) == TrainConfig(**{**published, "lr": 0.5, "num_layers": 3})
     assert settings(ConceptConfig, args).concept == "nudity"
     # A preset among the flags is over the file, as all flags are.
     args = parsed("train", "--config", file, "--preset", "object", "--num-layers", "3")
-    assert settings(TrainConfig, args) == TrainConfig(**{**PRESETS["object"]["TrainConfig"], "num_layers": 3})
+    assert settings(TrainConfig, args) == TrainConfig(**{**PRESETS["object"]["train"], "num_layers": 3})
 
 
 @pytest.mark.parametrize(

@@ -65,18 +65,18 @@ def test_a_case_that_does_not_come_back_says_what_its_last_picture_was_drawn_of(
 
 
 def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
-    scene: AttackContext, model: TextToImage, judge: ConvJudge
+    context: AttackContext, model: TextToImage, judge: ConvJudge
 ) -> None:
     config = EvaluateConfig(cases=2, attack_steps=1, judge_interval=1, attack_tokens=3, sampling_steps=6, restarts=2)
     given = {"ring_a_bell": {"population": 4, "positions": 6}, "mma": {"candidates": 4}, "cce": {"batch": 2}}
     evaluator = Evaluator(
         model,
         judge,
-        scene.concept or ConceptConfig(),
+        context.concept or ConceptConfig(),
         config,
         EvaluationInputs(synonyms=["kirche", "kerk"], prompts=["a church"], attack_settings=given),
     )
-    measured = evaluator.measure(Subject(scene.encoder, model.denoiser), attack_config.ATTACK_NAMES, utility=False)
+    measured = evaluator.measure(Subject(context.encoder, model.denoiser), attack_config.ATTACK_NAMES, utility=False)
     assert set(measured.attacks) == set(attack_config.ATTACK_NAMES)
     assert measured.asr["clean"]["success"] == 0  # a church is a dog to this encoder
     for name, row in measured.attacks.items():

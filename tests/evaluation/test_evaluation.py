@@ -5,7 +5,7 @@ import pathlib
 import pytest
 import torch
 
-from advunlearn.attacks.vocabulary import as_text
+from advunlearn.attacks.vocabulary import describe_prefix
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
@@ -113,11 +113,11 @@ def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage
     token = model.tokenizer.convert_tokens_to_ids
     whole, pieces = torch.tensor([token("dog</w>"), token("rose</w>")]), torch.tensor([token("nu"), token("dity</w>")])
     lone = torch.tensor([token("nu"), token("nu")])
-    assert as_text(model.tokenizer, whole, "a church") == {
+    assert describe_prefix(model.tokenizer, whole, "a church") == {
         "prompt": "dog rose a church",
         "tokens": ["dog</w>", "rose</w>"],
         "exact": True,
     }
-    joined = as_text(model.tokenizer, pieces, "a church")
+    joined = describe_prefix(model.tokenizer, pieces, "a church")
     assert joined["prompt"] == "nudity a church" and joined["exact"]
-    assert not as_text(model.tokenizer, lone, "a church")["exact"]
+    assert not describe_prefix(model.tokenizer, lone, "a church")["exact"]

@@ -34,7 +34,7 @@ def test_the_users_lines(judge: ConvJudge) -> None:
     for line in ("| dog", "a dog |", "|"):
         with pytest.raises(AdvUnlearnError, match="is not of the form: prompt | label"):
             label_prompts([line], judge)
-    with pytest.raises(AdvUnlearnError, match="has no label 'caslte'; near it are 'castle'"):
+    with pytest.raises(AdvUnlearnError, match="has no label 'caslte'; similar: 'castle'"):
         label_prompts(["a castle | caslte"], judge)
     cases = make_cases(concept("church"), judge, 5, 2, ["a chapel", "a steeple"], ["a dog | dog"])
     assert cases.plain == ["a chapel", "a steeple", "a chapel", "a steeple", "a chapel"]

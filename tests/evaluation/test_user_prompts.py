@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from advunlearn.attacks.base import AttackContext
-from advunlearn.attacks.baselines import SeedSearch
+from advunlearn.attacks.seed_search import SeedSearch
 from advunlearn.cli.main import build_parser, main
 from advunlearn.config.attacks import SeedSearchConfig
 from advunlearn.config.concept import ConceptConfig
@@ -73,12 +73,12 @@ def test_a_seed_is_that_of_the_picture_alone_and_the_others_keep_theirs(model: T
     assert own.describe()["own_prompts"] == ["a", {"prompt": "b", "label": "", "seed": 7}, "c"]
 
 
-def test_a_seed_search_says_by_which_seed_the_noise_came(scene: AttackContext) -> None:
-    attack = SeedSearch(scene, SeedSearchConfig(), torch.Generator().manual_seed(0))
+def test_a_seed_search_says_by_which_seed_the_noise_came(context: AttackContext) -> None:
+    attack = SeedSearch(context, SeedSearchConfig(), torch.Generator().manual_seed(0))
     seeds = set()
     for _ in range(2):
-        noise = attack.found().noise
-        for text, own in zip(attack.texts(), noise if noise is not None else (), strict=True):
+        noise = attack.result().noise
+        for text, own in zip(attack.prompts(), noise if noise is not None else (), strict=True):
             assert torch.equal(own, draw_noise(text["noise_seed"], own.shape))
             seeds.add(text["noise_seed"])
         attack.step()

@@ -155,7 +155,7 @@ def test_what_no_judge_can_use_is_refused_in_one_sentence(server: Server, models
     with pytest.raises(HostError, match="'gone' is not in models/classifiers"):
         server.run(graph(node(clip, **(chosen | {"folder": "gone"}))))
     colours = node("AdvUnlearnLoadClassifierJudge", folder="colours/vit", top_k=1)
-    with pytest.raises(HostError, match="has no label 'bleu'; near it are 'blue'"):
+    with pytest.raises(HostError, match="has no label 'bleu'; similar: 'blue'"):
         server.run(graph(colours, "bleu"))
     with pytest.raises(HostError, match="there are 2 prompts and 1 cases; raise cases to 2"):
         server.run(graph(colours, "blue", prompts=BLUE, cases=1))

@@ -12,10 +12,10 @@ from tiny_models import COLOURS, colour_classifier, colour_clip, constant_classi
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import ClassifierConfig, ZeroShotConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.judges import load as judges
-from advunlearn.judges.base import JudgeOutput, match, pixels
+from advunlearn.judges.base import JudgeOutput, match_label, split_pixels
 from advunlearn.judges.classifier import ClassifierJudge
 from advunlearn.judges.convnet import ConvJudge
+from advunlearn.judges.load import make_judge
 from advunlearn.judges.zero_shot import ZeroShotJudge
 
 LABELS = ["church, church building", "crane", "crane", "maillot", "maillot, tank suit", "tench_fish", "gas pump"]
@@ -49,18 +49,18 @@ def concept(name: str) -> ConceptConfig:
     ],
 )
 def test_a_name_finds_its_label(name: str, label: str) -> None:
-    assert match(name, LABELS, "it") == label
+    assert match_label(name, LABELS, "it") == label
 
 
 def test_a_name_that_finds_none_or_several_is_refused_with_what_is_near() -> None:
-    with pytest.raises(AdvUnlearnError, match="it has no label 'chruch'; near it are 'church, church building'"):
-        match("chruch", LABELS, "it")
-    with pytest.raises(AdvUnlearnError, match="its 7 labels begin with 'church, church building', 'crane'"):
-        match("xyzzy", LABELS, "it")
-    with pytest.raises(AdvUnlearnError, match="'a' may be 'a, b' or 'c, a'; give it the whole label"):
-        match("a", ["a, b", "c, a"], "it")
+    with pytest.raises(AdvUnlearnError, match="it has no label 'chruch'; similar: 'church, church building'"):
+        match_label("chruch", LABELS, "it")
+    with pytest.raises(AdvUnlearnError, match="the first of its 7 labels: 'church, church building', 'crane'"):
+        match_label("xyzzy", LABELS, "it")
+    with pytest.raises(AdvUnlearnError, match="'a' may be 'a, b' or 'c, a'; give it the full label"):
+        match_label("a", ["a, b", "c, a"], "it")
     with pytest.raises(AdvUnlearnError, match="has no label ''"):
-        match("", ["a,", "b"], "it")
+        match_label("", ["a,", "b"], "it")
 
 
 def test_seen_and_pixels_by_hand() -> None:
@@ -68,21 +68,21 @@ def test_seen_and_pixels_by_hand() -> None:
     assert seen.shows("b").tolist() == [True, False, True] and seen.shows("c").tolist() == [False] * 3
     image = torch.zeros(1, 3, 2, 3)
     image[0, 0, 1, 2], image[0, 2, 0, 0] = 1.0, 0.5
-    (parts,) = pixels(image)
+    (parts,) = split_pixels(image)
     assert parts[0].shape == (2, 3, 3) and parts[0].dtype == np.uint8
     assert parts[0][1, 2].tolist() == [255, 0, 0] and parts[0][0, 0].tolist() == [0, 0, 128]
-    assert [len(part) for part in pixels(torch.zeros(5, 3, 1, 1), 2)] == [2, 2, 1]
+    assert [len(part) for part in split_pixels(torch.zeros(5, 3, 1, 1), 2)] == [2, 2, 1]
 
 
 def test_the_miniatures_judge_sees_what_its_logits_say(judge: ConvJudge) -> None:
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        verdict = judge(images)
+        logits = judge(images)
     seen = judge.look(images, "church")
     for i, labels in enumerate(seen.labels):
-        o, s = int(verdict.object[i].argmax()), int(verdict.style[i].argmax())
+        o, s = int(logits.object[i].argmax()), int(logits.style[i].argmax())
         assert labels == {judge.styles[s]} | ({judge.objects[o]} if o < len(judge.objects) else set())
-    assert seen.features is not None and torch.equal(seen.features, verdict.features)
+    assert seen.features is not None and torch.equal(seen.features, logits.features)
     assert not set(judge.objects) & set(judge.styles)  # so that one set can hold both
     assert judge.label("INK") == "ink" and judge.label("church") == "church"
     assert judge.settings()["judge"] == "miniature"
@@ -120,7 +120,7 @@ def test_top_k_counts_the_likeliest_labels(tmp_path: pathlib.Path) -> None:
         "church, church building",
         "dog",
     }
-    with pytest.raises(AdvUnlearnError, match="the classifier has no label 'chruch'; near it are 'church, church"):
+    with pytest.raises(AdvUnlearnError, match="the classifier has no label 'chruch'; similar: 'church, church"):
         judge.concept_label(concept("chruch"))
 
 
@@ -146,9 +146,9 @@ def test_clip_competes_with_coco_unless_told_otherwise(clip: pathlib.Path) -> No
     assert len(judge.labels) == 80 and judge.labels[:2] == ["person", "bicycle"]
     assert judge.concept_label(concept("Dog")) == "dog" and judge.concept_label(concept("church")) == "church"
     assert judge.label("Hot Dog") == "hot dog" and judge.settings()["labels"] == judge.labels
-    with pytest.raises(AdvUnlearnError, match="the CLIP judge has no label 'dgo'; near it are 'dog'"):
+    with pytest.raises(AdvUnlearnError, match="the CLIP judge has no label 'dgo'; similar: 'dog'"):
         judge.label("dgo")
-    with pytest.raises(AdvUnlearnError, match="every picture would show 'Church'"):
+    with pytest.raises(AdvUnlearnError, match="every image would show 'Church'"):
         ZeroShotJudge(clip, ZeroShotConfig(labels="Church")).concept_label(concept("church"))
     for template in ("a photo", "{} and {}", "{0}", "a {} {x}"):
         with pytest.raises(AdvUnlearnError, match="template is"):
@@ -167,7 +167,7 @@ def test_a_folder_says_which_judge_it_holds(
         f"clip:{clip}": ZeroShotJudge,
     }
     for name, kind in made.items():
-        assert type(judges.make_judge(name)) is kind
+        assert type(make_judge(name)) is kind
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_folder_that_holds_no_judge_is_refused(config: str | None, says: str, 
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(AdvUnlearnError, match=says):
-        judges.make_judge(str(tmp_path))
+        make_judge(str(tmp_path))
 
 
 def test_weights_that_would_be_random_are_refused(classifier: pathlib.Path, tmp_path: pathlib.Path) -> None:

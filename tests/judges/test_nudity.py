@@ -15,8 +15,8 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig, NudityConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.evaluator import Evaluator
-from advunlearn.judges.base import pixels
-from advunlearn.judges.nudity import CLASSES, NudityJudge, is_nude
+from advunlearn.judges.base import split_pixels
+from advunlearn.judges.nudity import NUDITY_CLASSES, NudityJudge, is_nude
 from advunlearn.models.loading import TextToImage
 
 
@@ -35,7 +35,11 @@ def test_what_counts_as_nude_by_hand() -> None:
     assert not is_nude(found(("BELLY_EXPOSED", 0.49)), exposed)
     assert not is_nude(found(("BELLY_EXPOSED", 0.9), ("FEET_EXPOSED", 0.9), ("MALE_BREAST_EXPOSED", 0.9)), strict)
     assert is_nude(found(("BUTTOCKS_EXPOSED", 0.6)), strict)
-    assert len(CLASSES["exposed"]) == 9 and len(CLASSES["strict"]) == 5 and CLASSES["strict"] < CLASSES["exposed"]
+    assert (
+        len(NUDITY_CLASSES["exposed"]) == 9
+        and len(NUDITY_CLASSES["strict"]) == 5
+        and NUDITY_CLASSES["strict"] < NUDITY_CLASSES["exposed"]
+    )
 
 
 def test_nudenet_is_given_pictures_as_it_reads_files_and_finds_nothing_in_drawings(
@@ -43,19 +47,19 @@ def test_nudenet_is_given_pictures_as_it_reads_files_and_finds_nothing_in_drawin
 ) -> None:
     nudenet = pytest.importorskip("nudenet")
     labels = set(getattr(nudenet.nudenet, "__labels"))
-    assert CLASSES["exposed"] == {name for name in labels if name.endswith("_EXPOSED")}
+    assert NUDITY_CLASSES["exposed"] == {name for name in labels if name.endswith("_EXPOSED")}
     judge, generator = NudityJudge(), torch.Generator().manual_seed(0)
     noise = torch.randn(4, *model.denoiser.latent_shape, generator=generator)
     evaluator = Evaluator(model, judge, concept("nudity"), EvaluateConfig(cases=2, sampling_steps=8))
     images = evaluator.generate_from_prompts(evaluator.original, ["a dog", "a church", "a rose", "a car"], noise)
-    assert judge.detections(images) == [[], [], [], []]
+    assert judge.detect(images) == [[], [], [], []]
     assert not judge.look(images, "nudity").shows("nudity").any()
     # Taller than wide, to tell the axes apart; and what the detector gets is what it reads from a file.
     picture = torch.rand(3, 50, 20, generator=generator)
     given: list[Any] = []
     judge.detector.detect = lambda array: given.append(array) or []
-    judge.detections(picture[None])
-    rgb = next(pixels(picture[None]))[0]
+    judge.detect(picture[None])
+    rgb = next(split_pixels(picture[None]))[0]
     Image.fromarray(rgb).save(tmp_path / "picture.png")
     read = nudenet.nudenet._read_image
     assert np.array_equal(read(given[0])[0], read(str(tmp_path / "picture.png"))[0])

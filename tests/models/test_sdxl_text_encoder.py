@@ -191,7 +191,7 @@ def test_attacks_search_both_embeddings_at_once(xl: TextToImage, name: str) -> N
         name=name,
         restarts=2,
         config=EvaluateConfig(attack_steps=2, attack_tokens=2),
-        original=ReferenceModel(xl.text_encoder, xl.denoiser),
+        reference=ReferenceModel(xl.text_encoder, xl.denoiser),
         concept=CONCEPT,
     )
     assert found.embeddings.shape[-1] == 80 and found.conditioning.shape == (1, 78, 80)
@@ -229,7 +229,7 @@ def test_what_cannot_be_is_refused(xl: TextToImage, model: TextToImage, folder: 
                 "a church",
                 torch.randn(1, 4, 8, 8),
                 name=name,
-                original=ReferenceModel(xl.text_encoder, xl.denoiser),
+                reference=ReferenceModel(xl.text_encoder, xl.denoiser),
                 concept=CONCEPT,
             )
 

@@ -47,22 +47,22 @@ def two_cases(model: TextToImage) -> AttackContext:
     table.data[token("church</w>")] = table.data[token("dog</w>")]
     noise = torch.randn(len(PROMPTS), *model.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
     x_0 = ddim_sample(model.denoiser, model.encode(PROMPTS), model.encode([""]), noise, 6, 3.0)
-    target = AttackTargets(tokenize(model.tokenizer, PROMPTS), x_0, model.tokenizer.eos_token_id)
+    targets = AttackTargets(tokenize(model.tokenizer, PROMPTS), x_0, model.tokenizer.eos_token_id)
     concept = ConceptConfig(concept="church")
-    original = ReferenceModel(model.text_encoder, model.denoiser)
+    reference = ReferenceModel(model.text_encoder, model.denoiser)
     names = synonyms.miniature_synonyms(concept)
-    return AttackContext(model.denoiser, erased, model.tokenizer, PROMPTS, target, original, concept, names)
+    return AttackContext(model.denoiser, erased, model.tokenizer, PROMPTS, targets, reference, concept, names)
 
 
-def attacked(name: str, scene: AttackContext, seed: int = 1, **given: Any) -> tuple[Attack[Any], list[float]]:
+def attacked(name: str, context: AttackContext, seed: int = 1, **overrides: Any) -> tuple[Attack, list[float]]:
     """Run an attack to its end."""
-    settings = attack_settings(name, EvaluateConfig(), TINY[name] | given)
-    with frozen(scene.encoder, *scene.denoiser.modules()):
-        attack = make_attack(name, scene, settings, seed)
+    settings = attack_settings(name, EvaluateConfig(), TINY[name] | overrides)
+    with frozen(context.encoder, *context.denoiser.modules()):
+        attack = make_attack(name, context, settings, seed)
         return attack, attack.run()
 
 
-def cancelled(name: str, scene: AttackContext, after: int) -> Attack[Any]:
+def cancelled(name: str, context: AttackContext, after: int) -> Attack:
     """Run an attack until its callback raises."""
 
     class Cancelled(Exception):
@@ -72,21 +72,21 @@ def cancelled(name: str, scene: AttackContext, after: int) -> Attack[Any]:
         if step == after:
             raise Cancelled
 
-    with frozen(scene.encoder, *scene.denoiser.modules()):
-        attack = make_attack(name, scene, attack_settings(name, EvaluateConfig(), TINY[name]), 1)
+    with frozen(context.encoder, *context.denoiser.modules()):
+        attack = make_attack(name, context, attack_settings(name, EvaluateConfig(), TINY[name]), 1)
         with pytest.raises(Cancelled):
             attack.run(on_step)
     return attack
 
 
-def objective(scene: AttackContext, conditioning: Tensor) -> float:
+def objective(context: AttackContext, conditioning: Tensor) -> float:
     """Return the denoising loss of the cases' pictures under what was found, at many noise levels."""
-    x_0, levels = scene.target.x_0, torch.arange(62, 1000, 125)
+    x_0, levels = context.targets.x_0, torch.arange(62, 1000, 125)
     rows, t = torch.arange(len(x_0)).repeat_interleave(len(levels)), levels.repeat(len(x_0))
     noise = torch.randn(x_0[rows].shape, generator=torch.Generator().manual_seed(5))
-    x_t = add_noise(x_0[rows], noise, t, scene.denoiser.alphas_cumprod)
+    x_t = add_noise(x_0[rows], noise, t, context.denoiser.alphas_cumprod)
     with torch.no_grad():
-        return denoising_loss(scene.denoiser.noise_pred(x_t, t, conditioning[rows]), noise).mean().item()
+        return denoising_loss(context.denoiser.noise_pred(x_t, t, conditioning[rows]), noise).mean().item()
 
 
 def state_of(*modules: nn.Module) -> list[Tensor]:

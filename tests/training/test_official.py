@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from advunlearn.attacks.pgd import pgd
-from advunlearn.config import presets
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
+from advunlearn.config.presets import preset_values
 from advunlearn.config.quirks import NONE, OFFICIAL, Quirks, parse_quirks, quirk_names
-from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
+from advunlearn.config.training import SECTIONS, BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.text_encoder import tokenize
@@ -133,12 +133,11 @@ def test_each_quirk_changes_what_a_run_gives_by_its_name(tiny_model: TextToImage
 
 
 def test_presets_are_the_published_numbers_and_leave_custom_alone() -> None:
-    configs = (ConceptConfig, TrainConfig, AdversaryConfig, BankConfig)
-    assert all(presets.of("custom", config) == {} for config in configs)
-    nudity = [config(**presets.of("nudity", config)) for config in configs]
-    assert nudity[0].prompts == ("nudity",) and nudity[1].retain_weight == 0.3 and nudity[1].lr == 1e-5
-    assert nudity[2].steps == 30 and nudity[2].unit == "absolute" and nudity[3].sampling_steps == 50
-    assert nudity[2].start == "token"  # rows of the embedding table; `random` is noise here
+    assert all(preset_values("custom", section) == {} for section in SECTIONS)
+    nudity = RunConfig().replace(**{section: preset_values("nudity", section) for section in SECTIONS})
+    assert nudity.concept.prompts == ("nudity",) and nudity.train.retain_weight == 0.3 and nudity.train.lr == 1e-5
+    assert nudity.attack.steps == 30 and nudity.attack.unit == "absolute" and nudity.bank.sampling_steps == 50
+    assert nudity.attack.start == "token"  # rows of the embedding table; `random` is noise here
     for name in ("style", "object"):
-        assert TrainConfig(**presets.of(name, TrainConfig)).retain_weight == 0.5
-        assert "concept" not in presets.of(name, ConceptConfig)
+        assert TrainConfig(**preset_values(name, "train")).retain_weight == 0.5
+        assert "concept" not in preset_values(name, "concept")

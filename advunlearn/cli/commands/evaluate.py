@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...attacks.registry import ATTACKS
-from ...config.attacks import chosen_attacks
+from ...config.attacks import choose_attacks
 from ...config.concept import ConceptConfig
 from ...config.evaluation import EvaluateConfig
 from ...config.io import ModelConfig
@@ -42,7 +42,7 @@ def run(args: Namespace) -> None:
     model, evaluator = make_evaluator(args)
     subjects, recipes = load_subjects(args, model, evaluator)
     folder = make_out_folder(args)
-    attacks = chosen_attacks(args.attacks, evaluator.find_missing)
+    attacks = choose_attacks(args.attacks, evaluator.find_missing)
     caches = {
         name: EvaluationCache(folder, name, describe_evaluation(evaluator, one)) for name, one in subjects.items()
     }
