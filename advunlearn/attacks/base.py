@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from .pgd import OnStep
 from .prompt_slots import PromptSlots, content_tokens
 from .search_spaces import SearchSpace
 from .vocabulary import PromptRow, describe_prompt, replace_untypable, search_vocabulary, typed_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NEEDS = {
     "target images": "target images that show the concept (latents in the context's targets)",
@@ -64,7 +67,7 @@ class AttackContext:
 
     denoiser: Denoiser
     encoder: nn.Module
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[str]  # N
     targets: AttackTargets  # N
     reference: ReferenceModel = ReferenceModel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from ..models.text_encoder import frozen, tokenize
 from .base import AttackContext, AttackTargets, OnStep, ReferenceModel
 from .registry import attack_class, attack_settings, make_attack
 from .vocabulary import PromptRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NOISE_LEVELS = 16  # at which the restarts are compared
 
@@ -63,7 +66,7 @@ def choose_best(losses: Tensor, prompts: Sequence[PromptRow]) -> int:
 def attack_prompt(
     denoiser: Denoiser,
     encoder: nn.Module,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     x_0: Tensor,
     *,

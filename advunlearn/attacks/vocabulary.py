@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # An adversarial prompt in a report: "prompt", its searched "tokens" as text, and "exact", whether tokenizing the prompt
 # gives the same tokens again; attacks may add more.
 PromptRow = dict[str, Any]
 
 
-def search_vocabulary(tokenizer: Any) -> Tensor:
+def search_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Return the ids of all tokens but the two special ones and the single bytes."""
     first = 512  # CLIP's first 512 ids are the byte alphabet, within a word and at its end
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
@@ -22,7 +25,7 @@ def search_vocabulary(tokenizer: Any) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def typed_vocabulary(tokenizer: Any) -> Tensor:
+def typed_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Return the ids of the search vocabulary that can be typed: tokenizing their text gives the same token."""
     ids = search_vocabulary(tokenizer)
     split = tokenizer([tokenizer.decode([i]) for i in ids.tolist()]).input_ids
@@ -49,20 +52,20 @@ def replace_untypable(ids: Tensor, table: Tensor, typable: Tensor) -> Tensor:
     return torch.where(torch.isin(ids, typable), ids, nearest)
 
 
-def exclude_words(vocabulary: Tensor, words: Sequence[str], tokenizer: Any) -> Tensor:
+def exclude_words(vocabulary: Tensor, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Return the ids of a vocabulary (V,) whose text contains none of the words, ignoring case."""
-    texts = (tokenizer.decode([i]).strip().lower() for i in vocabulary.tolist())
+    texts = (str(tokenizer.decode([i])).strip().lower() for i in vocabulary.tolist())
     return vocabulary[[not any(word in text for word in words) for text in texts]]
 
 
-def describe_prompt(tokenizer: Any, content: Sequence[int], searched: Sequence[int]) -> PromptRow:
+def describe_prompt(tokenizer: PreTrainedTokenizerBase, content: Sequence[int], searched: Sequence[int]) -> PromptRow:
     """Return a prompt of `content` tokens, of which `searched` were found, as text, see `PromptRow`."""
     text = tokenizer.decode(list(content))
     exact = tokenizer(text).input_ids[1:-1] == list(content)
     return {"prompt": text, "tokens": tokenizer.convert_ids_to_tokens(list(searched)), "exact": exact}
 
 
-def describe_prefix(tokenizer: Any, prefix: Tensor, prompt: str) -> PromptRow:
+def describe_prefix(tokenizer: PreTrainedTokenizerBase, prefix: Tensor, prompt: str) -> PromptRow:
     """Return prefix tokens (k,) in front of a prompt, which stays as it is written, as text, see `PromptRow`."""
     text = f"{tokenizer.decode(prefix)} {prompt}"
     exact = tokenizer(text).input_ids[1:-1] == prefix.tolist() + tokenizer(prompt).input_ids[1:-1]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-Preset = Mapping[str, Mapping[str, Any]]  # section of `RunConfig` -> setting -> value
+Preset = Mapping[str, Mapping[str, object]]  # section of `RunConfig` -> setting -> value
 
 CUSTOM = "custom"
 
@@ -54,6 +53,6 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_values(name: str, section: str) -> dict[str, Any]:
+def preset_values(name: str, section: str) -> dict[str, object]:
     """Return a preset's values for one section of `RunConfig`; {} if the preset does not set any."""
     return dict(PRESETS[name].get(section, {}))

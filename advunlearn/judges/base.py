@@ -6,7 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Judge(Protocol):
         """Judge images (B, 3, H, W) in [0, 1]; `concept` is the label from `concept_label`."""
         ...
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the judge's entry in a report: its kind, the hash of its weights, and its settings."""
         ...
 

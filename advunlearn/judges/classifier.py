@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ class ClassifierJudge:
                 features.append(_pool(out.hidden_states[-1]).float().cpu())
         return JudgeOutput(labels, torch.cat(features) if features else None)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the judge's entry in a report."""
         return {"judge": "classifier", "folder": self.folder.name, "weights": self.weights, **self.config.to_dict()}
 

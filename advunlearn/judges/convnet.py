@@ -7,7 +7,6 @@ import pathlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +97,7 @@ class ConvJudge(nn.Module):
         rows = zip(logits.object.argmax(1).tolist(), logits.style.argmax(1).tolist(), strict=True)
         return JudgeOutput([frozenset({*self.objects[o : o + 1], self.styles[s]}) for o, s in rows], logits.features)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the judge's entry in a report."""
         return {"judge": "miniature", "weights": hash_weights(self)}
 

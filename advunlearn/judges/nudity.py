@@ -104,6 +104,6 @@ class NudityJudge:
         nude = [is_nude(detections, self.config) for detections in self.detect(images)]
         return JudgeOutput([frozenset({LABEL} if shown else ()) for shown in nude])
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the judge's entry in a report."""
         return {"judge": "nudity", "weights": self.weights, **self.config.to_dict()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +93,7 @@ class ZeroShotJudge:
         )
         return F.normalize(self.model.text_projection(out.pooler_output), dim=-1)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the judge's entry in a report."""
         kind = {"judge": "clip", "folder": self.folder.name, "weights": self.weights}
         return kind | {"template": self.config.template, "labels": self.labels}
