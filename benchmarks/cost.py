@@ -9,7 +9,7 @@ including filling the bank. `official` trains like the published code, on one co
 with an attack of 30 steps; here its latents come from the bank, but the mean cost of sampling them in every step, in
 trajectories of 50 steps, is added. Its learning rate is ours, since the published one is for another model. The frozen
 parts compute in bf16. `run` writes benchmarks/results/cost.json row by row; `table` prints Markdown and draws
-docs/cost-*.svg of everything except `official`, which lies far to the right.
+docs/lab-notes/cost-*.svg of everything except `official`, which lies far to the right.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def draw(rows: Sequence[dict[str, Any]], attack: str, title: str) -> None:
                 series.setdefault(short, []).append((spent, found))
     cases = rows[0]["asr"][attack]["total"]
     text = draw_svg_file(f"{title}: successes of {cases}", series, "thousand F of training, with filling the bank")
-    (ROOT / "docs" / f"cost-{attack}.svg").write_text(text)
+    (ROOT / "docs" / "lab-notes" / f"cost-{attack}.svg").write_text(text)
 
 
 def robust(rows: Sequence[dict[str, Any]]) -> list[str]:

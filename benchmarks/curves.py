@@ -4,7 +4,7 @@
 
 Each recipe is trained once, stopped at every length, and attacked for 40 steps; at 200 iterations the attacks take
 --budget steps and are judged every 10 steps. Writes benchmarks/results/curves-<concept>.json row by row, and
-docs/curves-<what>.svg. An interrupted run resumes with the trainings saved in --work.
+docs/lab-notes/curves-<what>.svg. An interrupted run resumes with the trainings saved in --work.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ def main() -> None:
     for attack, title in WHAT.items():
         series = {key: [(r["iterations"], successes(r, attack)) for r in rows if r["recipe"] == key] for key in KEYS}
         text = draw_svg_file(f"{title}: successes of {args.cases}", series, "training iterations")
-        (ROOT / "docs" / f"curves-iterations-{attack}.svg").write_text(text)
+        (ROOT / "docs" / "lab-notes" / f"curves-iterations-{attack}.svg").write_text(text)
     for attack in ("unlearndiffatk", "soft_prefix"):
         series = {r["recipe"]: r["asr_by_budget"][attack] for r in rows if len(r["asr_by_budget"][attack]) > 2}
         if not series:  # none of the lengths is `LONG`
             continue
         text = draw_svg_file(f"{WHAT[attack]}: successes of {args.cases}", series, "attack steps")
-        (ROOT / "docs" / f"curves-budget-{attack}.svg").write_text(text)
+        (ROOT / "docs" / "lab-notes" / f"curves-budget-{attack}.svg").write_text(text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from advunlearn.config.renamed import with_current_names
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-# The figures in docs/results.md are of a search over tokens that nobody can type too, as published.
+# The figures in docs/lab-notes/results.md are of a search over tokens that nobody can type too, as published.
 WHOLE_VOCABULARY = {"unlearndiffatk": {"vocabulary": "all"}}
 
 # What an `Evaluator` measures, and what a table calls it.

@@ -258,7 +258,7 @@ def add_utility_flags(sub: argparse.ArgumentParser) -> None:
         default="",
         metavar="FILE",
         help="also measure the LPIPS between retained images and the original model's images from the same noise, with "
-        "a TorchScript network that takes two images (docs/attacks.md)",
+        "a TorchScript network that takes two images (docs/guide/evaluation.md)",
     )
     sub.add_argument(
         "--pictures",

@@ -21,7 +21,7 @@ from advunlearn.training.trainer import train
 
 CHURCH = ConceptConfig(concept="church")
 # Steps and learning rates that a small budget succeeds with. Random prefixes are what the others must beat: on this
-# object they find nothing (docs/attacks.md).
+# object they find nothing (docs/lab-notes/attacks.md).
 STRONG: dict[str, dict[str, Any]] = {
     "soft_prefix": {"steps": 10, "tokens": 4, "radius": 3.0, "lr": 0.5},
     "unlearndiffatk": {"steps": 20, "lr": 0.5},

@@ -1,4 +1,4 @@
-"""docs/published-options.md names flags and tests that exist, and leaves no published attack position out."""
+"""docs/lab-notes/published-options.md names flags and tests that exist, and leaves no published attack position out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_every_flag_and_every_test_in_the_table_exists() -> None:
-    page = (ROOT / "docs" / "published-options.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "lab-notes" / "published-options.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in page.splitlines() if line.startswith("| ")]
     rows = [row for row in rows if row[0] != "published"]
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))

@@ -1,4 +1,4 @@
-"""The table of refusals in docs/formats.md: every row is run, and what is said is compared word for word."""
+"""The table of refusals in docs/guide/formats.md: every row is run, and what is said is compared word for word."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advunlearn.cli.main import main
 from advunlearn.formats.single_file import load_sd15_config
 from advunlearn.formats.text_encoders import compute_encoder_shapes
 
-DOC = pathlib.Path(__file__).parents[2] / "docs" / "formats.md"
+DOC = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "formats.md"
 Tensors = dict[str, torch.Tensor]
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
 

@@ -1,8 +1,8 @@
 """Measure the finished miniature, on prompts and seeds that no training script looks at.
 
-    python tools/miniature/assess.py BUILD [--out docs/miniature]
+    python tools/miniature/assess.py BUILD [--out docs/lab-notes/miniature]
 
-Writes OUT.json (every figure of docs/miniature.md) and OUT.png (a grid of samples: a row a style).
+Writes OUT.json (every figure of docs/lab-notes/miniature.md) and OUT.png (a grid of samples: a row a style).
 """
 
 import argparse
@@ -63,7 +63,7 @@ def reconstruction(model: TextToImage, images: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=pathlib.Path)
-    parser.add_argument("--out", default=str(HERE.parents[1] / "docs" / "miniature"))
+    parser.add_argument("--out", default=str(HERE.parents[1] / "docs" / "lab-notes" / "miniature"))
     args = parser.parse_args()
     torch.set_num_threads(2)
     model, judge = load("miniature"), ConvJudge.from_pretrained(miniature.judge_path())

@@ -30,7 +30,7 @@ from ..progress_bar import ProgressBar
 from .evaluate import empty_report, make_progress
 from .output import print_result
 
-# Chosen on the miniature; docs/results.md has the measurements.
+# Chosen on the miniature; docs/lab-notes/results.md has the measurements.
 RECIPES: dict[str, RunConfig] = {
     "esd": RunConfig(train=TrainConfig(mode="esd_unet", iterations=200)),
     "esd_text": RunConfig(train=TrainConfig(mode="esd")),

@@ -1,0 +1,74 @@
+"""The documentation: links lead somewhere, and README stays short."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("benchmarks/*.md"),
+    *ROOT.glob("tools/**/*.md"),
+    *ROOT.glob("web/docs/*.md"),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def read_without_code(page: pathlib.Path) -> str:
+    """Return a page without its blocks of code, whose lines may look like headings or links."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def list_anchors(page: pathlib.Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", read_without_code(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def find_broken_links(page: pathlib.Path) -> list[str]:
+    """Return the relative links of a page that lead to no file, or to no heading of a page."""
+    broken = []
+    for link in LINK.findall(read_without_code(page)):
+        path, _, anchor = link.partition("#")
+        if re.match(r"https?:", link):
+            continue
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in list_anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: pathlib.Path) -> None:
+    assert find_broken_links(page) == []
+
+
+def test_broken_links_are_found(tmp_path: pathlib.Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One: two\n[a](page.md) [b](#one-two) [c](https://example.org/x)\n```\n[d](e.md)\n```\n")
+    assert find_broken_links(page) == []
+    page.write_text("# One\n![a](missing.png) [b](page.md#two)\n")
+    assert find_broken_links(page) == ["missing.png", "page.md#two"]
+
+
+def test_docs_that_are_named_in_code_exist() -> None:
+    sources = [
+        path
+        for folder in ("advunlearn", "benchmarks", "nodes", "tests", "tools")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    named = {
+        name
+        for path in [*sources, *PAGES]
+        for name in re.findall(r"(?<!web/)\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1150
