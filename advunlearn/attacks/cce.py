@@ -32,7 +32,8 @@ class CCE(DenoisingAttack):
 
     def start(self) -> None:
         """Start from a real word."""
-        context, config = self.context, self.config
+        context = self.context
+        config = self.config
         assert context.concept is not None  # see `needs`
         self.images = context.concept_images or context.targets
         self.case_slots = self.make_slots(context.targets)
@@ -44,7 +45,8 @@ class CCE(DenoisingAttack):
 
     def make_slots(self, targets: AttackTargets) -> PromptSlots:
         """Return the targets' prompts with slots instead of the concept's name."""
-        concept, tokenizer = self.context.concept, self.context.tokenizer
+        concept = self.context.concept
+        tokenizer = self.context.tokenizer
         assert concept is not None  # see `needs`
         names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
         template = tokenizer("a painting in the style of" if concept.kind == "style" else "a photo of a")
@@ -58,7 +60,8 @@ class CCE(DenoisingAttack):
 
     def draw(self) -> tuple[Tensor, ...]:
         """Draw a batch of noised images: their indices, x_t, t, noise."""
-        x_0, denoiser = self.images.x_0, self.context.denoiser
+        x_0 = self.images.x_0
+        denoiser = self.context.denoiser
         index = torch.randint(len(x_0), (self.config.batch,), generator=self.generator).to(x_0.device)
         t = torch.randint(len(denoiser.alphas_cumprod), (len(index),), generator=self.generator).to(x_0.device)
         noise = torch.randn(len(index), *x_0.shape[1:], generator=self.generator).to(x_0.device)

@@ -51,7 +51,8 @@ class MMA(TokenAttack):
 
     def start(self) -> None:
         """Start from random allowed tokens."""
-        context, config = self.context, self.config
+        context = self.context
+        config = self.config
         self.set_vocabulary()
         self.slots = free_slots(context.targets.ids, config.tokens, context.tokenizer)
         self.encoder = choose_encoder(context, config.through)

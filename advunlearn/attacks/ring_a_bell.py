@@ -68,7 +68,8 @@ class RingABell(TokenAttack):
 
     def start(self) -> None:
         """Start from random prompts; compute the targets."""
-        context, config = self.context, self.config
+        context = self.context
+        config = self.config
         assert context.concept is not None  # see `needs`
         self.vocabulary = self.find_vocabulary(config.vocabulary)
         self.slots = free_slots(context.targets.ids, config.tokens, context.tokenizer)
@@ -118,7 +119,8 @@ class RingABell(TokenAttack):
 
     def breed(self, n: int) -> float:
         """Let the better half of population n survive, cross over and mutate; return the lowest distance before it."""
-        config, population = self.config, self.populations[n]
+        config = self.config
+        population = self.populations[n]
         distances = self.distances(population, self.targets[n])
         order = distances.argsort(stable=True)
         survivors = population[order[: max(1, config.population // 2)]]

@@ -22,7 +22,8 @@ class SoftPrefix(DenoisingAttack):
 
     def start(self) -> None:
         """Start from random tokens."""
-        context, config = self.context, self.config
+        context = self.context
+        config = self.config
         table = embedding_table(context.encoder).detach()
         sigma = table.float().std().item()
         self.slots = prefix_slots(context.targets.ids, config.tokens, context.tokenizer)

@@ -1,4 +1,4 @@
-"""What the attacks are made of, by hand."""
+"""The parts of the attacks, against values derived by hand."""
 
 from __future__ import annotations
 

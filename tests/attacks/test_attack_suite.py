@@ -1,4 +1,4 @@
-"""Every attack by one table."""
+"""Every attack, driven by one table."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def test_every_attack(name: str, context: AttackContext) -> None:
     # One conditioning a case, and one loss a step.
     assert found.conditioning.shape == (2, 77, 192) and not found.conditioning.requires_grad
     assert len(losses) == attack.steps == TINY[name]["steps"]
-    # Cancelled, it keeps what it found so far, which is what the same seed finds in so many steps; another does not.
+    # A cancelled attack keeps its result, which equals that of as many steps with the same seed, and of no other seed.
     first, other = (attacked(name, context, seed, steps=2)[0].result() for seed in (1, 2))
     again = cancelled(name, context, 2).result()
     assert torch.equal(first.conditioning, again.conditioning) and torch.equal(first.embeddings, again.embeddings)
     if name != "synonym_search":
         drawn = (f.conditioning if f.noise is None else f.noise for f in (first, other))
         assert not torch.equal(*drawn)
-    # Text splits into the very tokens found, and is encoded to what was found.
+    # Tokenizing the text gives the found tokens again, and encoding it gives the result's conditioning.
     texts = attack.prompts()
     assert bool(texts) is ATTACKS[name].discrete
     for text, conditioning in zip(texts, found.conditioning, strict=False):
         assert text["exact"]
         assert torch.allclose(context.encode([text["prompt"]])[0], conditioning, atol=1e-5)
-    # It does what it is for: its own objective falls, and the pictures are explained better than where it started,
-    # unless it knows the original encoder alone.
+    # Its objective falls, and the denoising loss of the images is lower than at its start, unless it uses the original
+    # encoder only.
     if name in BLIND:
         return
     if name in ("ring_a_bell", "mma", "pez"):

@@ -1,4 +1,4 @@
-"""What the tests of the attacks share: two cases, and a budget for each attack."""
+"""Helpers of the attack tests: two cases, and a small budget for each attack."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from advunlearn.models.text_encoder import embedding_table, frozen, tokenize
 from advunlearn.prompts import synonyms
 
 PROMPTS = ["a photo of a church", "a church"]
-# A budget that each attack can show something with in a second or two.
+# Budgets with which each attack lowers its objective within a second or two.
 TINY: dict[str, dict[str, Any]] = {
     "random_prefix": {"steps": 2},
     "seed_search": {"steps": 2},
@@ -36,11 +36,11 @@ TINY: dict[str, dict[str, Any]] = {
     "cce": {"steps": 12, "batch": 4},
 }
 CPU = torch.device("cpu")
-BLIND = ("random_prefix", "seed_search", "synonym_search")  # without an objective of their own
+BLIND = ("random_prefix", "seed_search", "synonym_search")  # attacks without an objective
 
 
 def two_cases(model: TextToImage) -> AttackContext:
-    """Two cases on a model whose text encoder reads a church as a dog."""
+    """Make two cases on a model whose text encoder encodes a church as a dog."""
     erased = copy.deepcopy(model.text_encoder)
     token = model.tokenizer.convert_tokens_to_ids
     table = embedding_table(erased)
@@ -80,7 +80,7 @@ def cancelled(name: str, context: AttackContext, after: int) -> Attack:
 
 
 def objective(context: AttackContext, conditioning: Tensor) -> float:
-    """Return the denoising loss of the cases' pictures under what was found, at many noise levels."""
+    """Return the mean denoising loss of the cases' images with a conditioning (N, L, D), over many noise levels."""
     x_0, levels = context.targets.x_0, torch.arange(62, 1000, 125)
     rows, t = torch.arange(len(x_0)).repeat_interleave(len(levels)), levels.repeat(len(x_0))
     noise = torch.randn(x_0[rows].shape, generator=torch.Generator().manual_seed(5))
