@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
 
 import pytest
+
+from advunlearn.cli.main import build_parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -72,3 +75,23 @@ def test_docs_that_are_named_in_code_exist() -> None:
 
 def test_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1150
+
+
+def list_flags_by_command() -> dict[str, set[str]]:
+    """Return the flags of each command."""
+    commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    return {name: set(parser._option_string_actions) for name, parser in commands.items()}
+
+
+def test_commands_in_the_docs_have_the_flags_that_exist() -> None:
+    flags = list_flags_by_command()
+    calls = [
+        (page.name, *call)
+        for page in PAGES
+        for call in re.findall(r"advunlearn ([a-z]+)((?: (?![#&])[^\s`;]+)*)", page.read_text(encoding="utf-8"))
+        if call[0] in flags
+    ]
+    assert len(calls) > 60
+    for page, command, words in calls:
+        unknown = {word for word in words.split() if word.startswith("--")} - flags[command]
+        assert not unknown, f"{page}: advunlearn {command}{words}"

@@ -70,6 +70,7 @@ def test_every_flag_and_every_test_in_the_table_exists() -> None:
         assert len(row) == 3 and re.search(r"`test_\w+`|`tests/|left out", row[2]), row
         assert set(re.findall(r"--[a-z][\w-]*", " ".join(row[1:]))) <= flags, row
         assert all(f"def {name}(" in tests for name in re.findall(r"`(test_\w+)`", row[2])), row
+        assert all((ROOT / path).is_file() for path in re.findall(r"`(tests/[^`]+)`", row[2])), row
     published = set(re.findall(r"[\w.-]+", " ".join(row[0] for row in rows)))
     words = {word for flag in published for word in (flag, *flag.split("."))}
     for flag, values in PUBLISHED.items():

@@ -23,7 +23,7 @@ UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer.text_model.
 
 def rows() -> dict[str, tuple[list[str], str]]:
     """Return the table: of each file the command that is given it, and what that says."""
-    table = DOC.read_text(encoding="utf-8").split("## What is refused")[1]
+    table = DOC.read_text(encoding="utf-8").split("## Refused files")[1]
     found = re.findall(r"^\| (.+?) \| `(.+?)` \| (.+?) \|$", table, re.M)
     return {file: (command.split(), says) for file, command, says in found}
 
