@@ -85,7 +85,7 @@ class Change:
 def without_neighbours(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
     """Leave out prompts that name an object of the concept's family."""
     near = {row.object for row in make_cases(concept, judge, 1, 1).neighbours}
-    words = {word for name in near for word in (name, captions.keyword_route(name), *captions.foreign_routes(name))}
+    words = {word for name in near for word in (name, captions.keyword_synonym(name), *captions.foreign_synonyms(name))}
     return [
         row
         for row in retain_prompts(concept.names, concept.kind)
@@ -96,7 +96,7 @@ def without_neighbours(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
 def unfiltered(concept: ConceptConfig, judge: ConvJudge) -> list[str]:
     """Add a prompt for the concept after every sixth prompt, as in an unfiltered list."""
     rows = retain_prompts(concept.names, concept.kind)
-    routes = [concept.names[0], *captions.foreign_routes(concept.names[0])]
+    routes = [concept.names[0], *captions.foreign_synonyms(concept.names[0])]
     out = []
     for i, row in enumerate(rows):  # among the others: of a list that is longer than the bank its beginning is retained
         out += [row, captions.caption(routes[i // 6 % len(routes)])] if i % 6 == 5 else [row]

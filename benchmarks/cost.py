@@ -43,7 +43,7 @@ from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from advunlearn.evaluation.metrics import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
-from advunlearn.models.counting import counting
+from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
 from advunlearn.reporting.charts import draw_svg_file
@@ -123,7 +123,7 @@ def trained(
     model: Any, concept: ConceptConfig, way: Way, seed: int, lengths: Sequence[int]
 ) -> dict[int, tuple[Any, float]]:
     """Return the encoders of a configuration by length, each with its cost in F."""
-    recipe, counted = RECIPES[way.recipe], counting(model.denoiser)
+    recipe, counted = RECIPES[way.recipe], count_forwards(model.denoiser)
     config = replace(recipe.train, seed=seed, iterations=max(lengths), quirks=quirk_names(way.quirks), **way.train)
     attack, bank = replace(recipe.attack, **way.attack), BankConfig()
     out: dict[int, tuple[Any, float]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,11 @@ from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..models.ddim import scale_batch
 from ..models.denoiser import Denoiser, add_noise
-from ..models.text_encoder import embedding_table, encode_prompts, encoder_parts
+from ..models.text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts
 from .pgd import OnStep
 from .prompt_slots import PromptSlots, content_tokens
 from .search_spaces import SearchSpace
 from .vocabulary import PromptRow, describe_prompt, replace_untypable, search_vocabulary, typed_vocabulary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 NEEDS = {
     "target images": "target images that show the concept (latents in the context's targets)",
@@ -67,7 +64,7 @@ class AttackContext:
 
     denoiser: Denoiser
     encoder: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     prompts: Sequence[str]  # N
     targets: AttackTargets  # N
     reference: ReferenceModel = ReferenceModel()

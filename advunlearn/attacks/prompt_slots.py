@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..config.adversary import Position
 from ..errors import AdvUnlearnError
-from ..models.prompt_tokens import content_before, end_position, find_span, insert, replace_content
-from ..models.text_encoder import embed, encode
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from ..models.prompt_tokens import end_position, find_span, insert_slots, num_content_before, replace_content
+from ..models.text_encoder import Tokenizer, embed, encode
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class PromptSlots:
         """Return some of the prompts, by their indices (n,)."""
         return PromptSlots(self.ids[rows], self.at[rows], self.add)
 
-    def surrounding_text(self, row: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    def surrounding_text(self, row: int, tokenizer: Tokenizer) -> tuple[str, str] | None:
         """Return the text of a prompt before and after its slots; None if the slots are not contiguous."""
         slots = self.at[row][self.at[row] < self.ids.shape[1]].tolist()
         if not slots or slots != list(range(slots[0], slots[-1] + 1)):
@@ -69,10 +65,7 @@ def content_tokens(ids: Tensor, eos: int) -> list[list[int]]:
 
 
 def make_slots(
-    prompts: Sequence[Sequence[int]],
-    before: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
+    prompts: Sequence[Sequence[int]], before: Sequence[Sequence[int]], tokenizer: Tokenizer, device: torch.device
 ) -> PromptSlots:
     """Return prompts with a slot in front of each of the given tokens.
 
@@ -119,7 +112,7 @@ def replacement_slots(
     names: Sequence[Sequence[int]],
     template: Sequence[int],
     count: int,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     device: torch.device,
 ) -> PromptSlots:
     """Return prompts, given by their tokens, with `count` slots where one of the names stands (see `without_name`)."""
@@ -127,19 +120,17 @@ def replacement_slots(
     return make_slots([tokens for tokens, _ in parts], [[at] * count for _, at in parts], tokenizer, device)
 
 
-def prefix_slots(ids: Tensor, count: int, tokenizer: PreTrainedTokenizerBase) -> PromptSlots:
+def prefix_slots(ids: Tensor, count: int, tokenizer: Tokenizer) -> PromptSlots:
     """Return prompts (N, L) with `count` slots in front."""
-    return PromptSlots(*insert(ids, ids.new_zeros(len(ids), count), tokenizer.eos_token_id))
+    return PromptSlots(*insert_slots(ids, ids.new_zeros(len(ids), count), tokenizer.eos_token_id))
 
 
-def free_slots(ids: Tensor, count: int, tokenizer: PreTrainedTokenizerBase) -> PromptSlots:
+def free_slots(ids: Tensor, count: int, tokenizer: Tokenizer) -> PromptSlots:
     """Return N prompts that consist of `count` slots and nothing else."""
     return PromptSlots(*replace_content(ids, count, tokenizer.eos_token_id))
 
 
-def interleaved_slots(
-    prompts: Sequence[str], interval: int, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> PromptSlots:
+def interleaved_slots(prompts: Sequence[str], interval: int, tokenizer: Tokenizer, device: torch.device) -> PromptSlots:
     """Return prompts with a slot in front of every `interval`-th word, the first included; never inside a word."""
     words = [[tokenizer(word).input_ids[1:-1] for word in prompt.split()] for prompt in prompts]
     starts = [list(accumulate(map(len, row), initial=0)) for row in words]  # in tokens; the last is the prompt's end
@@ -158,4 +149,4 @@ def position_slots(ids: Tensor, count: int, position: Position, eos: int, per_k:
     if position == "add":
         j = torch.arange(count, device=ids.device)
         return PromptSlots(ids, torch.where(j < size[:, None], 1 + j, ids.shape[1]), add=True)
-    return PromptSlots(*insert(ids, content_before(size, count, position, per_k), eos))
+    return PromptSlots(*insert_slots(ids, num_content_before(size, count, position, per_k), eos))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,10 @@ from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..models.denoiser import Denoiser, add_noise
-from ..models.text_encoder import frozen, tokenize
+from ..models.text_encoder import Tokenizer, frozen, tokenize
 from .base import AttackContext, AttackTargets, OnStep, ReferenceModel
 from .registry import attack_class, attack_settings, make_attack
 from .vocabulary import PromptRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 NOISE_LEVELS = 16  # at which the restarts are compared
 
@@ -66,7 +63,7 @@ def choose_best(losses: Tensor, prompts: Sequence[PromptRow]) -> int:
 def attack_prompt(
     denoiser: Denoiser,
     encoder: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompt: str,
     x_0: Tensor,
     *,

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from ..models.text_encoder import Tokenizer
 
 # An adversarial prompt in a report: "prompt", its searched "tokens" as text, and "exact", whether tokenizing the prompt
 # gives the same tokens again; attacks may add more.
 PromptRow = dict[str, Any]
 
 
-def search_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def search_vocabulary(tokenizer: Tokenizer) -> Tensor:
     """Return the ids of all tokens but the two special ones and the single bytes."""
     first = 512  # CLIP's first 512 ids are the byte alphabet, within a word and at its end
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
@@ -25,7 +24,7 @@ def search_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def typed_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def typed_vocabulary(tokenizer: Tokenizer) -> Tensor:
     """Return the ids of the search vocabulary that can be typed: tokenizing their text gives the same token."""
     ids = search_vocabulary(tokenizer)
     split = tokenizer([tokenizer.decode([i]) for i in ids.tolist()]).input_ids
@@ -52,20 +51,20 @@ def replace_untypable(ids: Tensor, table: Tensor, typable: Tensor) -> Tensor:
     return torch.where(torch.isin(ids, typable), ids, nearest)
 
 
-def exclude_words(vocabulary: Tensor, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def exclude_words(vocabulary: Tensor, words: Sequence[str], tokenizer: Tokenizer) -> Tensor:
     """Return the ids of a vocabulary (V,) whose text contains none of the words, ignoring case."""
     texts = (str(tokenizer.decode([i])).strip().lower() for i in vocabulary.tolist())
     return vocabulary[[not any(word in text for word in words) for text in texts]]
 
 
-def describe_prompt(tokenizer: PreTrainedTokenizerBase, content: Sequence[int], searched: Sequence[int]) -> PromptRow:
+def describe_prompt(tokenizer: Tokenizer, content: Sequence[int], searched: Sequence[int]) -> PromptRow:
     """Return a prompt of `content` tokens, of which `searched` were found, as text, see `PromptRow`."""
     text = tokenizer.decode(list(content))
     exact = tokenizer(text).input_ids[1:-1] == list(content)
     return {"prompt": text, "tokens": tokenizer.convert_ids_to_tokens(list(searched)), "exact": exact}
 
 
-def describe_prefix(tokenizer: PreTrainedTokenizerBase, prefix: Tensor, prompt: str) -> PromptRow:
+def describe_prefix(tokenizer: Tokenizer, prefix: Tensor, prompt: str) -> PromptRow:
     """Return prefix tokens (k,) in front of a prompt, which stays as it is written, as text, see `PromptRow`."""
     text = f"{tokenizer.decode(prefix)} {prompt}"
     exact = tokenizer(text).input_ids[1:-1] == prefix.tolist() + tokenizer(prompt).input_ids[1:-1]

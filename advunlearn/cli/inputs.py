@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from .. import miniature
 from ..config.io import ModelConfig
@@ -23,7 +24,6 @@ from ..models.denoiser import Denoiser
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.encoder_files import load_encoder, part_hashes
 from ..models.loading import TextToImage, best_device, load
-from ..models.text_encoder import TextEncoder
 from ..models.unet_files import load_unet
 from ..prompts.prompt_files import read_prompts
 from .flags import given_settings, make_flag, settings
@@ -78,7 +78,7 @@ def read_lines(file: str | None, what: str) -> list[str]:
     return read_prompts(file, what) if file else []
 
 
-def load_trained_encoder(file: str | None, model: TextToImage) -> TextEncoder:
+def load_trained_encoder(file: str | None, model: TextToImage) -> nn.Module:
     """Load a text encoder; without a file return the model's own.
 
     Raises AdvUnlearnError for an encoder that was trained from another base model.

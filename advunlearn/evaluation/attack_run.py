@@ -11,7 +11,7 @@ from torch import Tensor
 from ..attacks.base import Attack, AttackContext
 from ..attacks.registry import attack_class, make_attack
 from ..config.attacks import JUDGE_ONLY, AttackConfig
-from ..models.counting import counting
+from ..models.counting import count_forwards
 from ..models.denoiser import Denoiser
 from .generation import ImageGenerator, Subject
 from .metrics import Row, count_with_interval
@@ -131,9 +131,9 @@ class AttackRun:
         restarts = generator.config.restarts if attack_class(name).restarts else 1
         self.log = AttackLog(generator.detect_concept(clean), clean.clone(), restarts)
         # Three counters: passes of the search through the attacked and the original model, and passes for images.
-        self.attacked = counting(subject.denoiser)
-        self.original = counting(original)
-        self.judged = counting(subject.denoiser)
+        self.attacked = count_forwards(subject.denoiser)
+        self.original = count_forwards(original)
+        self.judged = count_forwards(subject.denoiser)
         self.subject = replace(subject, denoiser=self.judged)
         self.times_judged = 0
         self.last_embeddings: Tensor | None = None  # (rows, k, D) at the end; None if nothing was attacked

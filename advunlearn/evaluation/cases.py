@@ -53,8 +53,8 @@ def make_object_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> 
     plain = [captions.caption(name, template) for template in PLAIN]
     plain += [captions.caption(name, style=style) for style in judge.styles]
     plain += [captions.caption(name, background=colour) for colour in judge.backgrounds[1:]]
-    foreign = [captions.caption(word) for word in captions.foreign_routes(name)] if name in entries else []
-    keywords = [captions.caption(captions.keyword_route(name), t) for t in PLAIN] if name in entries else []
+    foreign = [captions.caption(word) for word in captions.foreign_synonyms(name)] if name in entries else []
+    keywords = [captions.caption(captions.keyword_synonym(name), t) for t in PLAIN] if name in entries else []
     others = [other for other in judge.objects if other != name]
     retained = [
         LabelledPrompt(captions.caption(other, style=style), other, style)
@@ -62,7 +62,7 @@ def make_object_cases(name: str, judge: ConvJudge, count: int, repeats: int) -> 
         for style in [judge.styles[(i + r) % len(judge.styles)] for r in range(repeats)]
     ]
     family = {o for o in others if name in entries and entries[o]["family"] == entries[name]["family"]}
-    related = [LabelledPrompt(captions.caption(captions.keyword_route(o)), o) for o in others if o in family]
+    related = [LabelledPrompt(captions.caption(captions.keyword_synonym(o)), o) for o in others if o in family]
     return Cases(
         plain=repeat_prompts(plain, count),
         foreign=repeat_prompts(foreign, count - count // 2),

@@ -1,7 +1,7 @@
-"""What the miniature can draw, and the sentences that name it.
+"""The miniature's objects, styles and backgrounds, and captions for them.
 
-An object has many routes, as a concept has in a large model: its name, English keywords, and its name in other
-languages. Training captions use all of them; the routes are also what an erased concept can come back by.
+An object has synonyms, as a concept has in a large model: English keywords, and its names in other languages. The
+training captions contain all of them, so an erased object may still be drawn for a synonym.
 """
 
 from __future__ import annotations
@@ -12,17 +12,41 @@ import pathlib
 import random
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Any
+from typing import TypedDict
 
 from ..config.concept import bare_name
 
 TEMPLATES = ("{}", "{}", "an image of {}", "a picture of {}", "a photo of {}", "a drawing of {}", "an emoji of {}")
-PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")  # templates of test prompts
+PLAIN = ("{}", "a photo of {}", "an image of {}", "a picture of {}", "a drawing of {}")  # for test prompts
+
+
+class ObjectWords(TypedDict):
+    """The words for an object."""
+
+    family: str  # the group of similar objects
+    keywords: list[str]
+    context: list[str]  # more general keywords
+    names: dict[str, str]  # by language
+
+
+class StyleWords(TypedDict):
+    """The words for a style."""
+
+    artwork: str  # the collection of the training images
+    keywords: list[str]
+
+
+class Concepts(TypedDict):
+    """The content of `concepts.json`; names are the keys, in the judge's class order."""
+
+    objects: dict[str, ObjectWords]
+    styles: dict[str, StyleWords]
+    backgrounds: dict[str, list[int]]  # RGB, 0 to 255
 
 
 @functools.cache
-def concepts() -> dict[str, Any]:
-    """Return the shipped `concepts.json`: `objects`, `styles` and `backgrounds` with their words."""
+def concepts() -> Concepts:
+    """Return the content of `concepts.json`."""
     return json.loads((pathlib.Path(__file__).parent / "concepts.json").read_text(encoding="utf-8"))
 
 
@@ -42,12 +66,12 @@ def backgrounds() -> list[str]:
 
 
 def with_article(noun: str) -> str:
-    """Put the indefinite article in front: "a church", "an anchor"."""
+    """Return a noun with its indefinite article: "a church", "an anchor"."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 def caption(subject: str, template: str = "{}", style: str = "", background: str = "") -> str:
-    """Compose one caption: `caption("church", "a photo of {}", "ink", "blue")`."""
+    """Return a caption: "a photo of a church, ink style, on a blue background"."""
     text = template.format(with_article(subject))
     if style:
         text += f", {style} style"
@@ -56,20 +80,21 @@ def caption(subject: str, template: str = "{}", style: str = "", background: str
     return text
 
 
-def keyword_route(name: str, size: int = 3) -> str:
-    """Return an object's first `size` keywords, without its name: "chapel christian cross"."""
+def keyword_synonym(name: str, size: int = 3) -> str:
+    """Return the first `size` keywords of an object, without its name: "chapel christian cross"."""
     entry = concepts()["objects"][name]
     return " ".join((entry["keywords"] + entry["context"])[:size])
 
 
-def foreign_routes(name: str) -> list[str]:
-    """Return an object's names in other languages, where they differ from every English name."""
+def foreign_synonyms(name: str) -> list[str]:
+    """Return an object's names in other languages, as far as they differ from all English names."""
     return sorted(set(concepts()["objects"][name]["names"].values()))
 
 
 def random_subject(name: str, rng: random.Random) -> str:
-    """Draw a way to say an object: its name, a foreign name, keywords alone, or the name with keywords."""
-    entry, kind = concepts()["objects"][name], rng.random()
+    """Draw a phrase for an object: its name, a foreign name, keywords alone, or the name with keywords."""
+    entry = concepts()["objects"][name]
+    kind = rng.random()
     words = entry["keywords"] + entry["context"]
     if kind < 0.35:
         return name
@@ -84,7 +109,7 @@ def random_subject(name: str, rng: random.Random) -> str:
 
 
 def random_caption(name: str, style: str, background: str, rng: random.Random) -> str:
-    """Draw a training caption for one picture; style and background are named in part of them only."""
+    """Draw a training caption for one image; only a part of the captions names the style or the background."""
     words = [style, style, style, *concepts()["styles"][style]["keywords"]]
     named_background = background if background != "white" or rng.random() < 0.25 else ""
     return caption(
@@ -96,7 +121,7 @@ def random_caption(name: str, style: str, background: str, rng: random.Random) -
 
 
 def retain_prompts(names: Sequence[str], kind: str = "object") -> list[str]:
-    """Return the miniature's retained prompts: everything it can draw, except the concepts, under several names each.
+    """Return the miniature's retained prompts: all other objects under several names, or objects in all other styles.
 
     Args:
         names: the concepts to erase.
@@ -109,14 +134,14 @@ def retain_prompts(names: Sequence[str], kind: str = "object") -> list[str]:
     others = [name for name in objects() if name not in erased]
     groups: list[list[tuple[str, str]]] = [
         [(name, style) for name, style in zip(others, cycle(("", *styles())), strict=False)],
-        [(keyword_route(name), "") for name in others],
+        [(keyword_synonym(name), "") for name in others],
         [(name, "") for name in others],
-        [(foreign_routes(name)[0], "") for name in others],
+        [(foreign_synonyms(name)[0], "") for name in others],
         [(name, style) for name, style in zip(others, cycle(styles()), strict=False)],
-        [(foreign_routes(name)[-1], "") for name in others],
+        [(foreign_synonyms(name)[-1], "") for name in others],
     ]
-    # Group by group, so that any part of the list covers every object, and so does a small bank.
+    # Group by group, so that every stretch of the list, and so a small bank, covers all objects.
     pairs = [pair for group in groups for pair in group]
     rows = [caption(subject, PLAIN[i % len(PLAIN)], style) for i, (subject, style) in enumerate(pairs)]
-    words = {word for name in erased if name in objects() for word in (name, *foreign_routes(name))}
+    words = {word for name in erased if name in objects() for word in (name, *foreign_synonyms(name))}
     return [row for row in rows if not words & set(row.replace(",", "").split())]

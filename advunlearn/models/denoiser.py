@@ -1,42 +1,44 @@
-"""What the method asks of a denoiser."""
+"""The protocol of denoisers, gradient checkpointing, and gradients in fp16."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+T = TypeVar("T")
+
 
 class Denoiser(Protocol):
-    """Predicts noise. Gradients reach `conditioning`; the weights stay as they are."""
+    """Predicts the noise in latents. Gradients reach the conditioning; the weights do not change."""
 
     alphas_cumprod: Tensor  # (T,) on the CPU
     latent_shape: tuple[int, int, int]  # (C, h, w)
 
     @property
     def device(self) -> torch.device:
-        """Where latents and conditioning are to be."""
+        """Device of the latents and the conditioning."""
         ...
 
     def modules(self) -> tuple[nn.Module, ...]:
-        """Return the modules that a run must freeze; () where a host takes care of its own."""
+        """Return the modules that a run must freeze; () if a host freezes its own."""
         ...
 
     def blocks(self) -> tuple[nn.Module, ...]:
-        """Return the modules that gradient checkpointing may compute again, none of them inside another."""
+        """Return the modules whose activations gradient checkpointing may recompute; none contains another."""
         ...
 
     def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> Denoiser:
-        """Return a denoiser that predicts with make(module) in place of each module it has."""
+        """Return a denoiser that predicts with make(module) instead of each of its modules."""
         ...
 
     def fingerprint(self) -> str:
-        """Return what tells this denoiser's weights from another's."""
+        """Return a short text that identifies the denoiser's weights."""
         ...
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class Denoiser(Protocol):
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return a short digest that tells one module's weights from another's; it reads a few values of each tensor."""
+    """Return a short hash that identifies a module's weights, of the first 16 values of each tensor."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
@@ -59,39 +61,41 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _with_own_dicts(value: Any) -> Any:
-    """Return arguments whose dicts are copies: a host writes into its own while it goes through the blocks."""
+def _copy_dicts(value: T) -> T:
+    """Return arguments with every dict copied: a host changes the dicts that it passes from block to block."""
     if isinstance(value, tuple):
-        return tuple(_with_own_dicts(v) for v in value)
-    return {k: _with_own_dicts(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return tuple(_copy_dicts(v) for v in value)  # type: ignore[return-value]
+    return {k: _copy_dicts(v) for k, v in value.items()} if isinstance(value, dict) else value  # type: ignore[return-value]
+
+
+def _checkpoint_forward(forward: Callable[..., object]) -> Callable[..., object]:
+    """Return a forward method that stores its arguments only and is computed again in the backward pass."""
+
+    def run(args: tuple, kwargs: dict) -> object:
+        args, kwargs = _copy_dicts((args, kwargs))
+        return forward(*args, **kwargs)
+
+    def call(*args: object, **kwargs: object) -> object:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(run, *_copy_dicts((args, kwargs)), use_reentrant=False, preserve_rng_state=False)
+
+    return call
 
 
 @contextlib.contextmanager
 def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Let modules keep only what goes in, and compute the rest again in the backward pass (arXiv 1604.06174).
+    """Apply gradient checkpointing to modules: store only their inputs (arXiv 1604.06174).
 
-    A module that carries a `forward` of its own, as hosts put there, gets that one back.
+    Afterwards every module has its previous `forward` again, be it the class's or one that a host has put in its place.
     """
-    before = {block: vars(block).get("forward") for block in blocks}
-
-    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(args: Any, kwargs: Any) -> Any:
-            args, kwargs = _with_own_dicts((args, kwargs))
-            return forward(*args, **kwargs)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            return checkpoint(run, *_with_own_dicts((args, kwargs)), use_reentrant=False, preserve_rng_state=False)
-
-        return call
-
+    originals = {block: vars(block).get("forward") for block in blocks}
     try:
-        for block in before:
-            vars(block)["forward"] = again(block.forward)
+        for block in originals:
+            vars(block)["forward"] = _checkpoint_forward(block.forward)
         yield
     finally:
-        for block, forward in before.items():
+        for block, forward in originals.items():
             if forward is None:
                 vars(block).pop("forward", None)
             else:
@@ -99,10 +103,10 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def scaled_gradients(conditioning: Tensor, predict: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
-    """Return predict(conditioning) so that its gradient survives fp16, whose smallest step is 6e-8.
+    """Return predict(conditioning), with its gradient scaled so that it does not underflow in fp16 (below 6e-8).
 
-    On its way back the gradient is divided by its own maximum before it enters the network, and multiplied again, in
-    fp32, where it leaves: loss scaling (arXiv 1710.03740) for one network. Other dtypes are left alone.
+    In the backward pass the gradient is divided by its maximum before it enters the network, and multiplied by it in
+    fp32 where it leaves: loss scaling (arXiv 1710.03740) for one network. Other dtypes need none.
     """
     if dtype != torch.float16 or not (conditioning.requires_grad and torch.is_grad_enabled()):
         return predict(conditioning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,12 @@ from ..errors import AdvUnlearnError
 from .denoiser import fingerprint, scaled_gradients
 from .sdxl_text_encoder import split_conditioning
 
-# What trains of a UNet, by diffusers' names: as ESD (arXiv 2303.07345) and the published code choose it. That code's
-# `time_embed` is the time embedding alone; what projects it into each block is not called so, and trains.
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+# The parameters that each method trains, as patterns of diffusers' names: ESD's choice (arXiv 2303.07345), as in the
+# published code. "notime" excludes the time embedding itself; the layers that project it into the blocks train.
 UNET_METHODS: dict[TrainMethod, str] = {
     "full": r"",
     "xattn": r"\battn2\.",
@@ -27,37 +31,41 @@ UNET_METHODS: dict[TrainMethod, str] = {
 
 
 class DiffusersDenoiser:
-    """Noise prediction with a UNet and the schedule it was trained on."""
+    """Noise prediction with a UNet and the noise schedule that it was trained with.
 
-    def __init__(self, unet: Any, scheduler: Any) -> None:
-        self.unet = unet
+    Raises AdvUnlearnError for a UNet, or a scheduler's prediction type, of another kind than Stable Diffusion 1.x's or
+    XL's.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler) -> None:
+        self.unet: Any = unet  # `with_modules` may put any module in its place
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float().cpu()
-        self.prediction_type: str = scheduler.config.prediction_type
+        self.prediction_type: str = scheduler.config["prediction_type"]
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise AdvUnlearnError(
-                f"the scheduler predicts {self.prediction_type!r}; only epsilon and v_prediction are known"
+                f"the scheduler predicts {self.prediction_type!r}; only epsilon and v_prediction are supported"
             )
-        if unet.config.in_channels != unet.config.out_channels:
+        config = unet.config
+        if config["in_channels"] != config["out_channels"]:
             raise AdvUnlearnError(
-                f"the UNet takes {unet.config.in_channels} channels and returns {unet.config.out_channels}: "
+                f"the UNet takes {config['in_channels']} channels and returns {config['out_channels']}: "
                 "an inpainting model; use the text-to-image model it was made from"
             )
-        embeds = unet.config.addition_embed_type
+        embeds = config["addition_embed_type"]
         if embeds not in (None, "text_time"):
             raise AdvUnlearnError(
-                f"the UNet is also conditioned on {embeds!r}; only text_time, as SDXL has it, is known"
+                f"the UNet is also conditioned on {embeds!r}; only text_time, as in SDXL, is supported"
             )
-        self.pooled: int = 0  # width of the pooled output that the conditioning ends with
+        self.pooled: int = 0  # width of the pooled text embedding in the conditioning's last row; 0: none
         if embeds:
-            config = unet.config
-            self.pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        size = unet.config.sample_size
+            self.pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        size = config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        self.latent_shape = (unet.config.in_channels, height, width)
+        self.latent_shape = (config["in_channels"], height, width)
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet's weights are."""
+        """Device of the UNet's weights."""
         return self.unet.device
 
     def modules(self) -> tuple[nn.Module, ...]:
@@ -72,7 +80,7 @@ class DiffusersDenoiser:
         return tuple(m for m in self.unet.modules() if isinstance(m, ResnetBlock2D | Transformer2DModel))
 
     def fingerprint(self) -> str:
-        """Return what tells this UNet's weights, and what it is taken to predict, from another's."""
+        """Return a short text that identifies the UNet's weights and its prediction type."""
         return fingerprint(self.unet) + ("" if self.prediction_type == "epsilon" else f" {self.prediction_type}")
 
     def with_modules(self, make: Callable[[nn.Module], nn.Module]) -> DiffusersDenoiser:
@@ -82,7 +90,7 @@ class DiffusersDenoiser:
         return other
 
     def trainable_copy(self) -> DiffusersDenoiser:
-        """Return a denoiser with a UNet of its own, in fp32 since Adam's steps vanish in 16 bits."""
+        """Return a denoiser with a copy of the UNet in fp32, because Adam's steps vanish in 16 bits."""
         return self.with_modules(lambda unet: copy.deepcopy(unet).float())
 
     def trainable_parameters(self, method: TrainMethod) -> list[nn.Parameter]:
@@ -91,20 +99,20 @@ class DiffusersDenoiser:
 
     @staticmethod
     def time_ids(x_t: Tensor) -> Tensor:
-        """Return SDXL's micro-conditioning (B, 6) for latents: their size in pixels, not cropped, as the target."""
+        """Return SDXL's micro-conditioning (B, 6): the latents' size in pixels as original and target size, no crop."""
         height, width = (8 * side for side in x_t.shape[-2:])
         return x_t.new_tensor([height, width, 0, 0, height, width]).expand(len(x_t), 6)
 
     def noise_pred(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
-        """See `Denoiser.noise_pred`. v is turned into noise: eps = sqrt(a) v + sqrt(1 - a) x_t."""
+        """See `Denoiser.noise_pred`. A v prediction is converted: eps = sqrt(a) v + sqrt(1 - a) x_t."""
         dtype = self.unet.dtype
 
         def predict(context: Tensor) -> Tensor:
-            more: dict[str, Any] = {}
+            options = {}
             if self.pooled:
                 context, pooled = split_conditioning(context, self.pooled)
-                more = {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": self.time_ids(x_t)}}
-            return self.unet(x_t.to(dtype), t, context.to(dtype), **more).sample.float()
+                options = {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": self.time_ids(x_t)}}
+            return self.unet(x_t.to(dtype), t, context.to(dtype), **options).sample.float()
 
         output = scaled_gradients(conditioning, predict, dtype)
         if self.prediction_type == "epsilon":

@@ -15,19 +15,21 @@ from ..formats.detect import UNET_PREFIX, detect_checkpoint_kind
 from ..formats.openclip import CLIP_G_PREFIX, extract_sdxl_encoder
 from ..formats.text_encoders import TEXT_PREFIX, extract_encoder, hash_encoder, load_state, save_encoder
 from ..formats.weights import Weights, open_weights
-from .text_encoder import encoder_parts
+from .text_encoder import clip_token_embeddings, encoder_parts
 
-BASE_HASHES = "advunlearn.base_parts"  # metadata: the hash of each encoder before training, by name
+BASE_HASHES = "advunlearn.base_parts"  # metadata key: the hash of each encoder before training, by name
 
-Check = Callable[[str, Mapping[str, str]], None]  # gets a file and its metadata; may raise
+Check = Callable[[str, Mapping[str, str]], None]  # receives a file and its metadata; may raise
 
 
-def load_encoder(path: str | pathlib.Path, like: Any, check: Check | None = None) -> tuple[Any, dict[str, str]]:
+def load_encoder(
+    path: str | pathlib.Path, like: nn.Module, check: Check | None = None
+) -> tuple[nn.Module, dict[str, str]]:
     """Load weights into a copy of a text encoder.
 
     Args:
-        path: a file, a folder, or a run's folder with a file for each of Stable Diffusion XL's encoders. A file with a
-            single encoder goes into the one of the same width; a Stable Diffusion XL checkpoint fills both.
+        path: a file, a folder, or a run's folder with a file for each of Stable Diffusion XL's encoders. The weights of
+            a single encoder are loaded into the encoder of the same width, those of an SDXL checkpoint into both.
         like: the encoder to copy; it is unchanged.
         check: called with each file and its metadata; may raise to refuse it.
 
@@ -56,7 +58,7 @@ def _read_states(file: pathlib.Path, weights: Weights, count: int) -> list[dict[
         return [extract_encoder(weights)]
     if not any(name.startswith(CLIP_G_PREFIX) for name in weights.names):
         raise AdvUnlearnError(
-            f"{file} is {detect_checkpoint_kind(weights.names, weights.shape)}, of which CLIP-L alone could be read; "
+            f"{file} is {detect_checkpoint_kind(weights.names, weights.shape)}, of which only CLIP-L could be read; "
             "give an SDXL checkpoint, a run's folder, or its clip_l.safetensors or clip_g.safetensors"
         )
     return [extract_sdxl_encoder(weights, name) for name in ENCODER_NAMES]
@@ -68,21 +70,21 @@ def encoder_files(path: str | pathlib.Path) -> list[pathlib.Path]:
     return [file for file in files if file.is_file()] or [pathlib.Path(path)]
 
 
-def matching_part(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the part of an encoder whose width is that of some weights; the first part if none has it."""
+def matching_part(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the part of an encoder that is as wide as some weights; the first part if there is none."""
     parts = list(encoder_parts(encoder).values())
     table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
     width = table.shape[-1] if table is not None else 0
-    return next((part for part in parts if part.get_input_embeddings().weight.shape[1] == width), parts[0])
+    return next((part for part in parts if clip_token_embeddings(part).shape[1] == width), parts[0])
 
 
 def save_encoders(
     folder: str | pathlib.Path, encoder: nn.Module, encoders: Encoders, metadata: Mapping[str, Any]
 ) -> list[pathlib.Path]:
-    """Write those of Stable Diffusion XL's encoders that trained, as `clip_l.safetensors` and `clip_g.safetensors`.
+    """Write the trained ones of Stable Diffusion XL's encoders: `clip_l.safetensors`, `clip_g.safetensors`.
 
-    A file of an earlier run of an encoder that did not train now is deleted, because the two do not belong together.
-    If `metadata` has `BASE_HASHES`, each file gets its own encoder's hash.
+    The file of an encoder that was not trained is deleted: an earlier run left it, so it does not match the other one.
+    If `metadata` has `BASE_HASHES`, each file gets the hash of its encoder only.
     """
     shared = {k: v for k, v in metadata.items() if k != BASE_HASHES}
     written = []
@@ -102,7 +104,7 @@ def part_hashes(encoder: nn.Module) -> dict[str, str]:
 
 
 def embedding_file(embeddings: Tensor, encoder: nn.Module) -> dict[str, Tensor]:
-    """Return embeddings (k, D) as the tensors of a textual inversion's file: each encoder's columns under its name."""
+    """Return embeddings (k, D) as a textual inversion file's tensors: the columns of each encoder under its name."""
     parts = encoder_parts(encoder)
-    columns = embeddings.split([part.get_input_embeddings().weight.shape[1] for part in parts.values()], -1)
+    columns = embeddings.split([clip_token_embeddings(part).shape[1] for part in parts.values()], -1)
     return {name: part.contiguous() for name, part in zip(parts, columns, strict=True)}

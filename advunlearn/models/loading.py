@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,10 @@ from .denoiser import Denoiser
 from .diffusers_denoiser import DiffusersDenoiser
 from .encoder_files import part_hashes
 from .sdxl_text_encoder import DualTextEncoder
-from .text_encoder import embedding_table, encode_prompts, encoder_parts
+from .text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 SUBFOLDERS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")  # of a diffusers folder
 SECOND_TEXT_ENCODER = "text_encoder_2"  # of Stable Diffusion XL
@@ -32,27 +35,27 @@ LOADING_FAULTS = {"missing_keys": "lacks", "unexpected_keys": "has unknown"}
 
 
 class Components(NamedTuple):
-    """A model's parts, as diffusers and transformers have them."""
+    """The parts of a model, as diffusers and transformers load them."""
 
-    tokenizer: Any
-    text_encoder: Any
-    unet: Any
-    vae: Any
-    scheduler: Any
+    tokenizer: Tokenizer
+    text_encoder: nn.Module
+    unet: Any  # a UNet2DConditionModel; diffusers' configurations have no types
+    vae: Any  # an AutoencoderKL or AutoencoderTiny
+    scheduler: DDIMScheduler
 
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A latent diffusion model in parts. Any `Denoiser` will do: a diffusers UNet, or a host's own model."""
+    """A latent diffusion model in parts. The denoiser is a diffusers UNet or a host's model."""
 
     name: str
-    tokenizer: Any
-    text_encoder: Any  # transformers CLIPTextModel, or a DualTextEncoder
+    tokenizer: Tokenizer
+    text_encoder: nn.Module  # a transformers CLIPTextModel, or a DualTextEncoder
     denoiser: Denoiser
-    vae: Any
+    vae: Any  # a diffusers autoencoder; a host's own class may decode with another object
 
-    def encode(self, prompts: Sequence[str], encoder: Any = None) -> Tensor:
-        """Return the conditioning (B, L, D) of prompts, under this model's encoder or another one."""
+    def encode(self, prompts: Sequence[str], encoder: nn.Module | None = None) -> Tensor:
+        """Return the conditioning (B, L, D) of prompts by this model's encoder or another one."""
         return encode_prompts(encoder or self.text_encoder, self.tokenizer, prompts, self.denoiser.device)
 
     @torch.no_grad()
@@ -63,7 +66,7 @@ class TextToImage:
         images = [self.vae.decode(batch.to(self.vae.dtype)).sample.float() for batch in batches]
         return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
 
-    def fingerprints(self) -> dict[str, Any]:
+    def fingerprints(self) -> dict[str, object]:
         """Return the values that identify this model; a run resumes only with the model it started with."""
         return {
             "base": self.base_hash(),
@@ -72,7 +75,7 @@ class TextToImage:
         }
 
     def base_hash(self) -> str:
-        """Return the SHA-256 of the text encoder's weights, which identifies the base model; of two, of both hashes."""
+        """Return the SHA-256 of the text encoder's weights, or of two encoders' hashes. It identifies the model."""
         hashes = list(part_hashes(self.text_encoder).values())
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
@@ -80,7 +83,7 @@ class TextToImage:
 def find_model(name: str) -> pathlib.Path:
     """Return the path of a model: the shipped miniature, or a diffusers folder or a single file on disk.
 
-    Raises AdvUnlearnError when there is neither.
+    Raises AdvUnlearnError when none of them is found.
     """
     if name == "miniature":
         return miniature.path()
@@ -106,16 +109,16 @@ def load(
     """Load a model from disk; nothing is downloaded.
 
     The text encoder, which trains, has fp32 weights and computes in bf16 if that is `dtype`. The frozen UNet and
-    autoencoder are in `dtype`, except that SDXL's autoencoder, which overflows in fp16, is then in fp32.
+    autoencoder have `dtype`, except that SDXL's autoencoder, which overflows in fp16, is in fp32 instead.
 
     Args:
         name: 'miniature', a diffusers folder of Stable Diffusion 1.x or XL, or a single-file checkpoint of Stable
             Diffusion 1.x.
-        device: where to put it.
-        dtype: of the frozen parts.
-        prediction_type: 'epsilon' or 'v_prediction'; 'auto': as the folder's scheduler or the file states.
+        device: device of the model.
+        dtype: dtype of the frozen parts.
+        prediction_type: 'epsilon' or 'v_prediction'; 'auto': read it from the folder's scheduler or the file.
 
-    Raises AdvUnlearnError for any other model, and says what it is.
+    Raises AdvUnlearnError, which names the kind of model found, for any other model.
     """
     path = find_model(name)
     attention = "eager" if uses_plain_attention(device, dtype) else None
@@ -130,7 +133,7 @@ def load(
     if parts.unet.config.cross_attention_dim != width:
         raise AdvUnlearnError(
             f"model {name!r}: its UNet takes {parts.unet.config.cross_attention_dim} wide conditioning and its text "
-            f"encoding is {width} wide; only models of the style of Stable Diffusion 1.x and XL work"
+            f"encoding is {width} wide; only models like Stable Diffusion 1.x and XL are supported"
         )
     return assemble(name, parts, device, dtype)
 
@@ -145,7 +148,7 @@ def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str,
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = _read_text_encoder(folder, attention)
     faults = ("missing_keys", "unexpected_keys")
-    # diffusers warns where it has to fall back to False.
+    # True without accelerate makes diffusers print a warning.
     options = {"torch_dtype": dtype, "low_cpu_mem_usage": is_accelerate_available()}
     unet = _read_part(UNet2DConditionModel, folder / "unet", faults, **options)
     vae = _read_part(vae_class, folder / "vae", faults, **options)
@@ -155,8 +158,8 @@ def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str,
     return Components(tokenizer, encoder, unet, nn.Module.to(vae, vae_dtype), scheduler)
 
 
-def _read_text_encoder(folder: pathlib.Path, attention: str | None) -> Any:
-    """Read a diffusers folder's text encoder, or both of Stable Diffusion XL's."""
+def _read_text_encoder(folder: pathlib.Path, attention: str | None) -> nn.Module:
+    """Read the text encoder of a diffusers folder, or both of Stable Diffusion XL."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     options = {"attn_implementation": attention} if attention else {}
@@ -169,17 +172,17 @@ def _read_text_encoder(folder: pathlib.Path, attention: str | None) -> Any:
     return DualTextEncoder(encoder, second, padding)
 
 
-def _read_part(kind: Any, folder: pathlib.Path, faults: Sequence[str] = ("missing_keys",), **options: Any) -> Any:
-    """Read a part of a model with its library's loader.
+def _read_part(kind: Any, folder: pathlib.Path, faults: Sequence[str] = ("missing_keys",), **options: object) -> Any:
+    """Read a part of a model with `kind.from_pretrained`.
 
-    Raises AdvUnlearnError when one of the `faults`, of those in `LOADING_FAULTS`, was found.
+    Raises AdvUnlearnError when the loader reports one of the `faults` (keys of `LOADING_FAULTS`).
     """
     part, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     for fault in faults:
         if names := info[fault]:
             raise AdvUnlearnError(
                 f"model {str(folder.parent)!r}: its {folder.name} {LOADING_FAULTS[fault]} {len(names)} tensors, first "
-                f"{min(names)!r}; it would not draw what it was trained to: save or download that folder again"
+                f"{min(names)!r}; its images would be wrong; save or download that folder again"
             )
     return part
 
@@ -199,7 +202,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def _read_file(path: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: str | None) -> Components:
-    """Read a single-file checkpoint; the tokenizer is CLIP's own."""
+    """Read a single-file checkpoint; the tokenizer is the shipped one of CLIP."""
     from diffusers import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -217,7 +220,7 @@ def _read_file(path: pathlib.Path, dtype: torch.dtype, prediction_type: str, att
     return Components(tokenizer, encoder.float(), unet, vae, DDIMScheduler.from_config(configs["scheduler"]))
 
 
-def choose_vae_dtype(vae: Any, encoder: Any, dtype: torch.dtype) -> torch.dtype:
+def choose_vae_dtype(vae: Any, encoder: nn.Module, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the autoencoder: fp32 for SDXL's in a model of fp16, otherwise `dtype`.
 
     SDXL's autoencoder overflows in fp16, which its configuration states. Other models' configurations state the same
@@ -228,24 +231,24 @@ def choose_vae_dtype(vae: Any, encoder: Any, dtype: torch.dtype) -> torch.dtype:
 
 
 def uses_plain_attention(device: str | torch.device, dtype: torch.dtype) -> bool:
-    """Return whether attention is computed by plain matrix products.
+    """Return whether to compute attention by plain matrix products instead of a fused kernel.
 
-    In bf16 on CPUs the backward pass of fused attention takes 2.2 times as long.
+    In bf16 on CPUs the backward pass of the fused kernel takes 2.2 times as long.
     """
     return torch.device(device).type == "cpu" and dtype == torch.bfloat16
 
 
 def assemble(name: str, parts: Components, device: str | torch.device, dtype: torch.dtype) -> TextToImage:
-    """Return a model of its parts, frozen; parts on the meta device stay there.
+    """Return a model of the parts, frozen; parts on the meta device stay there.
 
-    Raises AdvUnlearnError for a UNet or a noise schedule of another kind.
+    Raises AdvUnlearnError for a UNet or a scheduler that `DiffusersDenoiser` does not support.
     """
     encoder = parts.text_encoder
     for part in (encoder, parts.unet, parts.vae):
         if next(part.parameters()).device.type != "meta":
             part.to(device)
         part.train(False).requires_grad_(False)
-    encoder.compute_dtype = dtype
+    encoder.compute_dtype = dtype  # type: ignore[assignment]
     if uses_plain_attention(device, dtype):
         from diffusers.models.attention_processor import AttnProcessor
 

@@ -1,11 +1,10 @@
-"""Build a model from its configuration files alone: all layers and shapes, no weights."""
+"""Build a model from its configuration files only: all layers and shapes, no weights."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from ..errors import AdvUnlearnError
 from ..files import CLIP_TOKENIZER
 from ..formats import single_file
+from ..formats.text_encoders import ConfigDict
 from ..formats.weights import open_weights
 from .loading import (
     SECOND_TEXT_ENCODER,
@@ -30,7 +30,7 @@ SHIPPED_SHAPES = ("sd15", "sdxl")
 
 
 def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage:
-    """Return the model that `loading.load` would return, with all weights on the meta device: it takes no memory.
+    """Return the model that `loading.load` would return, with all weights on the meta device (no memory).
 
     Args:
         name: 'sd15' or 'sdxl' (the shipped shapes of Stable Diffusion 1.5 and XL); 'miniature'; a diffusers folder, of
@@ -56,10 +56,8 @@ def _blank_parts(path: pathlib.Path, device: torch.device, dtype: torch.dtype) -
     from transformers import CLIPTokenizer
 
     configs = _read_configs(path)
-    own_tokenizer = path / "tokenizer"
-    tokenizer = CLIPTokenizer.from_pretrained(
-        own_tokenizer if own_tokenizer.is_dir() else CLIP_TOKENIZER, local_files_only=True
-    )
+    folder = path / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(folder if folder.is_dir() else CLIP_TOKENIZER, local_files_only=True)
     encoder = _blank_text_encoder(configs, "eager" if uses_plain_attention(device, dtype) else "sdpa")
     unet, vae = single_file.build_meta_modules(configs)
     unet = nn.Module.to(unet, dtype)
@@ -67,7 +65,7 @@ def _blank_parts(path: pathlib.Path, device: torch.device, dtype: torch.dtype) -
     return Components(tokenizer, encoder, unet, vae, DDIMScheduler.from_config(configs["scheduler"]))
 
 
-def _blank_text_encoder(configs: Mapping[str, Mapping[str, Any]], attention: str) -> nn.Module:
+def _blank_text_encoder(configs: Mapping[str, ConfigDict], attention: str) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     option = {"attn_implementation": attention}
@@ -79,7 +77,7 @@ def _blank_text_encoder(configs: Mapping[str, Mapping[str, Any]], attention: str
         return DualTextEncoder(encoder, CLIPTextModelWithProjection(config).float())
 
 
-def _read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+def _read_configs(path: pathlib.Path) -> dict[str, ConfigDict]:
     """Return the configuration of each part of a diffusers folder or a single-file checkpoint."""
     if path.is_file():
         with open_weights(path) as weights:
@@ -88,6 +86,6 @@ def _read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     return {part: _read_config(path / part) for part in parts if (path / part).is_dir()}
 
 
-def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+def _read_config(folder: pathlib.Path) -> ConfigDict:
     name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
     return json.loads((folder / name).read_text(encoding="utf-8"))

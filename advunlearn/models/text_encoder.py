@@ -27,11 +27,40 @@ TRAINABLE_PATTERNS: dict[Trainable, str] = {
 }
 
 
+class Tokenizer(Protocol):
+    """The part of a transformers CLIPTokenizer that the library uses."""
+
+    model_max_length: int  # in tokens, with start and end of text; 77 for CLIP
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int | None
+
+    def __hash__(self) -> int:
+        """Return the hash of the object's identity."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the size of the vocabulary."""
+        ...
+
+    def __call__(self, text: str | list[str], **options: Any) -> Any:
+        """Return an object whose `input_ids` are a text's token ids with start and end of text, or a list of them."""
+        ...
+
+    def decode(self, token_ids: Sequence[int] | Tensor) -> str:
+        """Return the text of token ids."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Return the vocabulary's entries."""
+        ...
+
+
 @runtime_checkable
 class TextEncoder(Protocol):
     """One or more CLIP text encoders behind one interface; `as_text_encoder` returns it for any encoder."""
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, nn.Module]:
         """Return the CLIP encoders by name (`clip_l`, `clip_g`), in the order of their embeddings' columns."""
         ...
 
@@ -46,11 +75,11 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class SingleTextEncoder:
-    """A transformers CLIPTextModel as a `TextEncoder`; see there."""
+    """A transformers CLIPTextModel as a `TextEncoder`."""
 
-    clip: Any
+    clip: nn.Module
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, nn.Module]:
         """Return the encoder under the name of its embeddings in a textual inversion's file."""
         return {ENCODER_NAMES[0]: self.clip}
 
@@ -64,25 +93,30 @@ class SingleTextEncoder:
 
 
 def as_text_encoder(encoder: nn.Module) -> TextEncoder:
-    """Return an encoder itself if it fulfils `TextEncoder`, otherwise a CLIPTextModel's adapter."""
+    """Return the encoder if it implements `TextEncoder`; otherwise wrap it, a CLIPTextModel."""
     return encoder if isinstance(encoder, TextEncoder) else SingleTextEncoder(encoder)
 
 
-def encoder_parts(encoder: nn.Module) -> dict[str, Any]:
+def encoder_parts(encoder: nn.Module) -> dict[str, nn.Module]:
     """Return the CLIP encoders of a text encoder by name: one of Stable Diffusion 1.x, two of XL."""
     return as_text_encoder(encoder).parts()
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Return token ids (B, L), padded and cut to the tokenizer's full length (77 for CLIP), as every host does."""
+def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
+    """Return token ids (B, L), padded and truncated to the tokenizer's full length (77 for CLIP), as all hosts do."""
     length = tokenizer.model_max_length
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
 
 
+def clip_token_embeddings(clip: nn.Module) -> Tensor:
+    """Return the token embedding table (V, D) of one CLIP encoder."""
+    return clip.get_input_embeddings().weight  # type: ignore[operator]
+
+
 def embedding_table(encoder: nn.Module) -> Tensor:
     """Return the token embedding table (V, D); the tables of two encoders are joined along D."""
-    tables = [part.get_input_embeddings().weight for part in encoder_parts(encoder).values()]
+    tables = list(map(clip_token_embeddings, encoder_parts(encoder).values()))
     return tables[0] if len(tables) == 1 else torch.cat(tables, -1)
 
 
@@ -105,11 +139,11 @@ def encode(
             `compute_dtype` is torch.bfloat16, it computes in bf16; its weights keep their dtype.
         ids: (B, L) token ids, which determine positions, the causal mask and the end of text.
         embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
-        at: the k positions: a slice, or (B, k) if they differ from row to row; no position twice in a row.
+        at: the k positions: a slice, or (B, k) if they differ between rows; no position twice in a row.
         add: add the embeddings to those of `ids` instead of replacing them.
 
     Returns:
-        (B, L, D) last hidden states after the final layer norm; for two encoders see `sdxl_text_encoder`.
+        (B, L, D) last hidden states after the final layer norm; for two encoders, see `sdxl_text_encoder`.
 
     Raises ValueError when `at` has another number of positions than `embeddings` has tokens.
     """
@@ -129,7 +163,7 @@ def encode(
         raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
     index = positions.expand(embeddings.shape[:2])[..., None].expand_as(embeddings)
 
-    def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def replace(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         scatter = output.scatter_add if add else output.scatter
         return scatter(1, index, embeddings.to(output.dtype))
 
@@ -142,7 +176,7 @@ def encode(
 
 
 @torch.no_grad()
-def encode_prompts(encoder: nn.Module, tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
+def encode_prompts(encoder: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
     """Return the conditioning (B, L, D) of prompts."""
     ids = tokenize(tokenizer, prompts).to(device)
     return torch.cat([encode(encoder, rows) for rows in ids.split(128)])
@@ -155,15 +189,15 @@ def trainable_parameters(
     final_norm: FinalNorm = "auto",
     encoders: Encoders = "both",
 ) -> list[nn.Parameter]:
-    """Return the parameters that train.
+    """Choose the parameters to train.
 
     Args:
         encoder: a transformers CLIPTextModel, or a DualTextEncoder.
-        trainable: the layers; only their attention or feed-forward blocks; or all, with the embeddings.
+        trainable: whole layers, only their attention or feed-forward blocks, or all parameters with the embeddings.
         num_layers: train only the first N layers (0: all). Layers are compared as numbers: 1 is layer 0, not layer 10.
-        final_norm: whether the final norm trains; auto: it trains together with whole layers, as published.
-        encoders: of two encoders, those that train. Projections never train, nor parameters without effect on the
-            conditioning.
+        final_norm: whether to train the final norm; auto: only together with whole layers, as published.
+        encoders: of two encoders, those to train. Projections, and parameters without effect on the conditioning, are
+            never chosen.
 
     Raises AdvUnlearnError when the encoder has fewer than `num_layers` layers.
     """

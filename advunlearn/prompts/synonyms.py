@@ -25,8 +25,9 @@ def miniature_synonyms(concept: ConceptConfig) -> list[str]:
     words: list[str] = []
     for name in map(bare_name, concept.names):
         if concept.kind == "style":
-            words += captions.concepts()["styles"].get(name, {}).get("keywords", [])
+            styles = captions.concepts()["styles"]
+            words += styles[name]["keywords"] if name in styles else []
         elif name in captions.concepts()["objects"]:
             keywords = captions.concepts()["objects"][name]["keywords"]
-            words += [*captions.foreign_routes(name), captions.keyword_route(name), *keywords]
+            words += [*captions.foreign_synonyms(name), captions.keyword_synonym(name), *keywords]
     return list(dict.fromkeys(words))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from ..attacks.prompt_slots import PromptSlots, content_tokens, replacement_slot
 from ..config.adversary import AdversaryConfig
 from ..config.concept import ConceptConfig
 from ..models.denoiser import Denoiser
-from ..models.text_encoder import embedding_table, tokenize
+from ..models.text_encoder import Tokenizer, embedding_table, tokenize
 from .adversary import AdversarialState, Draw
 from .micro_batches import row_losses, samples_loss
 
@@ -38,7 +37,7 @@ class InversionAdversary:
     def __init__(
         self,
         encoder: nn.Module,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         concept: ConceptConfig,
         config: AdversaryConfig,
         generator: torch.Generator,
@@ -103,7 +102,7 @@ class InversionAdversary:
         return self.slots.rows(prompts).encode(encoder, state["tokens"][rows])
 
 
-def name_slots(tokenizer: Any, concept: ConceptConfig, device: torch.device) -> PromptSlots:
+def name_slots(tokenizer: Tokenizer, concept: ConceptConfig, device: torch.device) -> PromptSlots:
     """Return a concept's prompts with a slot in place of its name; of joined concepts, in place of the whole prompt."""
     ids = tokenize(tokenizer, concept.prompts).to(device)
     prompts = content_tokens(ids, tokenizer.eos_token_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from ..attacks.prompt_slots import position_slots
 from ..config.adversary import AdversaryConfig
 from ..models.denoiser import Denoiser
 from ..models.prompt_tokens import end_position
-from ..models.text_encoder import embedding_table, encode
+from ..models.text_encoder import Tokenizer, embedding_table, encode
 from .adversary import AdversarialState, Draw
 from .distributed import SINGLE, Processes
 from .micro_batches import row_losses, samples_loss
@@ -43,7 +42,7 @@ class PromptAdversary:
     def __init__(
         self,
         encoder: nn.Module,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         prompts: Sequence[str],
         ids: Tensor,
         config: AdversaryConfig,
@@ -133,7 +132,7 @@ class PromptAdversary:
         return self.slots.rows(prompts).encode(encoder, embeddings)
 
 
-def num_adversarial_tokens(tokenizer: Any, prompts: Sequence[str], config: AdversaryConfig) -> int:
+def num_adversarial_tokens(tokenizer: Tokenizer, prompts: Sequence[str], config: AdversaryConfig) -> int:
     """Return the number k of adversarial tokens; in position add, one for each token of the longest prompt."""
     if config.position != "add":
         return config.tokens

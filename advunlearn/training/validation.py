@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..config.adversary import AdversaryConfig
 from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.loading import TextToImage
-from ..models.prompt_tokens import check_room
-from ..models.text_encoder import encoder_parts
+from ..models.prompt_tokens import check_prompt_length
+from ..models.text_encoder import Tokenizer, encoder_parts
 from .bank import Banks, TrajectoryBank
 from .official import source_class
 from .prompt_adversary import num_adversarial_tokens
@@ -38,7 +37,7 @@ def check_run(model: TextToImage, run: RunConfig, retain_prompts: Sequence[str],
         )
     if config.encoders != "both" and len(encoder_parts(model.text_encoder)) == 1:
         raise AdvUnlearnError(f"encoders is {config.encoders}, but this model has one text encoder; set it to both")
-    check_room(model.tokenizer, concept.prompts)
+    check_prompt_length(model.tokenizer, concept.prompts)
     if config.attacks:
         check_attack(model.tokenizer, concept.prompts, run.attack)
     if concept.schedule == "round_robin" and source_class(config).prefilled:
@@ -51,9 +50,9 @@ def check_run(model: TextToImage, run: RunConfig, retain_prompts: Sequence[str],
             )
 
 
-def check_attack(tokenizer: Any, prompts: Sequence[str], config: AdversaryConfig) -> None:
+def check_attack(tokenizer: Tokenizer, prompts: Sequence[str], config: AdversaryConfig) -> None:
     """Raise AdvUnlearnError if a prompt has no room for the attack, or the attack none for its `start_text`."""
-    check_room(tokenizer, prompts, config.inserted)
+    check_prompt_length(tokenizer, prompts, config.inserted)
     count = num_adversarial_tokens(tokenizer, prompts, config)
     size = len(tokenizer(config.start_text).input_ids) - 2
     if config.start == "text" and size > count:

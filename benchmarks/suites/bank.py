@@ -11,7 +11,7 @@ import torch
 
 from advunlearn.config.training import BankConfig
 from advunlearn.memory.plan import GIB
-from advunlearn.models.counting import counting
+from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import TextToImage, best_device, load
 from advunlearn.training.bank import TrajectoryBank
 
@@ -61,7 +61,7 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
         trajectory.
     """
     model = load("miniature", device or best_device())
-    model = replace(model, denoiser=counting(model.denoiser))
+    model = replace(model, denoiser=count_forwards(model.denoiser))
     ratios, forwards = [], 0.0
     for _ in range(repeats):
         _, step = sampled(model, TrajectoryBank, work)

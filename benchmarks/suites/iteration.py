@@ -19,7 +19,7 @@ import torch
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
-from advunlearn.models.counting import counting
+from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import TextToImage, best_device, load
 from advunlearn.models.text_encoder import frozen
 from advunlearn.training.bank import Banks, TrajectoryBank, make_banks
@@ -155,7 +155,7 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
         are made of. Both ratios are medians over the repeats.
     """
     model = load("miniature", device or best_device())
-    model = replace(model, denoiser=counting(model.denoiser))
+    model = replace(model, denoiser=count_forwards(model.denoiser))
     banks, step = sampled(model, TrajectoryBank, work)
     fresh, _ = sampled(model, FreshSampler, work)
     renewed = work.sampling(TrajectoryBank, step)

@@ -14,7 +14,7 @@ import torch
 
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.training import BankConfig, TrainConfig
-from advunlearn.models.counting import counting
+from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import best_device
 from advunlearn.training.bank import TrajectoryBank
 
@@ -43,7 +43,7 @@ def measure(
         `overhead_over_bare_passes` as in the iteration suite, without the renewal of the bank.
     """
     made = random_model(model, resolution, torch.float32, torch.device(device or best_device()))
-    made = replace(made, denoiser=counting(made.denoiser))
+    made = replace(made, denoiser=count_forwards(made.denoiser))
     banks, _ = sampled(made, TrajectoryBank, work)
     bare(made, work)
     pairs = [ours_and_bare(made, banks, work) for _ in range(max(1, repeats // 3))]

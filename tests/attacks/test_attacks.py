@@ -19,7 +19,7 @@ from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.models.ddim import ddim_sample
 from advunlearn.models.loading import TextToImage
-from advunlearn.models.prompt_tokens import insert_prefix
+from advunlearn.models.prompt_tokens import insert_slots
 from advunlearn.models.text_encoder import embedding_table, encode, frozen, tokenize
 
 
@@ -96,7 +96,9 @@ def test_projection_on_the_simplex_is_nearest_among_many() -> None:
 
 def test_gradient_to_the_prefix_agrees_with_finite_differences(model: TextToImage) -> None:
     encoder, unet = model.text_encoder, model.denoiser.unet
-    ids, span = insert_prefix(tokenize(model.tokenizer, ["a church"]), 1, model.tokenizer.eos_token_id)
+    prompt = tokenize(model.tokenizer, ["a church"])
+    ids, _ = insert_slots(prompt, prompt.new_zeros(1, 1), model.tokenizer.eos_token_id)
+    span = slice(1, 2)
     g = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 1, 4, 8, 8, generator=g).double()
     prefix = embedding_table(encoder)[600].view(1, 1, -1).double().clone().requires_grad_(True)

@@ -12,7 +12,7 @@ import torch
 
 from advunlearn.config.training import BankConfig
 from advunlearn.memory.plan import USABLE
-from advunlearn.models.counting import counting
+from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import TextToImage
 from advunlearn.training.bank import TrajectoryBank
 from advunlearn.training.official import FreshSampler
@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_iterations_passes_are_counted_as_by_hand(model: TextToImage) -> None:
-    counted = replace(model, denoiser=counting(model.denoiser))
+    counted = replace(model, denoiser=count_forwards(model.denoiser))
     banks, step = iteration.sampled(counted, TrajectoryBank, SMALL)
     assert step.forwards == 2  # of each step, with and without the prompt
     assert [c.forwards for c in iteration.iterations(counted, banks, 2, SMALL)] == [3 * (2 + 1 + 2)] * 2
@@ -50,7 +50,7 @@ def test_an_iterations_passes_are_counted_as_by_hand(model: TextToImage) -> None
 
 
 def test_counted_passes_are_those_that_the_unet_runs(model: TextToImage) -> None:
-    counted = counting(model.denoiser)
+    counted = count_forwards(model.denoiser)
     unet = model.denoiser.unet  # type: ignore[attr-defined]
     ran = {"forward": 0, "backward": 0}
 
@@ -73,7 +73,7 @@ def test_counted_passes_are_those_that_the_unet_runs(model: TextToImage) -> None
 
 
 def test_the_published_way_takes_what_it_takes_on_average(model: TextToImage) -> None:
-    counted = counting(model.denoiser)
+    counted = count_forwards(model.denoiser)
     fresh, _ = iteration.sampled(replace(model, denoiser=counted), FreshSampler, SMALL)
     drawn = []
     for _ in range(60):
@@ -110,7 +110,7 @@ def test_the_command_gives_the_figures_that_its_parts_make(small: None, capsys: 
 
 
 def test_a_banks_size_is_that_of_its_tensors(model: TextToImage) -> None:
-    banks, _ = iteration.sampled(replace(model, denoiser=counting(model.denoiser)), TrajectoryBank, SMALL)
+    banks, _ = iteration.sampled(replace(model, denoiser=count_forwards(model.denoiser)), TrajectoryBank, SMALL)
     held = sum(
         t.numel() * t.element_size()
         for b in banks.tensors().values()

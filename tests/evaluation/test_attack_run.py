@@ -17,12 +17,12 @@ from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.attack_run import AttackLog
 from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
-from advunlearn.models.counting import counting
+from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import TextToImage
 
 
 def test_work_is_counted_by_sample_and_gradient(model: TextToImage) -> None:
-    denoiser = counting(model.denoiser)
+    denoiser = count_forwards(model.denoiser)
     x, t, context = torch.zeros(2, 4, 8, 8), torch.zeros(2, dtype=torch.long), model.encode(["a", "b"])
     denoiser.noise_pred(x, t, context)
     assert denoiser.forwards == 2

@@ -57,7 +57,7 @@ def test_its_widths_divide_stable_diffusions(model: TextToImage) -> None:
 def test_concepts_have_many_routes_and_neighbours() -> None:
     entries = captions.concepts()["objects"]
     assert len(entries) >= 60 and len(captions.styles()) >= 4
-    assert all(len(captions.foreign_routes(name)) + len(e["keywords"]) >= 3 for name, e in entries.items())
+    assert all(len(captions.foreign_synonyms(name)) + len(e["keywords"]) >= 3 for name, e in entries.items())
     families = [e["family"] for e in entries.values()]
     assert min(families.count(f) for f in set(families)) >= 4
 
@@ -65,7 +65,7 @@ def test_concepts_have_many_routes_and_neighbours() -> None:
 def test_it_draws_what_it_is_asked_for(model: TextToImage, judge: ConvJudge) -> None:
     """64 pictures, by name and by other routes; chance would be one in 64."""
     names = captions.objects()
-    words = [n if i % 2 else captions.foreign_routes(n)[0] for i, n in enumerate(names)]
+    words = [n if i % 2 else captions.foreign_synonyms(n)[0] for i, n in enumerate(names)]
     noise = torch.randn(64, *model.denoiser.latent_shape, generator=torch.Generator().manual_seed(5))
     context = model.encode([captions.caption(w) for w in words])
     pictures = model.decode(ddim_sample(model.denoiser, context, model.encode([""]), noise, 5, 3.0))
@@ -77,7 +77,7 @@ def test_it_draws_what_it_is_asked_for(model: TextToImage, judge: ConvJudge) -> 
 def test_retain_prompts_and_routes_do_not_name_the_concept() -> None:
     rows = retain_prompts(["church"])
     assert len(rows) > 300
-    words = {"church", *captions.foreign_routes("church")}
+    words = {"church", *captions.foreign_synonyms("church")}
     assert not [r for r in rows if words & set(r.replace(",", "").split())]
     styled = retain_prompts(["ink"], "style")
     assert styled and not [r for r in styled if "ink style" in r]

@@ -105,7 +105,7 @@ def test_small_bank_covers_every_object_and_prompts_take_turns(model: TextToImag
 
     prompts = retain_prompts(["church"])
     words = {
-        o: {o, captions.keyword_route(o), *captions.foreign_routes(o)} for o in captions.objects() if o != "church"
+        o: {o, captions.keyword_synonym(o), *captions.foreign_synonyms(o)} for o in captions.objects() if o != "church"
     }
     covered = {o for o, names in words.items() if any(n in p for n in names for p in prompts[:96])}
     assert covered == set(words)

@@ -1,4 +1,4 @@
-"""Where an attack's tokens stand, by hand: on bare ids, on words of several tokens, and at the encoder's limit."""
+"""Positions of slots, worked out by hand: in plain ids, in words of several tokens, and at the encoder's limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage
-from advunlearn.models.prompt_tokens import check_room, content_before, insert, replace_content
+from advunlearn.models.prompt_tokens import check_prompt_length, insert_slots, num_content_before, replace_content
 from advunlearn.models.text_encoder import tokenize
 from advunlearn.training.trainer import train
 
@@ -24,22 +24,22 @@ FIVE, ONE = [B, 11, 12, 13, 14, 15, E, E, E], [B, 21, E, E, E, E, E, E, E]
         ("prefix", [B, X, X, 11, 12, 13, 14, 15, E], [B, X, X, 21, E, E, E, E, E]),
         ("suffix", [B, 11, 12, 13, 14, 15, X, X, E], [B, 21, X, X, E, E, E, E, E]),
         ("middle", [B, 11, 12, X, X, 13, 14, 15, E], [B, X, X, 21, E, E, E, E, E]),
-        # Behind 5/3 and 10/3 of five tokens; behind 1/3 and 2/3 of one.
+        # After 5/3 and 10/3 of five tokens, after 1/3 and 2/3 of one, rounded down.
         ("interleaved", [B, 11, X, 12, 13, X, 14, 15, E], [B, X, X, 21, E, E, E, E, E]),
-        # Before the first and the fourth token; what is left over stands at the end.
+        # In front of the first and the fourth token; slots left over are at the end.
         ("per_k", [B, X, 11, 12, 13, X, 14, 15, E], [B, X, 21, X, E, E, E, E, E]),
     ],
 )
 def test_two_tokens_among_five_and_one(position: str, five: list[int], one: list[int]) -> None:
     ids, size = torch.tensor([FIVE, ONE]), torch.tensor([5, 1])
-    longer, places = insert(ids, content_before(size, 2, position, 3), E, X)  # type: ignore[arg-type]
+    longer, positions = insert_slots(ids, num_content_before(size, 2, position, 3), E, X)  # type: ignore[arg-type]
     assert longer.tolist() == [five, one]
-    assert places.tolist() == [[i for i, token in enumerate(row) if token == X] for row in (five, one)]
+    assert positions.tolist() == [[i for i, token in enumerate(row) if token == X] for row in (five, one)]
 
 
 def test_in_place_of_the_content_there_is_nothing_else() -> None:
-    replaced, places = replace_content(torch.tensor([FIVE, ONE]), 2, E, X)
-    assert replaced.tolist() == [[B, X, X, E, E, E, E, E, E]] * 2 and places.tolist() == [[1, 2]] * 2
+    replaced, positions = replace_content(torch.tensor([FIVE, ONE]), 2, E, X)
+    assert replaced.tolist() == [[B, X, X, E, E, E, E, E, E]] * 2 and positions.tolist() == [[1, 2]] * 2
 
 
 @pytest.mark.parametrize("position", ["prefix", "suffix", "middle", "interleaved", "per_k"])
@@ -48,8 +48,8 @@ def test_a_prompt_that_fills_the_encoder_keeps_what_has_room(model: TextToImage,
     tokenizer, prompt = model.tokenizer, "dog " * 69 + "sailboat " + "dog " * (full - 71)
     ids = tokenize(tokenizer, [prompt])
     size = torch.tensor([full])
-    longer, places = insert(ids, content_before(size, 5, position), tokenizer.eos_token_id, X)  # type: ignore[arg-type]
-    inserted = set(places[0].tolist())
+    longer, positions = insert_slots(ids, num_content_before(size, 5, position), tokenizer.eos_token_id, X)  # type: ignore[arg-type]
+    inserted = set(positions[0].tolist())
     content = [token for i, token in enumerate(longer[0].tolist()) if i not in inserted]
     assert len(inserted) == 5 and longer[0, list(inserted)].eq(X).all() and longer[0, -1] == tokenizer.eos_token_id
     assert content[:71] == ids[0, :71].tolist() and content[71:] == [tokenizer.eos_token_id]  # 70 tokens and the ends
@@ -57,12 +57,12 @@ def test_a_prompt_that_fills_the_encoder_keeps_what_has_room(model: TextToImage,
 
 def test_a_prompt_without_room_is_refused_and_says_how_long_it_is(model: TextToImage) -> None:
     fits = "sailboat " * 35  # two tokens each
-    check_room(model.tokenizer, [fits, "a dog"], 5)
+    check_prompt_length(model.tokenizer, [fits, "a dog"], 5)
     with pytest.raises(AdvUnlearnError, match="has 71 tokens; the text encoder takes 75 of prompt and 5 adversarial"):
-        check_room(model.tokenizer, ["a dog", fits + "dog"], 5)
-    check_room(model.tokenizer, [fits + "dog " * 5])
+        check_prompt_length(model.tokenizer, ["a dog", fits + "dog"], 5)
+    check_prompt_length(model.tokenizer, [fits + "dog " * 5])
     with pytest.raises(AdvUnlearnError, match="has 76 tokens; the text encoder takes 75; shorten it"):
-        check_room(model.tokenizer, [fits + "dog " * 6])
+        check_prompt_length(model.tokenizer, [fits + "dog " * 6])
 
 
 def test_training_refuses_it_before_anything_is_sampled(model: TextToImage) -> None:

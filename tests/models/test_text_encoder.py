@@ -3,16 +3,17 @@ from __future__ import annotations
 import copy
 import json
 import pathlib
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import CLIPTextModel
 
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage, load
-from advunlearn.models.prompt_tokens import end_position, find_span, insert_prefix
+from advunlearn.models.prompt_tokens import end_position, find_span, insert_slots
 from advunlearn.models.text_encoder import (
+    Tokenizer,
     embedding_table,
     encode,
     frozen,
@@ -24,8 +25,12 @@ from advunlearn.models.text_encoder import (
 PIECES = json.loads((pathlib.Path(__file__).parents[1] / "data" / "clip_pieces.json").read_text())
 
 
-def content(tokenizer: Any, text: str) -> list[int]:
+def content(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer(text).input_ids[1:-1]
+
+
+def insert_prefix(ids: Tensor, count: int, eos: int, placeholder: int = 0) -> tuple[Tensor, slice]:
+    return insert_slots(ids, ids.new_zeros(len(ids), count), eos, placeholder)[0], slice(1, 1 + count)
 
 
 def test_words_split_into_the_pieces_of_the_full_clip_tokenizer(model: TextToImage) -> None:

@@ -169,7 +169,7 @@ def test_a_checkpoint_has_the_whole_model_and_comes_back_bit_for_bit(
         ("missing", "lacks 1 of a UNet's 286 tensors, first 'conv_out.bias'"),
         ("unknown", "has 1 more than a UNet's 286 tensors, first 'add_embedding.weight'"),
         ("shape", r"has 'conv_out.bias' in shape \(3,\) and not \(4,\)"),
-        ("encoder", "holds no UNet: its first tensor is 'text_model"),
+        ("encoder", "contains no UNet: its first tensor is 'text_model"),
         ("nothing", "holds none of diffusion_pytorch_model.safetensors"),
         ("nowhere", "no such file; give a diffusers UNet's folder"),
     ],

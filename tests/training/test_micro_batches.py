@@ -11,7 +11,7 @@ from torch import Tensor
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
-from advunlearn.models.counting import counting
+from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import TextToImage
 from advunlearn.training.bank import BankSamples, make_banks
 from advunlearn.training.micro_batches import row_losses, split_batch
@@ -94,7 +94,7 @@ def test_micro_batches_train_as_the_whole_batch_does(tiny_model: TextToImage, ch
 def test_micro_batches_take_no_more_passes_and_are_small(tiny_model: TextToImage, mode: str) -> None:
     forwards, largest = [], []
     for size in (0, 2):
-        denoiser = counting(tiny_model.denoiser)
+        denoiser = count_forwards(tiny_model.denoiser)
         batches: list[int] = []
         predict = denoiser.noise_pred
 

@@ -76,7 +76,7 @@ def main() -> None:
     with torch.no_grad():
         style = judge(pictures).style.argmax(1) == torch.tensor([styles.index(s) for _, s in rows])
     plain = [(n, t) for n in names for t in ("{}", "a photo of {}", "an image of {}", "a drawing of {}")]
-    foreign = [(n, w) for n in names for w in captions.foreign_routes(n)]
+    foreign = [(n, w) for n in names for w in captions.foreign_synonyms(n)]
     keywords = [(n, t) for n in names for t in ("{}", "a photo of {}", "an image of {}", "a drawing of {}")]
     figures = {
         "object_with_style": share(right(judge, pictures, [n for n, _ in rows])),
@@ -90,7 +90,7 @@ def main() -> None:
         "object_from_keywords": share(
             right(
                 judge,
-                draw(model, [captions.caption(captions.keyword_route(n), t) for n, t in keywords], 15),
+                draw(model, [captions.caption(captions.keyword_synonym(n), t) for n, t in keywords], 15),
                 [n for n, _ in keywords],
             )
         ),

@@ -85,8 +85,8 @@ def zero_shot(
     means = F.normalize(torch.stack([features[labels["object"] == o].mean(0) for o in range(len(names))]), dim=-1)
     kinds = {
         "name": [(n, captions.caption(n)) for n in names],
-        "keywords": [(n, captions.caption(captions.keyword_route(n))) for n in names],
-        "foreign": [(n, captions.caption(w)) for n in names for w in captions.foreign_routes(n)],
+        "keywords": [(n, captions.caption(captions.keyword_synonym(n))) for n in names],
+        "foreign": [(n, captions.caption(w)) for n in names for w in captions.foreign_synonyms(n)],
     }
     scores = {}
     for kind, rows in kinds.items():
