@@ -50,8 +50,8 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "AdvUnlearnAttack": {"steps": 4, "restarts": 1},
     "AdvUnlearnEvaluate": {
-        "cases": 3,
-        "attack_steps": 2,
+        "cases": 2,
+        "attack_steps": 1,
         "judge_interval": 1,
         "sampling_steps": 8,
         "retained_prompts": "\n".join(f"a {name} | {name}" for name in RETAINED),

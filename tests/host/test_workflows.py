@@ -102,7 +102,7 @@ def test_attack_returns_a_prompt_and_samples_it(server: Server, workflows: Outpu
 def test_before_and_after_counts_fewer_churches_after(workflows: Outputs) -> None:
     scores = json.loads(workflows["before-and-after"][find_node("before-and-after", "scores")]["text"][0])["models"]
     before, after = (scores[when]["asr"] for when in ("before", "after"))
-    assert before["clean"]["success"] == 3 and after["clean"]["success"] <= 1
+    assert before["clean"]["success"] == 2 and after["clean"]["success"] <= 1
     assert {"unlearndiffatk", "soft_prefix"} < after.keys()
     retained = scores["after"]["utility"]["retained_accuracy"]
     assert retained["total"] == len(RETAINED) and retained["correct"] >= len(RETAINED) - 1
