@@ -112,7 +112,7 @@ def test_training_leaves_the_users_clip_alone_and_reports_the_run(server: Server
 def test_a_cancelled_run_that_is_resumed_ends_bit_for_bit_like_one_without_a_break(
     server: Server, base: pathlib.Path
 ) -> None:
-    changes: dict[str, Any] = {"mode": "advunlearn", "iterations": 4}
+    changes: dict[str, Any] = {"mode": "advunlearn", "iterations": 3}
     unbroken = server.run(train_graph("unbroken", **changes))["name"]["text"][0]
     prompt_id = server.queue(train_graph("cut", **changes))
     folder = base / "output" / "advunlearn" / "cut"
