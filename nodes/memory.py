@@ -16,7 +16,7 @@ from ..advunlearn.config.training import RunConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.memory.estimate import estimate
 from ..advunlearn.memory.fake_tensors import TooLong
-from ..advunlearn.memory.fit import advise, sentence
+from ..advunlearn.memory.fit import advise, describe_fit, fit_same_result
 from ..advunlearn.memory.plan import GIB, Estimate, Plan
 from .host import HostModel
 
@@ -31,8 +31,8 @@ class TooLarge(AdvUnlearnError):
     """A run needs more memory than is free."""
 
 
-def check(model: HostModel, run: RunConfig, prompts: Sequence[str]) -> str:
-    """Return one line for the report: the estimated memory, or why there is no estimate.
+def fit_run(model: HostModel, run: RunConfig, prompts: Sequence[str]) -> tuple[RunConfig, str]:
+    """Return the run with the largest micro-batch that fits, and one line for the report: the estimated memory.
 
     Call it before anything is sampled.
 
@@ -46,12 +46,12 @@ def check(model: HostModel, run: RunConfig, prompts: Sequence[str]) -> str:
     try:
         resolution = model.denoiser.latent_shape[-1] * 8
         plan = Plan(run=run, resolution=resolution)
-        return _Check(model, prompts).report(plan)
+        return _Check(model, prompts).fit(plan)
     except (TooLarge, host.InterruptProcessingException):
         raise
     except Exception as error:  # another pack's module may do what fake tensors cannot; that must not stop the run
         logging.warning("AdvUnlearn: the memory of this run could not be estimated", exc_info=True)
-        return f"memory: not estimated, {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return run, f"memory: not estimated, {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @dataclass
@@ -66,22 +66,25 @@ class _Check:
         self.free = host.get_free_memory(self.device)
         self.measure = functools.cache(self._measure)
 
-    def report(self, plan: Plan) -> str:
-        """Return the line of the report. Raises TooLarge for a plan that does not fit."""
+    def fit(self, plan: Plan) -> tuple[RunConfig, str]:
+        """Return a run that fits with the same result, and the line of the report. Raises TooLarge if there is none."""
         needed = self.measure(plan)
         if not self._fits(needed) and self.device.type != "cpu":
             self.model.denoiser.load(_additional(needed))  # type: ignore[attr-defined]  # unloads other models
             self.free = host.get_free_memory(self.device)
-        if self._fits(needed):
-            return (
-                f"memory (estimated before the run): {needed.peak / GIB:.1f} GB at most, {needed.steady / GIB:.1f} GB "
-                f"between iterations; banks of {needed.bank / GIB:.2f} GB in main memory"
+        fit = fit_same_result(self.measure, plan, self.free + needed.weights)
+        if fit is not None:
+            chosen, needed = fit
+            changes = "".join(f", {k.replace('_', '-')} {str(v).lower()}" for k, v in chosen.changes(plan).items())
+            return chosen.run, (
+                f"memory (estimated before the run){changes}: {needed.peak / GIB:.1f} GB at most, "
+                f"{needed.steady / GIB:.1f} GB between iterations; banks of {needed.bank / GIB:.2f} GB in main memory"
             )
         advice = advise(self.measure, plan, self.free + needed.weights)
         raise TooLarge(
             f"training would need {_additional(needed) / GIB:.1f} GB in addition to the loaded model "
             f"({needed.peak / GIB:.1f} GB in total), but only {self.free / GIB:.1f} GB are free on {self.device}, a "
-            f"tenth of which is kept as a reserve; {sentence(plan, advice)}"
+            f"tenth of which is kept as a reserve; {describe_fit(plan, advice)}"
         )
 
     def _measure(self, plan: Plan) -> Estimate:

@@ -112,7 +112,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         dtype = None if values["dtype"] == COMFYUI_DTYPE else getattr(torch, values["dtype"])
         with host.enable_gradients():
             original = host.make_model(model, clip, vae, values["resolution"], dtype)
-            memory_report = memory.check(original, run, prompts)
+            run, memory_report = memory.fit_run(original, run, prompts)
             if values["sample_every"]:
                 progress.samples = preview.Samples(original, run.concept.prompts[0], prompts, values["sample_every"])
             try:

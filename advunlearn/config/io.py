@@ -27,6 +27,12 @@ class ModelConfig(Validated):
     )
     device: str = setting("", "cuda, mps or cpu (empty: the first available)")
     dtype: Dtype = setting("float32", "dtype of the frozen parts; trained weights stay in float32")
+    memory: Literal["auto", "fast", "low"] = setting(
+        "auto",
+        "training memory: auto splits batches into the largest micro-batches that fit into the free memory of the GPU "
+        "(same result up to rounding); fast uses whole batches; low takes one sample at a time with gradient "
+        "checkpointing",
+    )
     prediction_type: PredictionType = setting(
         "auto", "what the UNet predicts (auto: as the model states, otherwise epsilon)"
     )

@@ -144,6 +144,18 @@ class RunConfig:
         """Return a copy with some settings changed, by section: `run.replace(train={"lr": 1e-5})`."""
         return replace(self, **{name: replace(getattr(self, name), **values) for name, values in changes.items()})
 
+    @property
+    def samples_in_one_pass(self) -> int:
+        """Number of samples in the largest pass of the UNet with gradients, if no micro-batch is set."""
+        train, attack = self.train, self.attack
+        joint = train.retains and train.retain_mode == "loss"
+        sizes = [train.batch + train.retain_batch * joint]
+        if train.retains:
+            sizes.append(train.retain_batch)
+        if train.attacks:
+            sizes += [attack.restarts, attack.inversion_tokens]
+        return max(sizes)
+
 
 SECTIONS: dict[str, type[Validated]] = {
     "concept": ConceptConfig,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
 from ..models.counting import BACKWARD
 from ..models.ddim import scale_batch
@@ -97,10 +98,7 @@ def estimate(
     except ImportError as error:
         raise AdvUnlearnError(f"an estimate needs torch's FakeTensorMode ({error}); install a newer torch") from error
     retained = list(retain_prompts) if plan.run.train.retains else []
-    # One step of each kind takes as much memory as many.
-    run = plan.run.replace(
-        attack={"steps": 1, "inversion_steps": 1}, train={"iterations": 1, "warmup": 0, "retain_steps": 1}
-    )
+    run = shortened(plan.run)
     cost = 1 + BACKWARD + run.train.checkpointing  # of a prediction with a backward pass
     with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as live, Deadline(seconds):
         fake = fake_model(model, plan.resolution // 8, cost)
@@ -120,8 +118,17 @@ def estimate(
             phases={name: live.peaks[name] - bank for name in ("bank", *work)},
             bank=bank,
             device=device.type,
-            forwards=_sum_forwards(plan, banks, work, cost),
+            forwards=_sum_forwards(plan, banks, work),
         )
+
+
+def shortened(run: RunConfig) -> RunConfig:
+    """Return a run of one iteration that takes as much memory: one step of each kind, one micro-batch of each term."""
+    train = {"iterations": 1, "warmup": 0, "retain_steps": 1}
+    if run.train.micro_batch and run.train.micro_batch < run.samples_in_one_pass:
+        train["batch"] = min(run.train.batch, run.train.micro_batch)
+        train["retain_batch"] = min(run.train.retain_batch, run.train.micro_batch)
+    return run.replace(attack={"steps": 1, "inversion_steps": 1}, train=train)
 
 
 def _count_bytes(tensors: Iterable[Tensor | None]) -> int:
@@ -150,15 +157,18 @@ def _run_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> 
     return work
 
 
-def _sum_forwards(plan: Plan, banks: Banks, work: dict[str, int], cost: int) -> Forwards:
-    """Return a run's work from the counted work of one step of each kind; `cost` is the F of a training sample."""
+def _sum_forwards(plan: Plan, banks: Banks, work: dict[str, int]) -> Forwards:
+    """Return a run's work from the counted work of one step of each kind."""
     train, attack = plan.run.train, plan.run.attack.in_mode(plan.run.train.mode)
     fill = 0
     if source_class(train).prefilled:
         steps = plan.run.bank.sampling_steps
         fill = sum(len(bank) * steps * bank.forwards_per_step for bank in banks.by_name().values())  # type: ignore
-    more_retain_steps = train.retain_steps - 1 if train.retains and train.retain_mode == "step" else 0
-    iteration = work["train"] + more_retain_steps * train.retain_batch * cost
+    # Of a training step only one micro-batch was counted: every sample costs the same.
+    counted = shortened(plan.run).train
+    retain_steps = train.retain_steps if train.retain_mode == "step" else 1
+    samples = train.batch + train.retains * retain_steps * train.retain_batch
+    iteration = work["train"] * samples // (counted.batch + train.retains * counted.retain_batch)
     one_attack = attack.steps * work.get("attack", 0) + attack.inversion_steps * work.get("inversion", 0)
     total = fill + train.iterations * iteration + Schedule.from_config(plan.run).num_attacks * one_attack
     return Forwards(bank=fill, attack=one_attack, train=iteration, total=total)

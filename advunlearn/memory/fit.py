@@ -1,4 +1,4 @@
-"""Find settings that fit into a device's memory."""
+"""Find settings that fit into a device's memory: first those with the same result, then smaller ones."""
 
 from __future__ import annotations
 
@@ -8,74 +8,101 @@ from dataclasses import replace
 from .plan import GIB, PUBLISHED_RESOLUTION, USABLE, Estimate, Plan
 
 Measure = Callable[[Plan], Estimate]
-Advice = tuple[Plan, Estimate]
-CARDS = (24, 12, 8, 6)  # GiB
+Fit = tuple[Plan, Estimate]
+CARD_SIZES = (24, 16, 12, 8, 6)  # GiB
 
 
-def advise(measure: Measure, plan: Plan, device_bytes: float) -> Advice | None:
-    """Return the first plan on a ladder down from `plan` that fits, with its own estimate; None where none does.
+def fit_micro_batch(measure: Measure, plan: Plan, device_bytes: float) -> Fit | None:
+    """Return the plan with the largest micro-batch that fits; None if not even one sample at a time does.
 
-    The ladder: the published resolution, 16-bit arithmetic where the plan names a dtype, gradient checkpointing, then
-    smaller batches in the phases that are too large, then half the resolution. Every rung is measured.
+    The whole batch is measured first, then one sample. In between, memory is linear in the micro-batch.
     """
-    estimate = measure(plan)
-    while not estimate.fits(device_bytes):
-        lower = _lower(plan, estimate, USABLE * device_bytes)
-        if lower is None:
-            return None
-        plan, estimate = lower, measure(lower)
-    return plan, estimate
+    whole = measure(plan)
+    if whole.fits(device_bytes):
+        return plan, whole
+    largest = min(plan.run.samples_in_one_pass, plan.run.train.micro_batch or plan.run.samples_in_one_pass)
+    single = replace_train(plan, micro_batch=1)
+    one = measure(single)
+    if not one.fits(device_bytes):
+        return None
+    per_sample = max(1.0, (whole.peak - one.peak) / max(1, largest - 1))
+    guess = min(largest - 1, 1 + int((USABLE * device_bytes - one.peak) / per_sample))
+    for size in range(guess, 1, -1):
+        candidate = replace_train(plan, micro_batch=size)
+        estimate = measure(candidate)
+        if estimate.fits(device_bytes):
+            return candidate, estimate
+    return single, one
 
 
-def fitting(measure: Measure, plan: Plan, cards: Sequence[int] = CARDS) -> dict[int, Advice | None]:
-    """Return `advise` for devices by their GiB, the largest first; each starts from the plan of the one before."""
-    found: dict[int, Advice | None] = {}
-    last: Advice | None = (plan, measure(plan))
-    for size in cards:
-        last = found[size] = advise(measure, last[0], size * GIB) if last else None
-    return found
+def fit_same_result(measure: Measure, plan: Plan, device_bytes: float) -> Fit | None:
+    """Return a plan that fits and trains the same weights up to rounding; None if there is none.
+
+    Micro-batches take no more work. Gradient checkpointing takes one more forward pass for each backward pass, so it is
+    used only if a single sample does not fit without it.
+    """
+    fit = fit_micro_batch(measure, plan, device_bytes)
+    if fit is None and not plan.run.train.checkpointing:
+        fit = fit_micro_batch(measure, replace_train(plan, checkpointing=True), device_bytes)
+    return fit
 
 
-def _lower(plan: Plan, estimate: Estimate, usable: float) -> Plan | None:
-    """Return the next lower plan, or None if there is none."""
-    if plan.resolution > PUBLISHED_RESOLUTION:
-        return replace(plan, resolution=PUBLISHED_RESOLUTION)
+def advise(measure: Measure, plan: Plan, device_bytes: float) -> Fit | None:
+    """Return a plan that fits, as close to `plan` as possible; None if there is none.
+
+    After the plans with the same result come 16-bit arithmetic, if the plan chooses a dtype, the published resolution,
+    and half the resolution until it fits.
+    """
+    lower: Plan | None = plan
+    while lower is not None:
+        fit = fit_same_result(measure, lower, device_bytes)
+        if fit is not None:
+            return fit
+        lower = _next_lower(lower)
+    return None
+
+
+def _next_lower(plan: Plan) -> Plan | None:
     if plan.dtype == "float32":
         return replace(plan, dtype="bfloat16")
-    held = estimate.peak - max(estimate.activations.values())
-    room = usable - held
-    if room <= 0:
-        return None
-    attack, train = plan.run.attack, plan.run.train
-    if not train.checkpointing and max(estimate.activations.get(p, 0) for p in ("attack", "inversion", "train")) > room:
-        return replace(plan, run=plan.run.replace(train={"checkpointing": True}))
-    for phase, activations in estimate.activations.items():
-        if activations <= room:
-            continue
-        share = room / activations
-        if phase == "attack":
-            attack = replace(attack, restarts=_smaller(attack.restarts, share))
-        elif phase == "inversion":
-            attack = replace(attack, inversion_tokens=_smaller(attack.inversion_tokens, share))
-        elif phase == "train":
-            batch, retained = _smaller(train.batch, share), _smaller(train.retain_batch, share)
-            train = replace(train, batch=batch, retain_batch=retained)
-    if (attack, train) != (plan.run.attack, plan.run.train):
-        return replace(plan, run=replace(plan.run, attack=attack, train=train))
+    if plan.resolution > PUBLISHED_RESOLUTION:
+        return replace(plan, resolution=PUBLISHED_RESOLUTION)
     return replace(plan, resolution=plan.resolution // 128 * 64) if plan.resolution >= 128 else None
 
 
-def _smaller(count: int, share: float) -> int:
-    """Return the largest power of two up to that share of `count`, less than `count`, at least 1."""
-    most = max(1, min(int(count * share), count - 1))
-    return 1 << (most.bit_length() - 1)
+def fit_cards(measure: Measure, plan: Plan, cards: Sequence[int] = CARD_SIZES) -> dict[int, Fit | None]:
+    """Return `advise` for devices by their memory in GiB."""
+    return {size: advise(measure, plan, size * GIB) for size in cards}
 
 
-def sentence(start: Plan, found: Advice | None) -> str:
-    """Return advice as a sentence."""
-    if found is None:
+def choose_plan(mode: str, measure: Measure, plan: Plan, device_bytes: float | None) -> Plan:
+    """Return the plan that a run uses, by the setting `memory`.
+
+    Args:
+        mode: auto: what fits with the same result, or the plan itself if nothing does; fast: the plan itself; low: one
+            sample at a time, with gradient checkpointing.
+        measure: estimates a plan.
+        plan: the settings; a micro-batch that is set already is kept.
+        device_bytes: memory for the run; None if it is not limited.
+    """
+    if mode == "low":
+        return replace_train(plan, micro_batch=1, checkpointing=True)
+    if mode == "fast" or device_bytes is None or plan.run.train.micro_batch:
+        return plan
+    fit = fit_same_result(measure, plan, device_bytes)
+    return fit[0] if fit else plan
+
+
+def replace_train(plan: Plan, **changes: object) -> Plan:
+    """Return a plan with some training settings changed."""
+    return replace(plan, run=plan.run.replace(train=changes))
+
+
+def describe_fit(start: Plan, fit: Fit | None) -> str:
+    """Return a fit as a sentence: the settings that differ from `start`, and the memory."""
+    if fit is None:
         return "no settings would fit"
-    plan, estimate = found
-    changes = ", ".join(f"{k} {str(v).lower()}" for k, v in plan.changes(start).items())
-    fit = f"these settings would fit: {changes}" if changes else "it fits as it is"
-    return f"{fit} ({estimate.peak / GIB:.1f} GiB)"
+    plan, estimate = fit
+    changes = ", ".join(f"{name} {str(value).lower()}" for name, value in plan.changes(start).items())
+    result = f"these settings would fit: {changes}" if changes else "it fits as it is"
+    return f"{result} ({estimate.peak / GIB:.1f} GiB)"

@@ -33,10 +33,7 @@ class Plan:
         return {
             "resolution": self.resolution,
             "dtype": self.dtype,
-            "attack_restarts": self.run.attack.restarts,
-            "attack_inversion_tokens": self.run.attack.inversion_tokens,
-            "batch": self.run.train.batch,
-            "retain_batch": self.run.train.retain_batch,
+            "micro_batch": self.run.train.micro_batch,
             "checkpointing": self.run.train.checkpointing,
         }
 

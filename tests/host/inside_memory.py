@@ -42,7 +42,7 @@ def main() -> dict[str, Any]:
             adapted = host.make_model(model, clip, resolution=128)
             measure, estimates = memory._Check._measure, []
             memory._Check._measure = lambda check, plan: estimates.append(measure(check, plan)) or estimates[-1]
-            out["line"] = memory.check(adapted, run, ["a dog"])
+            out["line"] = memory.fit_run(adapted, run, ["a dog"])[1]
             out["predicted"] = estimates[0].peak
             out["counted"] = count_peak(adapted, run)
             for name, error in (
@@ -55,7 +55,7 @@ def main() -> dict[str, Any]:
 
                 memory.estimate = fail
                 try:
-                    out[name] = memory.check(adapted, run, ["a dog"])
+                    out[name] = memory.fit_run(adapted, run, ["a dog"])[1]
                 except memory.host.InterruptProcessingException:
                     out[name] = "raised"
     return out

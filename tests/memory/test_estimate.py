@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import pathlib
@@ -21,8 +20,8 @@ from advunlearn.errors import AdvUnlearnError
 from advunlearn.memory import fake_tensors as live
 from advunlearn.memory.estimate import estimate
 from advunlearn.memory.fake_tensors import LiveMemory, TooLong, fake_copy
-from advunlearn.memory.fit import advise, fitting, sentence
-from advunlearn.memory.plan import GIB, USABLE, Estimate, Plan
+from advunlearn.memory.fit import advise, choose_plan, describe_fit, fit_cards, fit_same_result, replace_train
+from advunlearn.memory.plan import GIB, Estimate, Forwards, Plan
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.meta_model import skeleton
 from advunlearn.models.text_encoder import trainable_parameters
@@ -181,22 +180,79 @@ def test_a_real_run_takes_what_was_predicted(
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 
-def test_advice_for_a_small_device_fits_and_names_what_changes(shape: TextToImage) -> None:
-    large = changed(PLAN, train={"batch": 64, "retain_batch": 64})
-    measure = functools.cache(lambda plan: estimate(shape, plan, RETAINED, CPU))  # as the command does
-    full = measure(large)
-    budget = full.steady + full.bank + full.activations["train"] // 4
-    advice = advise(measure, large, budget)
-    assert advice is not None
-    plan, smaller = advice
-    assert smaller.fits(budget) and not full.fits(budget)
-    assert set(plan.changes(large)) == {"batch", "retain_batch", "checkpointing"} and plan.run.train.batch < 64
-    assert f"batch {plan.run.train.batch}" in sentence(large, advice) and "checkpointing true" in sentence(
-        large, advice
+def linear_estimate(plan: Plan) -> Estimate:
+    """Return an estimate of 2 GiB and 1 GiB a sample in the largest pass, half of that with checkpointing."""
+    train = plan.run.train
+    samples = train.micro_batch or plan.run.samples_in_one_pass
+    pixels = (plan.resolution / 512) ** 2 * (0.5 if plan.dtype == "bfloat16" else 1)
+    peak = int((2 + samples * pixels * (0.5 if train.checkpointing else 1)) * GIB)
+    return Estimate(
+        weights=GIB,
+        copy=GIB,
+        gradients=0,
+        optimiser=0,
+        last_good=0,
+        phases={"train": peak},
+        bank=0,
+        device="cuda",
+        forwards=Forwards(bank=0, attack=0, train=0, total=0),
     )
-    enough = full.steady + full.bank + int(full.activations["train"] * 0.85 / USABLE)
-    advice = advise(measure, large, enough)
-    assert advice is not None and advice[0].changes(large) == {"checkpointing": True}  # nothing else has to give way
+
+
+SD15 = Plan(run=RunConfig(), resolution=512)  # 8 concept and 12 retained samples: 22 GiB
+
+
+@pytest.mark.parametrize(
+    ("gib", "changes"),
+    [
+        (25, {}),
+        (20, {"micro_batch": 16}),  # a tenth is kept: 18 = 2 + 16
+        (5, {"micro_batch": 2}),
+        (3, {"micro_batch": 1, "checkpointing": True}),  # 2.7 < 2 + 1, but > 2 + 0.5
+    ],
+)
+def test_the_largest_micro_batch_that_fits_is_chosen(gib: int, changes: dict[str, object]) -> None:
+    fit = fit_same_result(linear_estimate, SD15, gib * GIB)
+    assert fit is not None and fit[0].changes(SD15) == changes
+    assert fit[1] == linear_estimate(fit[0]) and fit[1].fits(gib * GIB)
+
+
+def test_only_what_does_not_fit_with_the_same_result_gets_smaller() -> None:
+    assert fit_same_result(linear_estimate, SD15, 2.4 * GIB) is None  # 2.16 usable, 2.5 needed
+    fit = advise(linear_estimate, SD15, 2.4 * GIB)
+    changes = {"resolution": 256, "micro_batch": 1, "checkpointing": True}  # 2 + 0.125
+    assert fit is not None and fit[0].changes(SD15) == changes
+    host = replace(SD15, dtype="float32")
+    fit = advise(linear_estimate, host, 2.6 * GIB)  # 2.34 usable: one sample with checkpointing in bf16, 2.25
+    assert fit is not None and fit[0].changes(host) == {"dtype": "bfloat16", "micro_batch": 1, "checkpointing": True}
+
+
+def test_the_setting_memory_chooses_the_plan() -> None:
+    def chosen(mode: str, gib: float | None) -> dict[str, object]:
+        limit = None if gib is None else gib * GIB
+        return dict(choose_plan(mode, linear_estimate, SD15, limit).changes(SD15))
+
+    assert chosen("auto", 20) == {"micro_batch": 16}
+    assert chosen("auto", None) == chosen("fast", 5) == chosen("auto", 1) == {}
+    assert chosen("low", 100) == {"micro_batch": 1, "checkpointing": True}
+    fixed = replace_train(SD15, micro_batch=3)
+    assert choose_plan("auto", linear_estimate, fixed, 5 * GIB) == fixed
+
+
+@pytest.mark.parametrize("size", [2])
+def test_micro_batches_need_less_memory_as_predicted_and_no_more_work(
+    miniature_shape: TextToImage, model: TextToImage, size: int
+) -> None:
+    whole = changed(PLAN, train={"iterations": 2, "warmup": 0, "batch": 5, "retain_batch": 4})
+    parts = replace_train(whole, micro_batch=size)
+    predicted, most = (estimate(miniature_shape, plan, RETAINED, CPU) for plan in (parts, whole))
+    assert predicted.forwards == most.forwards and predicted.peak < most.peak
+    with LiveMemory() as live:
+        for part in (model.text_encoder, model.denoiser.unet, model.vae):  # type: ignore[attr-defined]
+            for tensor in (*part.parameters(), *part.buffers()):
+                live.follow(tensor)
+        train(model, parts.run, RETAINED)
+    assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 
 def test_no_settings_fit_where_the_weights_do_not(shape: TextToImage, found: Estimate) -> None:
@@ -204,8 +260,8 @@ def test_no_settings_fit_where_the_weights_do_not(shape: TextToImage, found: Est
         return found
 
     assert advise(measure, PLAN, found.steady) is None
-    assert sentence(PLAN, None) == "no settings would fit"
-    assert fitting(measure, PLAN, (24, 6)) == {24: (PLAN, found), 6: (PLAN, found)}
+    assert describe_fit(PLAN, None) == "no settings would fit"
+    assert fit_cards(measure, PLAN, (24, 6)) == {24: (PLAN, found), 6: (PLAN, found)}
 
 
 def test_sd15_has_its_known_numbers() -> None:
@@ -223,7 +279,7 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["estimate", "--resolution", "128", "--device", "cuda", "--json", *flags]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["device"] == "cuda" and 0 < result["peak"] < GIB
-    assert list(result["fits"]) == ["24 GB", "12 GB", "8 GB", "6 GB"]
+    assert list(result["fits"]) == ["24 GB", "16 GB", "12 GB", "8 GB", "6 GB"]
     assert cli.main(["estimate", "--resolution", "100"]) == 2
     assert "multiple of 8" in capsys.readouterr().err
 

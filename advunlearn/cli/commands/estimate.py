@@ -9,7 +9,7 @@ import torch
 
 from ...config.io import ModelConfig, RetainConfig
 from ...memory.estimate import estimate
-from ...memory.fit import fitting, sentence
+from ...memory.fit import describe_fit, fit_cards
 from ...memory.plan import Plan
 from ...models.meta_model import skeleton
 from ..flags import run_settings, settings
@@ -31,7 +31,7 @@ def run(args: Namespace) -> None:
     )
     measure = functools.cache(lambda plan: estimate(model(plan.dtype), plan, prompts, device))
     result = measure(plan)
-    fits = {f"{size} GB": sentence(plan, advice) for size, advice in fitting(measure, plan).items()}
+    fits = {f"{size} GB": describe_fit(plan, advice) for size, advice in fit_cards(measure, plan).items()}
     rows = "".join(f"\n  {card:>5}: {advice}" for card, advice in fits.items())
     text = f"{result.text()}\nto fit on a device with this much memory, a tenth of it to spare:{rows}"
     print_result(args, result.to_dict() | {"fits": fits}, text)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import torch
 
 from ...config.concept import ConceptConfig
 from ...config.io import ModelConfig, OutputConfig, RetainConfig
 from ...config.training import RunConfig
 from ...errors import AdvUnlearnError, TrainingDiverged
 from ...files import DONE, STATE
+from ...memory.estimate import estimate
+from ...memory.fit import choose_plan
+from ...memory.plan import Plan
 from ...models.loading import TextToImage, best_device
 from ...prompts import retain
 from ...prompts.prompt_files import read_prompts
@@ -43,6 +49,7 @@ def run(args: Namespace) -> None:
         prompts = load_retain_prompts(settings(RetainConfig, args), run.concept, model_config.model)
         if output.single_file:
             check_single_file(model)
+        run = fit_memory(model, model_config, run, prompts)
         work = functools.partial(train, model, run, prompts, resume=resume, processes=processes)
         if not processes.main:
             work(checkpoints=Checkpoints(args.out, output.checkpoint_every))
@@ -112,6 +119,22 @@ def check_resume(args: Namespace) -> bool:
             "another --out"
         )
     return False
+
+
+def fit_memory(model: TextToImage, config: ModelConfig, run: RunConfig, prompts: Sequence[str]) -> RunConfig:
+    """Return the run with the micro-batch that the setting `memory` chooses for the model's device."""
+    device = model.denoiser.device
+    plan = Plan(run=run, resolution=model.denoiser.latent_shape[-1] * 8, dtype=config.dtype)
+    free = None
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device)  # by the loaded model, which the estimate counts too
+        free = torch.cuda.mem_get_info(device)[0] + reserved
+    measure = functools.cache(lambda plan: estimate(model, plan, prompts, device))
+    chosen = choose_plan(config.memory, measure, plan, free)
+    if changes := chosen.changes(plan):
+        settings = ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items())
+        sys.stderr.write(f"memory {config.memory}: {settings}\n")
+    return chosen.run
 
 
 def describe_run(model: TextToImage, prompts: Sequence[str], processes: Processes) -> dict[str, object]:
