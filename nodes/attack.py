@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..advunlearn.config.adversary import AdversaryConfig
 from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGE_ONLY
-from ..advunlearn.config.concept import ConceptConfig
+from ..advunlearn.config.concept import ConceptConfig, quote_name
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from .widgets import advanced, output, resolution, schema, settings, widget
@@ -153,7 +153,7 @@ class AdversarialPromptAttack(io.ComfyNode):
                 config=config,
                 on_step=lambda step, loss: bar.update(step),
                 reference=ReferenceModel(original, attacked.denoiser),
-                concept=ConceptConfig(concept=concept.strip() or prompt),
+                concept=ConceptConfig(concept=concept.strip() or quote_name(" ".join(prompt.split()))),
             )
             embedding = folders.save_embedding(embedding_name, result.embeddings)
             # CLIP Text Encode has a syntax of its own (brackets, weights), so the text may not give these tokens back.

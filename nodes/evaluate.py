@@ -115,7 +115,7 @@ class EvaluateRobustness(io.ComfyNode):
         from . import clip_l, host
 
         concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, values)
-        report: dict[str, Any] = {"concept": concept.concept, "models": {}}
+        report: dict[str, Any] = {"concept": concept.name, "models": {}}
         rows = {}
         with host.enable_gradients():
             before = host.make_model(model, clip_before, vae, resolution)

@@ -66,7 +66,7 @@ class MMA(TokenAttack):
     def set_vocabulary(self) -> None:
         """Set the tokens that are searched and those that replace untypable ones, without forbidden words."""
         assert self.context.concept is not None  # see `needs`
-        words = self.config.forbidden_words(self.context.concept.concept)
+        words = self.config.forbidden_words(self.context.concept.name)
         tokenizer = self.context.tokenizer
         self.allowed = exclude_words(self.find_vocabulary(self.config.vocabulary), words, tokenizer)
         self.allowed_typable = exclude_words(super().typable_tokens(), words, tokenizer)

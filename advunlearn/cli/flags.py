@@ -18,7 +18,7 @@ from ..config.evaluation import (
     NudityConfig,
     ZeroShotConfig,
 )
-from ..config.io import CONVERSIONS, ModelConfig, OutputConfig, RetainConfig
+from ..config.io import CONVERSIONS, PROMPT_COLUMN, ModelConfig, OutputConfig, RetainConfig
 from ..config.presets import CUSTOM, PRESETS
 from ..config.renamed import current_attack
 from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
@@ -210,8 +210,10 @@ def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="FILE",
         help="your own prompts for the concept, instead of those made from its name: text with one prompt per line, or "
-        ".csv with the column prompt and optionally the seed of its noise in the column seed or evaluation_seed",
+        "a table (.csv, .tsv) with a column of prompts and optionally the seed of its noise in the column seed or "
+        "evaluation_seed",
     )
+    sub.add_argument("--prompt-column", default="", metavar="NAME", help=PROMPT_COLUMN)
     sub.add_argument(
         "--synonyms",
         metavar="FILE",
@@ -237,8 +239,9 @@ def add_utility_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--retained",
         metavar="FILE",
-        help='retained prompts to measure: lines "prompt | label" with a label of the judge, or prompts alone; or .csv '
-        "with the columns prompt, label and seed (default: the miniature's own; none for other judges)",
+        help='retained prompts to measure: lines "prompt | label" with a label of the judge, or prompts alone; or a '
+        "table (.csv, .tsv) with the columns prompt, label and seed (default: the miniature's own; none for other "
+        "judges)",
     )
     sub.add_argument(
         "--clip-score",

@@ -25,7 +25,7 @@ from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.encoder_files import load_encoder, part_hashes
 from ..models.loading import TextToImage, best_device, load
 from ..models.unet_files import load_unet
-from ..prompts.prompt_files import read_prompts
+from ..prompts.prompt_files import PromptFile, read_prompt_file
 from .flags import given_settings, make_flag, settings
 
 
@@ -73,9 +73,17 @@ def resolve_miniature(name: str) -> str:
     return str(miniature.path()) if name == "miniature" else name
 
 
-def read_lines(file: str | None, what: str) -> list[str]:
-    """Return the lines of a prompt file; [] without a file."""
-    return read_prompts(file, what) if file else []
+def open_prompts(path: str, what: str, column: str = "", quiet: bool = False) -> PromptFile:
+    """Read a prompt file, and say on stderr how many prompts were read, the first and the last."""
+    file = read_prompt_file(path, what, column)
+    if not quiet:
+        print_note(file.describe())
+    return file
+
+
+def print_note(text: str) -> None:
+    """Print what a user should know before a command works, on stderr."""
+    sys.stderr.write(f"{text}\n")
 
 
 def load_trained_encoder(file: str | None, model: TextToImage) -> nn.Module:

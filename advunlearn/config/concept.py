@@ -39,6 +39,16 @@ FRAMING = (
     r",?\s+style$",
 )
 
+# A list of concepts: separators (also full-width and ideographic), pairs of quotes, words that may make a list.
+SEPARATORS = ",;\uff0c\uff1b\u3001"
+QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("\u300c", "\u300d"), ("\xab", "\xbb"))
+QUOTED = re.compile(
+    "|".join(f"{start}[^{end}]*{end}" for start, end in QUOTES)  # a single quote may be an apostrophe:
+    + rf"|(?<![^{SEPARATORS}\s])'[^']*'(?=\s*(?:[{SEPARATORS}]|$))"  # it counts around a complete name only
+)
+ITEM = re.compile(rf"(?:{QUOTED.pattern}|[^{SEPARATORS}])+")
+CONJUNCTION = re.compile(r"\s+(?:and|or|&|\+)(?:\s+|$)|\s*[/|\\]\s*", re.IGNORECASE)
+
 UNCOUNTABLE = ("nudity", "nakedness", "violence", "gore", "nsfw")  # "a church", but "nudity"
 
 
@@ -54,6 +64,52 @@ def joined_names(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a list of concepts at commas, semicolons (of any width) and lines; quotes protect what is between them.
+
+    Quotes around a complete name are removed. "and" between commas, as in "a, b, and c", is part of the list.
+
+    Raises AdvUnlearnError for a quote that is not closed, and for an unquoted name that may be a list ("a and b").
+    """
+    names = []
+    for line in text.splitlines():
+        if mark := re.search(f"[{''.join(map(''.join, QUOTES))}]", QUOTED.sub("", line)):
+            raise AdvUnlearnError(f"concept {line.strip()!r}: the quote {mark[0]} is not closed; close it or remove it")
+        for i, item in enumerate(ITEM.findall(line)):
+            name = item.strip()
+            if QUOTED.fullmatch(name):
+                name = name[1:-1].strip()
+            else:
+                name = re.sub(r"^and\s+", "", name) if i else name
+                check_one_concept(name)
+            names += [name] * bool(name)
+    return tuple(names)
+
+
+def check_one_concept(name: str) -> None:
+    """Raise AdvUnlearnError for an unquoted name that could mean several concepts: "a and b", "a/b"."""
+    if CONJUNCTION.search(QUOTED.sub("x", name)):
+        several = ", ".join(filter(None, CONJUNCTION.split(name)))
+        raise AdvUnlearnError(
+            f"concept {name!r} may be one concept or several; for several separate them by commas: {several}; for one "
+            f"put it in quotes: {enclose(name)} (in a shell in quotes twice: '{enclose(name)}')"
+        )
+
+
+def enclose(name: str) -> str:
+    """Put a name in quotes that it does not contain."""
+    start, end = next((pair for pair in QUOTES if not set(pair) & set(name)), QUOTES[0])
+    return start + name + end
+
+
+def quote_name(name: str) -> str:
+    """Return a name in such a form that `split_names` returns it as one."""
+    try:
+        return name if split_names(name) == (name,) else enclose(name)
+    except AdvUnlearnError:
+        return enclose(name)
+
+
 def bare_name(name: str) -> str:
     """Strip framing words and lower the case: "a photo of a gun" becomes "gun"."""
     name = " ".join(name.lower().split())
@@ -66,7 +122,11 @@ def bare_name(name: str) -> str:
 class ConceptConfig(Validated):
     """One or several concepts to erase, and the prompts that name them during training."""
 
-    concept: str = setting("church", "the concept to erase, as a prompt would name it; several: one per line")
+    concept: str = setting(
+        "church",
+        "the concept to erase, as a prompt would name it; several: separate them by commas, semicolons or lines, and "
+        "put a name that has one in quotes (kind prompt: one prompt per line, used verbatim)",
+    )
     kind: Literal["object", "style", "prompt"] = setting(
         "object", "kind of concept: an object in the image, a style, or a prompt that is used verbatim"
     )
@@ -83,16 +143,26 @@ class ConceptConfig(Validated):
         super().__post_init__()
         if not self.concept.strip():
             raise AdvUnlearnError("concept is empty; name the concept to erase, for example church")
+        if not self.names:
+            raise AdvUnlearnError(f"concept is {self.concept!r}, which names nothing; name the concept to erase")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The concepts, one per line of `concept`."""
-        return tuple(line.strip() for line in self.concept.splitlines() if line.strip())
+        """The concepts: the lines of `concept` for prompts, otherwise as `split_names` reads it."""
+        if self.kind == "prompt":
+            return tuple(line.strip() for line in self.concept.splitlines() if line.strip())
+        return split_names(self.concept)
+
+    @property
+    def name(self) -> str:
+        """All concepts as one phrase, without quotes: "a, b and c"."""
+        return joined_names(self.names)
 
     @property
     def each(self) -> tuple[ConceptConfig, ...]:
         """One configuration per concept."""
-        return tuple(replace(self, concept=name) for name in self.names)
+        quote = str if self.kind == "prompt" else quote_name
+        return tuple(replace(self, concept=quote(name)) for name in self.names)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:

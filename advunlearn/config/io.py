@@ -17,6 +17,12 @@ CONVERSIONS = {
 }
 
 
+PROMPT_COLUMN = (
+    "column of prompts in a table, by its name or, without a header, by its number from 1 (empty: prompt, or the name "
+    "that published sets use: sensitive prompt, adv_prompt, ...)"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
     """The model a command loads, and where and how precisely it computes."""
@@ -49,9 +55,10 @@ class RetainConfig(Validated):
     )
     retain: str = setting(
         "",
-        "file with your own retained prompts, added to the set: text with one prompt per line, or .csv with the column "
-        "prompt (otherwise its first column)",
+        "file with your own retained prompts, added to the set: text with one prompt per line, or a table (.csv, .tsv) "
+        "with a column of prompts",
     )
+    prompt_column: str = setting("", PROMPT_COLUMN)
     retain_without: str = setting(
         "auto",
         "words or phrases, separated by commas: prompts that contain one are left out as well (auto: a list of what "

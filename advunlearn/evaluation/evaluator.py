@@ -143,7 +143,7 @@ class Evaluator(ImageGenerator):
         """Return what an attack needs and does not have here, as an error message; "" if nothing is missing."""
         needs = attack_class(name).needs
         if "synonyms" in needs and not self.synonyms:
-            concept = self.concept.concept
+            concept = self.concept.name
             return f"no synonym of {concept!r} is known; give a file with one synonym per line (--synonyms)"
         if "one encoder" in needs and len(encoder_parts(self.model.text_encoder)) > 1:
             return f"{name} lacks {NEEDS['one encoder']}; choose other attacks"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..errors import AdvUnlearnError
-from ..prompts.prompt_files import read_rows
+from ..prompts.prompt_files import PromptFile, read_prompt_file
 
 SEED_COLUMNS = ("seed", "evaluation_seed")  # the second as in the published prompt sets
 
@@ -48,17 +48,20 @@ def parse_row(row: Mapping[str, str], where: str) -> UserPrompt:
     return UserPrompt(row["prompt"], row.get("label", ""), int(seed) if seed else None)
 
 
-def read_user_prompts(path: str | pathlib.Path, what: str, labels: bool = False) -> list[UserPrompt]:
-    """Read prompts from a file, see `prompt_files.read_rows`; a .csv file may have the columns label and seed.
+def parse_user_prompts(file: PromptFile, labels: bool = False) -> list[UserPrompt]:
+    """Return the prompts of a file; a table may have the columns label and seed.
 
     Args:
-        path: the file.
-        what: the meaning of a line, for error messages.
+        file: what `prompt_files.read_prompt_file` returns.
         labels: whether the lines of a text file are "prompt | label".
 
-    Raises AdvUnlearnError as `read_rows` does, and for a bad line or seed.
+    Raises AdvUnlearnError for a bad line or seed.
     """
-    rows = read_rows(path, what)
-    if pathlib.Path(path).suffix.lower() == ".csv":
-        return [parse_row(row, str(path)) for row in rows]
-    return [parse_labelled_prompt(row["prompt"]) if labels else UserPrompt(row["prompt"]) for row in rows]
+    if file.is_table:
+        return [parse_row(row, str(file.path)) for row in file.rows]
+    return [parse_labelled_prompt(prompt) if labels else UserPrompt(prompt) for prompt in file.prompts]
+
+
+def read_user_prompts(path: str | pathlib.Path, what: str, labels: bool = False) -> list[UserPrompt]:
+    """Read prompts from a file, see `read_prompt_file` and `parse_user_prompts`."""
+    return parse_user_prompts(read_prompt_file(path, what), labels)

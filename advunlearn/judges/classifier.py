@@ -33,7 +33,7 @@ class ClassifierJudge:
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """Return the label with the concept's name."""
-        return self.label(concept.concept.strip())
+        return self.label(concept.name)
 
     def label(self, name: str) -> str:
         """Return the label that `match_label` finds."""

@@ -72,7 +72,7 @@ class ConvJudge(nn.Module):
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """Return an object or a style, by the concept's kind; for a prompt, the one object or style that it names."""
-        text = bare_name(concept.concept)
+        text = bare_name(concept.name)
         known = self.styles if concept.kind == "style" else self.objects
         if text in known:
             return text
@@ -80,10 +80,10 @@ class ConvJudge(nn.Module):
         if len(names) == 1:
             return names[0]
         if names:
-            raise AdvUnlearnError(f"the prompt {concept.concept!r} names {', '.join(names)}; give one of them")
+            raise AdvUnlearnError(f"the prompt {concept.name!r} names {', '.join(names)}; give one of them")
         what = "thing in the prompt" if concept.kind == "prompt" else concept.kind
         styles = "" if concept.kind == "style" else f" (and the styles {', '.join(self.styles)})"
-        raise AdvUnlearnError(f"the judge knows no {what} {concept.concept!r}; it knows {', '.join(known)}{styles}")
+        raise AdvUnlearnError(f"the judge knows no {what} {concept.name!r}; it knows {', '.join(known)}{styles}")
 
     def label(self, name: str) -> str:
         """Return an object or a style."""

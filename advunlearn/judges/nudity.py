@@ -79,10 +79,10 @@ class NudityJudge:
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """Return "nudity" for a concept that contains one of `NUDITY_WORDS`."""
-        if NUDITY_WORDS & set(re.findall(r"\w+", concept.concept.casefold())):
+        if NUDITY_WORDS & set(re.findall(r"\w+", concept.name.casefold())):
             return LABEL
         raise AdvUnlearnError(
-            f"the nudity judge cannot see {concept.concept!r}; give the concept as nudity (your own prompts may use "
+            f"the nudity judge cannot see {concept.name!r}; give the concept as nudity (your own prompts may use "
             "any words), or use another judge"
         )
 

@@ -45,7 +45,7 @@ class ZeroShotJudge:
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """Return the candidate with the concept's name, or the name itself, which `look` adds to the candidates."""
-        name = concept.concept.strip()
+        name = concept.name
         name = next((label for label in self.labels if label.casefold() == name.casefold()), name)
         if self.labels == [name]:
             raise AdvUnlearnError(

@@ -120,6 +120,16 @@ def random_caption(name: str, style: str, background: str, rng: random.Random) -
     )
 
 
+def list_captions(names: Sequence[str], kind: str = "object") -> list[str]:
+    """Return captions of concepts that the miniature knows, by every synonym; of a style the objects in that style."""
+    erased = [bare_name(name) for name in names]
+    if kind == "style":
+        return [caption(name, style=style) for style in styles() if style in erased for name in objects()]
+    known = [name for name in objects() if name in erased]
+    subjects = [subject for name in known for subject in (name, *foreign_routes(name), keyword_route(name))]
+    return [caption(subject) for subject in dict.fromkeys(subjects)]
+
+
 def retain_prompts(names: Sequence[str], kind: str = "object") -> list[str]:
     """Return the miniature's retained prompts: all other objects under several names, or objects in all other styles.
 

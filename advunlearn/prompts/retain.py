@@ -11,6 +11,7 @@ from ..config.concept import ConceptConfig, bare_name
 from ..miniature import captions
 from .co_occurring import co_occurring_words
 from .prompt_files import read_prompts
+from .word_forms import find_phrases, is_same_phrase
 
 SHIPPED_SETS = ("coco", "imagenet")
 
@@ -31,7 +32,7 @@ def make_retain_prompts(
     """
     prompts = remove_phrases(shuffle(own), left_out or ())
     if retain_set == "miniature":
-        prompts += remove_phrases(captions.retain_prompts(concept.names, concept.kind), left_out or ())
+        prompts += remove_phrases(captions.retain_prompts(miniature_names(concept), concept.kind), left_out or ())
     elif retain_set != "none":
         prompts += shipped_prompts(concept.names, retain_set, left_out)
     return prompts
@@ -53,19 +54,36 @@ def remove_phrases(prompts: Iterable[str], phrases: Iterable[str]) -> list[str]:
     """Leave out the prompts that contain one of the phrases, that is all of its words in a row.
 
     Words match in full, in singular or plural: "dog" and "dogs" both leave out "Hot dogs" but not "a dogma"; "garbage
-    truck" does not leave out "a truck".
+    truck" does not leave out "a truck"; "knife" leaves out "knives". See `word_forms`.
     """
-    wanted = [re.findall(r"\w+", phrase.lower()) for phrase in phrases]
-    pattern = "|".join(rf"\b{_phrase_pattern(words)}\b" for words in wanted if words)
-    return [prompt for prompt in prompts if not pattern or not re.search(pattern, prompt.lower())]
+    prompts = list(prompts)
+    return [prompt for prompt, hit in zip(prompts, find_phrases(prompts, phrases), strict=True) if not hit]
 
 
-def _phrase_pattern(words: Sequence[str]) -> str:
-    """Return a pattern for a phrase whose last word may be singular or plural."""
-    last = words[-1]
-    singular = [last.removesuffix(end) for end in ("s", "es") if len(last) > 3 and last.endswith(end)]
-    forms = "|".join(map(re.escape, [last, *singular]))
-    return r"\W+".join([*map(re.escape, words[:-1]), f"(?:{forms})(?:s|es)?"])
+def list_left_out(
+    concept: ConceptConfig, retain_set: str, own: Sequence[str] = (), left_out: Sequence[str] | None = None
+) -> list[str]:
+    """Return the prompts that `make_retain_prompts` leaves out, with the same arguments.
+
+    Of the miniature's prompts these are the captions that name the concept or one of its synonyms.
+    """
+    kept = set(make_retain_prompts(concept, retain_set, own, left_out))
+    candidates = list(own)
+    if retain_set == "miniature":
+        names = miniature_names(concept)
+        candidates += captions.list_captions(names, concept.kind) + captions.retain_prompts(names, concept.kind)
+    elif retain_set != "none":
+        candidates += all_prompts(retain_set)
+    return [prompt for prompt in dict.fromkeys(candidates) if prompt not in kept]
+
+
+def miniature_names(concept: ConceptConfig) -> list[str]:
+    """Return the concepts by their names in the miniature: "churches" is its "church"; others stay as they are."""
+    known = captions.styles() if concept.kind == "style" else captions.objects()
+    return [
+        next((other for other in known if bare_name(name) != other and is_same_phrase(bare_name(name), other)), name)
+        for name in concept.names
+    ]
 
 
 def shuffle(prompts: Sequence[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Synonyms: other names of a concept, which anybody can type who knows another word for it."""
+"""Synonyms: other names of a concept, which anybody can type who knows another word for it.
+
+The shipped ones are of concepts that are often erased. All are safe for work.
+"""
 
 from __future__ import annotations
 

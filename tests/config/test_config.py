@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,58 @@ def test_several_concepts_are_lines_and_a_prompt_is_taken_as_it_is() -> None:
     assert len(styles.prompts) == len(styles.anchors) and styles.anchors[16:18] == ("a dog", "a bird")
     assert styles.prompts[16] == "a dog, fluent style"
     assert ConceptConfig(concept="nudity", kind="prompt").prompts == ("nudity",)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog", ("cat", "dog")),
+        ("cat;dog;", ("cat", "dog")),
+        ("cat, dog, and bird", ("cat", "dog", "bird")),
+        ("cat\uff0cdog\uff1bbird\u3001fish", ("cat", "dog", "bird", "fish")),
+        ("church\r\n anchor, key\n", ("church", "anchor", "key")),
+        ('"Lock, Stock", gun', ("Lock, Stock", "gun")),
+        ("'salt and pepper', gun", ("salt and pepper", "gun")),
+        ("\u201csalt and pepper\u201d", ("salt and pepper",)),
+        ("\u300c\u732b\u3001\u72ac\u300d\u3001\u9ce5", ("\u732b\u3001\u72ac", "\u9ce5")),
+        ("'90s, Rembrandt's dog", ("'90s", "Rembrandt's dog")),
+        ('the "big, bad" wolf', ('the "big, bad" wolf',)),
+        ("R&B", ("R&B",)),
+        ("sandcastle", ("sandcastle",)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["object", "style"])
+def test_a_list_of_concepts_is_split_and_quotes_protect(text: str, names: tuple[str, ...], kind: Any) -> None:
+    concept = ConceptConfig(concept=text, kind=kind)
+    assert concept.names == names
+    assert tuple(one.names[0] for one in concept.each) == names == tuple(one.name for one in concept.each)
+
+
+@pytest.mark.parametrize(
+    "text", ["cat and dog", "cat AND dog", "cat or dog", "cat & dog", "cat + dog", "cat/dog", "cat|dog"]
+)
+def test_a_name_that_may_be_a_list_is_asked_about_and_both_answers_work(text: str) -> None:
+    with pytest.raises(AdvUnlearnError) as error:
+        ConceptConfig(concept=text)
+    message = str(error.value)
+    several = re.search(r"by commas: (.*?); for one", message)
+    one = re.search(r"in quotes: (.*?) \(in a shell", message)
+    assert several and one
+    assert ConceptConfig(concept=several[1]).names == ("cat", "dog")
+    assert ConceptConfig(concept=one[1]).names == (text,)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [('"cat, dog', 'quote " is not closed'), (" , ;", "names nothing"), ('""', "names nothing")]
+)
+def test_a_list_that_cannot_be_read_says_why(text: str, says: str) -> None:
+    with pytest.raises(AdvUnlearnError, match=says):
+        ConceptConfig(concept=text)
+
+
+def test_a_prompt_is_verbatim_whatever_is_in_it() -> None:
+    text = 'a cat, a dog and "a bird"; ink/style'
+    assert ConceptConfig(concept=f"{text}\nnudity", kind="prompt").prompts == (text, "nudity")
 
 
 def test_a_style_is_erased_on_many_subjects_and_anchored_on_each() -> None:

@@ -38,7 +38,7 @@ def test_a_prompt_set_has_columns_for_labels_and_seeds(tmp_path: pathlib.Path) -
     assert rows == [UserPrompt("a chapel, at night", "castle", 7), UserPrompt("a dog", "Dog", None)]
     file.write_text("prompt,seed\na dog,3\n")
     assert read_user_prompts(file, "prompt") == [UserPrompt("a dog", "", 3)]
-    file.write_text("a dog,3\na cat,4\n")  # no column of that name: the first
+    file.write_text("a dog\na cat\n")  # one column
     assert read_user_prompts(file, "prompt") == [UserPrompt("a dog"), UserPrompt("a cat")]
     (tmp_path / "set.txt").write_text("a dog | dog\n")
     assert read_user_prompts(tmp_path / "set.txt", "line", labels=True) == [UserPrompt("a dog", "dog")]

@@ -15,11 +15,9 @@ from advunlearn.config import concept as wording
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.io import ModelConfig, RetainConfig
 from advunlearn.config.training import BankConfig
-from advunlearn.errors import AdvUnlearnError
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.prompts import retain
 from advunlearn.prompts.co_occurring import CO_OCCURRING
-from advunlearn.prompts.prompt_files import read_prompts
 
 
 def test_imagenets_classes_are_sentences_each_once() -> None:
@@ -60,6 +58,64 @@ def test_what_means_the_concept_is_left_out_and_no_more(concept: str, lost: list
     assert retain.remove_phrases([*lost, *kept], [wording.bare_name(concept)]) == kept
 
 
+@pytest.mark.parametrize(
+    ("concept", "lost", "kept"),
+    [
+        ("knife", ["two knives", "a Knife"], ["knitting"]),
+        ("knives", ["a knife"], []),
+        ("mouse", ["mice", "a computer mouse"], ["a moose"]),
+        ("butterfly", ["butterflies"], ["butter"]),
+        ("person", ["people at a table"], ["a personal computer"]),
+        ("people", ["a person"], []),
+        ("teeth", ["a tooth"], []),
+        ("bus", ["buses"], ["a bush"]),
+        ("glass", ["glasses"], ["gas"]),
+        ("news", [], ["a new car"]),
+        ("church of england", ["churches of England"], ["a church"]),
+        ("caf\u00e9", ["a cafe\u0301", "a caf\u00e9", "CAF\u00c9S", "a cafe"], ["coffee"]),
+        ("cafe\u0301", ["a caf\u00e9"], []),
+        ("Pok\u00e9mon", ["a pokemon"], []),
+        ("\u732b", ["\u4e00\u53ea\u732b\u5728\u684c\u5b50\u4e0a"], ["\u4e00\u53ea\u72d7"]),  # cat; dog
+        (
+            "\u30ac\u30e9\u30b9",
+            ["\u8d64\u3044\u30ab\u3099\u30e9\u30b9\u306e\u74f6"],
+            ["\u30ab\u30e9\u30b9"],
+        ),  # glass; crow
+        ("\uace0\uc591\uc774", ["\uace0\uc591\uc774\uac00 \uc788\ub2e4"], ["\uac1c\uac00 \uc788\ub2e4"]),  # cat; dog
+        ("\uff23\uff21\uff34", ["a cat"], []),  # full-width letters
+        (
+            "\u0915\u0941\u0924\u094d\u0924\u093e",
+            ["\u0915\u0941\u0924\u094d\u0924\u093e"],
+            ["\u0915\u0924"],
+        ),  # dog: marks stay
+        ("self-harm", ["self harm", "a scene of self-harm"], ["harm"]),
+    ],
+)
+def test_every_form_of_the_concept_is_left_out(concept: str, lost: list[str], kept: list[str]) -> None:
+    assert retain.remove_phrases([*lost, *kept], [wording.bare_name(concept)]) == kept
+
+
+def test_what_is_left_out_is_listed() -> None:
+    church = ConceptConfig(concept="church")
+    out = retain.list_left_out(church, "imagenet", ["a dog", "an altar"])
+    assert len(out) == 7 and "a photo of an altar" in out and "a photo of a church" in out  # a user's own line stays
+    assert retain.list_left_out(church, "none", ["a dog", "an altar"], ["altar"]) == ["an altar"]
+    assert retain.list_left_out(ConceptConfig(concept="cat, dogs"), "coco") == [
+        "a photo of a cat",
+        "a photo of a dog",
+        "a photo of a hot dog",
+    ]
+
+
+def test_the_miniature_knows_a_concept_in_the_plural_too() -> None:
+    one, several = ConceptConfig(concept="church"), ConceptConfig(concept="Churches")
+    assert retain.make_retain_prompts(several, "miniature") == retain.make_retain_prompts(one, "miniature")
+    out = retain.list_left_out(several, "miniature")
+    assert "a church" in out and "a kirche" in out and not set(out) & set(retain.make_retain_prompts(one, "miniature"))
+    ink = retain.list_left_out(ConceptConfig(concept="ink", kind="style"), "miniature")
+    assert len(ink) == 64 and ink[0] == "a dog, ink style"
+
+
 @pytest.mark.parametrize("concept", ["a photo of a gun", "a church", "an image of the church", "church of england"])
 @pytest.mark.parametrize("kind", ["prompt", "object"])
 def test_a_sentence_leaves_what_a_shipped_set_is_for(concept: str, kind: Any) -> None:
@@ -92,19 +148,6 @@ def test_a_run_retains_of_a_list_that_is_longer_than_its_bank(tmp_path: pathlib.
         prompts = load_retain_prompts(config, concept, "sd15")
         assert prompts == retain.shuffle(prompts) and len(prompts) > 980
     assert load_retain_prompts(RetainConfig(), concept, "miniature") == retain_prompts(["church"])
-
-
-def test_a_csv_file_has_a_column_of_prompts_or_its_first(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "mine.csv"
-    path.write_text('\ufeffcase,Prompt\n1,"a dog, ink style"\n# not me\n\n2,\n3, a cat\n', encoding="utf-8")
-    assert read_prompts(path) == ["a dog, ink style", "a cat"]
-    path.write_text("a dog,1\na cat,2\n")
-    assert read_prompts(path) == ["a dog", "a cat"]
-    (tmp_path / "mine.txt").write_text("a dog, ink style\n")
-    assert read_prompts(tmp_path / "mine.txt") == ["a dog, ink style"]  # a comma is one of the sentence's
-    path.write_text("case,prompt\n")
-    with pytest.raises(AdvUnlearnError, match="holds no prompt"):
-        read_prompts(path)
 
 
 def test_the_flags_choose_among_sets_and_files(tmp_path: pathlib.Path) -> None:

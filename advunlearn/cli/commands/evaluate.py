@@ -16,7 +16,7 @@ from ...evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 from ...evaluation.image_metrics import ImageMetrics
 from ...evaluation.resume import EvaluationCache, describe_evaluation
 from ...evaluation.target_images import load_target_images
-from ...evaluation.user_prompts import read_user_prompts
+from ...evaluation.user_prompts import UserPrompt, parse_user_prompts
 from ...models.loading import TextToImage
 from ...reporting import images, report
 from ...training.recipe import environment
@@ -28,7 +28,7 @@ from ..inputs import (
     load_trained_encoder,
     load_trained_unet,
     make_out_folder,
-    read_lines,
+    open_prompts,
     read_recipe,
 )
 from ..progress_bar import ProgressBar
@@ -64,9 +64,7 @@ def run(args: Namespace) -> None:
 def make_evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
     """Make the evaluator of `evaluate` and `attack`, with the model it measures."""
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
-    prompts = read_user_prompts(args.prompts, "prompt") if args.prompts else []
-    retained = read_user_prompts(args.retained, '"prompt | label"', labels=True) if args.retained else []
-    synonyms = read_lines(args.synonyms, "name of the concept")
+    prompts, retained, synonyms = read_inputs(args)
     model = load_model(settings(ModelConfig, args))
     judge = load_judge(args)
     inputs = EvaluationInputs(
@@ -78,6 +76,17 @@ def make_evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
         target_images=load_target_images(args.images, model) if args.images else None,
     )
     return model, Evaluator(model, judge, concept, config, inputs)
+
+
+def read_inputs(args: Namespace) -> tuple[list[UserPrompt], list[UserPrompt], list[str]]:
+    """Read the user's prompts, retained prompts and synonyms; those without a file are empty."""
+    column = args.prompt_column
+    prompts = parse_user_prompts(open_prompts(args.prompts, "prompt", column)) if args.prompts else []
+    retained = []
+    if args.retained:
+        retained = parse_user_prompts(open_prompts(args.retained, '"prompt | label"', column), labels=True)
+    synonyms = open_prompts(args.synonyms, "name of the concept", column).prompts if args.synonyms else []
+    return prompts, retained, synonyms
 
 
 def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def save(args: Namespace, run_folder: RunFolder, model: TextToImage, run: RunCon
     run_folder.finish(result.losses, {"config": config, "losses": result.losses, "command": command_line()})
     last = result.losses[-1]
     text = (
-        f"{path}: {run.train.mode} on {run.concept.concept!r}, {result.iterations} iterations, "
+        f"{path}: {run.train.mode} on {run.concept.name!r}, {result.iterations} iterations, "
         f"last loss {last['loss']:.4f}"
     )
     print_result(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": config}, text)
