@@ -42,12 +42,12 @@ FRAMING = (
 # A list of concepts: separators (also full-width and ideographic), pairs of quotes, words that may make a list.
 SEPARATORS = ",;\uff0c\uff1b\u3001"
 QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("\u300c", "\u300d"), ("\xab", "\xbb"))
-QUOTED = re.compile(
+QUOTED = (
     "|".join(f"{start}[^{end}]*{end}" for start, end in QUOTES)  # a single quote may be an apostrophe:
     + rf"|(?<![^{SEPARATORS}\s])'[^']*'(?=\s*(?:[{SEPARATORS}]|$))"  # it counts around a complete name only
 )
-ITEM = re.compile(rf"(?:{QUOTED.pattern}|[^{SEPARATORS}])+")
-CONJUNCTION = re.compile(r"\s+(?:and|or|&|\+)(?:\s+|$)|\s*[/|\\]\s*", re.IGNORECASE)
+ITEM = rf"(?:{QUOTED}|[^{SEPARATORS}])+"
+CONJUNCTION = r"(?i:\s+(?:and|or|&|\+)(?:\s+|$)|\s*[/|\\]\s*)"
 
 UNCOUNTABLE = ("nudity", "nakedness", "violence", "gore", "nsfw")  # "a church", but "nudity"
 
@@ -73,11 +73,11 @@ def split_names(text: str) -> tuple[str, ...]:
     """
     names = []
     for line in text.splitlines():
-        if mark := re.search(f"[{''.join(map(''.join, QUOTES))}]", QUOTED.sub("", line)):
+        if mark := re.search(f"[{''.join(map(''.join, QUOTES))}]", re.sub(QUOTED, "", line)):
             raise AdvUnlearnError(f"concept {line.strip()!r}: the quote {mark[0]} is not closed; close it or remove it")
-        for i, item in enumerate(ITEM.findall(line)):
+        for i, item in enumerate(re.findall(ITEM, line)):
             name = item.strip()
-            if QUOTED.fullmatch(name):
+            if re.fullmatch(QUOTED, name):
                 name = name[1:-1].strip()
             else:
                 name = re.sub(r"^and\s+", "", name) if i else name
@@ -88,8 +88,8 @@ def split_names(text: str) -> tuple[str, ...]:
 
 def check_one_concept(name: str) -> None:
     """Raise AdvUnlearnError for an unquoted name that could mean several concepts: "a and b", "a/b"."""
-    if CONJUNCTION.search(QUOTED.sub("x", name)):
-        several = ", ".join(filter(None, CONJUNCTION.split(name)))
+    if re.search(CONJUNCTION, re.sub(QUOTED, "x", name)):
+        several = ", ".join(filter(None, re.split(CONJUNCTION, name)))
         raise AdvUnlearnError(
             f"concept {name!r} may be one concept or several; for several separate them by commas: {several}; for one "
             f"put it in quotes: {enclose(name)} (in a shell in quotes twice: '{enclose(name)}')"

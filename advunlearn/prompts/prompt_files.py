@@ -28,8 +28,8 @@ PROMPT_COLUMNS = (
 )
 # Unicode's white space. Python's also has the separators \x1c to \x1f, which are tokens to CLIP and stay in a prompt.
 BLANK = r"[^\S\x1c-\x1f]"
-LINE_BREAKS = re.compile(rf"{BLANK}*[\n\r\v\f\x85\u2028\u2029]{BLANK}*")
-ENDS = re.compile(rf"^{BLANK}+|{BLANK}+$")
+LINE_BREAKS = rf"{BLANK}*[\n\r\v\f\x85\u2028\u2029]{BLANK}*"
+ENDS = rf"\A{BLANK}+|{BLANK}+\Z"
 END = "\x00"  # last row of a table while it is parsed: a quote that is not closed swallows it
 SHOWN = 60  # characters of a prompt that messages show
 
@@ -108,7 +108,7 @@ def parse_lines(text: str) -> list[str]:
 
 def join_lines(text: str) -> str:
     """Replace line breaks, with the blanks around them, by a space: a prompt is one line in every list of a run."""
-    return ENDS.sub("", LINE_BREAKS.sub(" ", text))
+    return re.sub(ENDS, "", re.sub(LINE_BREAKS, " ", text))
 
 
 def parse_table(text: str, where: str, column: str = "") -> tuple[list[dict[str, str]], str]:

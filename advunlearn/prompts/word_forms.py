@@ -10,11 +10,11 @@ from typing import Any
 
 # Scripts whose words are not separated by spaces, or that attach particles to a noun: a name in them may stand
 # anywhere. Kana, CJK ideographs and Hangul; Thai, Lao, Myanmar and Khmer.
-UNSPACED = re.compile(
+UNSPACED = (
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
 )
-LATIN_ACCENTS = re.compile("(?<=[a-z])[\u0300-\u036f]+")
+LATIN_ACCENTS = "(?<=[a-z])[\u0300-\u036f]+"
 
 
 def split_words(text: str) -> list[str]:
@@ -23,7 +23,7 @@ def split_words(text: str) -> list[str]:
     Marks belong to the letter before them; everything else that is neither letter nor digit separates words.
     """
     decomposed = unicodedata.normalize("NFKD", text.casefold())
-    plain = unicodedata.normalize("NFKC", LATIN_ACCENTS.sub("", decomposed))
+    plain = unicodedata.normalize("NFKC", re.sub(LATIN_ACCENTS, "", decomposed))
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in plain).split()
 
 
@@ -37,7 +37,7 @@ def _inflection() -> Any:
 @functools.cache
 def word_forms(word: str) -> frozenset[str]:
     """Return a word with its English singular and plural: "knife" and "knives", "people" and "person"."""
-    if UNSPACED.search(word):
+    if re.search(UNSPACED, word):
         return frozenset({word})
     english = _inflection()
     singular = english.singular(word)
@@ -80,7 +80,7 @@ def find_phrases(prompts: Iterable[str], phrases: Iterable[str]) -> list[bool]:
     unspaced: list[str] = []
     for phrase in phrases:
         patterns += phrase_forms(phrase)
-        if UNSPACED.search(phrase):
+        if re.search(UNSPACED, phrase):
             unspaced.append("".join(split_words(phrase)))
     found = []
     for prompt in prompts:
