@@ -126,7 +126,7 @@ def list_captions(names: Sequence[str], kind: str = "object") -> list[str]:
     if kind == "style":
         return [caption(name, style=style) for style in styles() if style in erased for name in objects()]
     known = [name for name in objects() if name in erased]
-    subjects = [subject for name in known for subject in (name, *foreign_routes(name), keyword_route(name))]
+    subjects = [subject for name in known for subject in (name, *foreign_synonyms(name), keyword_synonym(name))]
     return [caption(subject) for subject in dict.fromkeys(subjects)]
 
 
