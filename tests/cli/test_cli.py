@@ -252,6 +252,8 @@ def test_demo_writes_the_whole_report(
         assert set(row["asr"]) == {"clean", "synonyms", "unlearndiffatk", "soft_prefix"}
         assert {"retained_accuracy", "neighbour_accuracy", "feature_distance"} <= set(row["utility"])
         assert "seconds" in row and "config" in row
+    with Image.open(tmp_path / "original.png") as first:  # 2 rows of 6 images, enlarged
+        assert first.size[0] > 5 * 64 * 4 and first.size[1] > 64 * 4
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64") >= 8 and "<svg" in page and "http" not in page.split("<body")[1]
     assert Image.open(tmp_path / "overview.png").height > 500

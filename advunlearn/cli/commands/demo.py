@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...config.concept import ConceptConfig
 from ...config.evaluation import DEMO_BANK, DEMO_BUDGET, DEMO_TRAIN, EvaluateConfig
@@ -18,8 +20,9 @@ from ...errors import AdvUnlearnError
 from ...evaluation.evaluator import Evaluator, Measurement, OnProgress, Subject
 from ...formats.text_encoders import save_encoder
 from ...miniature.captions import retain_prompts
+from ...models.ddim import ddim_sample
 from ...models.loading import TextToImage
-from ...reporting import report
+from ...reporting import images, report
 from ...training.bank import make_banks
 from ...training.events import Progress, TrainResult, report_filling
 from ...training.recipe import recipe_metadata
@@ -38,6 +41,7 @@ RECIPES: dict[str, RunConfig] = {
     "advunlearn_no_retain": RunConfig(train=TrainConfig(retain_weight=0.0)),
 }
 BASELINES = ("esd", "esd_text", "advunlearn")
+DEMO_IMAGES = 6  # of each prompt, before training
 
 TrainCallback = Callable[[str, Progress], None]  # called with the name of the run
 
@@ -64,6 +68,13 @@ def run(args: Namespace) -> None:
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args, **DEMO_BUDGET)
     runs = make_runs(BASELINES, concept, BankConfig(**DEMO_BANK), **DEMO_TRAIN, seed=args.seed)
     folder, model = make_out_folder(args), load_model(model_config)
+    file = folder / "original.png"
+    file.write_bytes(images.encode_image(images.grid(draw_original(model, concept, config), DEMO_IMAGES), ".png", 4))
+    sys.stderr.write(
+        f"{file} shows what the model generates before training, for {concept.prompts[0]!r} and for a prompt that must "
+        f"not change.\nNow: train {', '.join(runs)}, then attack each of them and the original model. This takes about "
+        "five minutes on two CPU cores.\n"
+    )
     bars = ProgressBars()
     done = study(
         Evaluator(model, load_judge(args), concept, config),
@@ -80,6 +91,16 @@ def run(args: Namespace) -> None:
     save_encoder(folder / "encoder.safetensors", done.results["advunlearn"].encoder, metadata)
     files = f"{folder / 'report.html'}, {folder / 'report.json'} and {folder / 'encoder.safetensors'}"
     print_result(args, done.report, f"{report.format_table(done.report)}\nwrote {files}")
+
+
+def draw_original(model: TextToImage, concept: ConceptConfig, config: EvaluateConfig) -> Tensor:
+    """Generate images (2 * DEMO_IMAGES, 3, H, W) of the concept and of a retained prompt with the original model."""
+    prompts = [concept.prompts[0], retain_prompts(concept.names, concept.kind)[0]]
+    conditioning = model.encode([prompt for prompt in prompts for _ in range(DEMO_IMAGES)])
+    noise = torch.randn(len(conditioning), *model.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(model.denoiser.device)
+    steps, scale = config.sampling_steps, config.guidance_scale
+    return model.decode(ddim_sample(model.denoiser, conditioning, model.encode([""]), noise, steps, scale))
 
 
 class ProgressBars:
