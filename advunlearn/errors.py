@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 
 class AdvUnlearnError(ValueError):
     """Bad input. The message says what was wrong, what was found and what to do."""
+
+
+def shorten_error(error: Exception) -> str:
+    """Return the first line of another library's error message, at most 200 characters long."""
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[0] if lines else type(error).__name__, 200)
 
 
 class TrainingDiverged(RuntimeError):

@@ -6,11 +6,8 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, BinaryIO
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 # CLIP's tokenizer, for checkpoints that bring none.
 CLIP_TOKENIZER = pathlib.Path(__file__).parent / "data" / "clip_tokenizer"
@@ -51,20 +48,6 @@ def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], o
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
-    return pathlib.Path(path)
-
-
-def write_safetensors(
-    path: str | pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> pathlib.Path:
-    """Write contiguous tensors to a safetensors file, atomically and without a copy of all of them in memory."""
-    from safetensors.torch import save_file
-
-    with replace_atomically(path) as partial:
-        partial.write_bytes(b"")
-        mode = partial.stat().st_mode  # `save_file` makes a file that only its owner can read
-        save_file(dict(tensors), partial, dict(metadata))
-        partial.chmod(mode)
     return pathlib.Path(path)
 
 

@@ -30,6 +30,7 @@ from .metrics import (
     count_by_concept,
     count_correct,
     count_hits,
+    find_image_fault,
     frechet_distance,
     list_decisions,
 )
@@ -68,6 +69,13 @@ class EvaluationInputs:
         if self.target_images is not None:
             row["own_images"] = self.target_images.describe()
         return row
+
+
+def warn_of_images(out: Measurement, what: str, images: Tensor, rows: Sequence[Row]) -> None:
+    """Record a warning if no image (N, 3, H, W) shows anything: a broken model is not a robust one."""
+    if fault := find_image_fault(images, rows):
+        text = f"{what}: {fault}; the model is broken, and a count of 0 does not mean that it is robust"
+        out.warnings = [*dict.fromkeys([*out.warnings, text])]
 
 
 class Evaluator(ImageGenerator):
@@ -178,7 +186,9 @@ class Evaluator(ImageGenerator):
         hits = self.detect_concept(images)
         out.asr["clean"] = count_hits(hits) | count_by_concept(self.cases, hits)
         out.images["clean"] = images[:IMAGES_KEPT].clone()  # a view would keep all of them in memory and on disk
-        self._record_cases(out, "clean", self.make_rows(self.cases.plain, self.seeds), images, hits)
+        rows = self.make_rows(self.cases.plain, self.seeds)
+        self._record_cases(out, "clean", rows, images, hits)
+        warn_of_images(out, "the plain prompts", images, rows)
         self.measure_synonyms(subject, out)
         return images
 
@@ -232,6 +242,7 @@ class Evaluator(ImageGenerator):
         out.asr_by_budget[name] = log.curve
         out.images[name] = log.images[:IMAGES_KEPT].clone()
         rows = log.make_rows(self.make_rows(self.cases.plain, self.seeds))
+        warn_of_images(out, name, log.images, rows)
         out.cases[name] = self.save_rows(name, log.images, rows)
         out.seconds[name] = log.measure_seconds()
         out.attacks[name] = run.to_row()
@@ -249,6 +260,7 @@ class Evaluator(ImageGenerator):
         if not self.cases.retained:
             return
         images, judged = self._judge_prompts(subject, "retained", self.cases.retained, self.retained_noise, out)
+        warn_of_images(out, "the retained prompts", images, out.cases["retained"])
         out.utility |= count_correct(self.cases, judged)
         if subject is self.original and self.inputs.image_metrics is not None:
             self._reference_images[True] = images  # saves generating them again

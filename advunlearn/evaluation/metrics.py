@@ -14,6 +14,7 @@ from ..judges.base import JudgeOutput
 from .cases import Cases, LabelledPrompt
 
 Row = dict[str, Any]  # a JSON object of the report
+VISIBLE = 2 / 255  # differences of an image's values up to this cannot be seen
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Measurement:
     cases: dict[str, list[Row]] = field(default_factory=dict)  # "clean", an attack, ... -> a row per image
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # attack -> seconds of attacking and judging
     embeddings: dict[str, Tensor] = field(default_factory=dict)  # attack -> (k, D) adversarial embeddings
+    warnings: list[str] = field(default_factory=list)  # why the counts cannot be trusted
 
     def to_dict(self) -> Row:
         """Return the JSON part without the seconds; the same run gives the same."""
@@ -39,11 +41,30 @@ class Measurement:
             "prompts": self.prompts,
             "attacks": self.attacks,
             "cases": self.cases,
+            **({"warnings": self.warnings} if self.warnings else {}),
         }
 
     def to_row(self) -> Row:
         """Return the JSON part with the seconds."""
         return self.to_dict() | {"attack_seconds": self.seconds}
+
+
+def find_image_fault(images: Tensor, rows: Sequence[Row]) -> str:
+    """Return what is wrong if no image (N, 3, H, W) shows anything: all blank, all the same, or NaN; otherwise "".
+
+    `rows` are the images' prompts and seeds: images that had the same ones may be the same.
+    """
+    if not len(images):
+        return ""
+    if not images.isfinite().all():
+        return f"{int((~images.isfinite()).flatten(1).any(1).sum())} of {len(images)} images are not finite"
+    spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
+    if (spread <= VISIBLE).all():
+        return f"all {len(images)} images are blank"
+    inputs = {(row.get("prompt"), row.get("noise_seed", row.get("case"))) for row in rows}
+    if len(inputs) > 1 and ((images - images[:1]).abs() <= VISIBLE).all():
+        return f"all {len(images)} images are identical"
+    return ""
 
 
 def count_hits(hits: Tensor, key: str = "success") -> dict[str, int]:

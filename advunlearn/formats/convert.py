@@ -12,10 +12,11 @@ from torch import Tensor
 from ..config.io import CONVERSIONS
 from ..config.training import ENCODER_NAMES
 from ..errors import AdvUnlearnError
-from ..files import TEXT_ENCODER_WEIGHTS, write_safetensors
+from ..files import TEXT_ENCODER_WEIGHTS
 from .detect import count_layers, detect_checkpoint_kind
 from .lora import LORA_TE, LORA_TE1, LORA_TE2, extract_lora, save_lora
 from .openclip import CLIP_G_PREFIX, build_clip_g_replacement, extract_sdxl_encoder, is_clip_g
+from .tensors import write_safetensors
 from .text_encoders import (
     compute_encoder_shapes,
     find_clip_l_prefix,
@@ -145,7 +146,7 @@ def _write_checkpoint(out: pathlib.Path, encoder: SourceEncoder, base: str) -> C
         build = build_clip_g_replacement if is_clip_g(encoder.tensors) else _build_clip_l_replacement
         replacement = build(weights, encoder.tensors, encoder.path)
         kind = detect_checkpoint_kind(weights.names, weights.shape)
-        state = {name: weights.read(name).contiguous() for name in weights.names} | replacement
+        state = {name: weights.copy(name).contiguous() for name in weights.names} | replacement
         base_metadata = {k: v for k, v in weights.metadata.items() if k not in STALE_METADATA}
         recipe = {k: v for k, v in encoder.metadata.items() if k.startswith("advunlearn.") and k != "advunlearn.format"}
         write_safetensors(out, state, {"format": "pt"} | base_metadata | recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
@@ -53,7 +54,13 @@ PURPOSES_BY_CHANNELS = {
 
 def count_layers(names: Iterable[str]) -> int:
     """Return the number of a text encoder's layers, from the names of its tensors."""
-    return 1 + max((int(n.split("layers.")[1].split(".")[0]) for n in names if "layers." in n), default=-1)
+    numbers = (re.search(r"layers\.(\d{1,4})\.", name) for name in names)
+    return 1 + max((int(number[1]) for number in numbers if number), default=-1)
+
+
+def get_size(shape: Sequence[int], axis: int = 0) -> int:
+    """Return the size of a tensor along an axis; 0 if it has no such axis."""
+    return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
 
 def name_clip_encoder(width: int, layers: int = 0) -> str:
@@ -69,7 +76,11 @@ def detect_weights_kind(names: Sequence[str], shape: Callable[[str], tuple[int, 
     """
     if any(OPENCLIP_MARK in name for name in names):
         norm = next((name for name in names if name.endswith("ln_final.weight")), None)
-        return "an OpenCLIP encoder" if norm is None else name_clip_encoder(shape(norm)[0]) + ", in OpenCLIP's layout"
+        return (
+            "an OpenCLIP encoder"
+            if norm is None
+            else name_clip_encoder(get_size(shape(norm))) + ", in OpenCLIP's layout"
+        )
     return next((kind for mark, kind in KINDS_BY_NAME.items() if any(mark in name for name in names)), "")
 
 
@@ -83,8 +94,8 @@ def detect_checkpoint_kind(names: Sequence[str], shape: Callable[[str], tuple[in
         is_transformer = any(name.startswith(UNET_PREFIX) and "_blocks.0." in name for name in names)
         return "a checkpoint of a diffusion transformer" if is_transformer else detect_weights_kind(names, shape)
     to_k = next((name for name in names if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight")), None)
-    width = shape(to_k)[-1] if to_k else 0
-    channels = shape(conv_in)[1]
+    width = get_size(shape(to_k), -1) if to_k else 0
+    channels = get_size(shape(conv_in), 1)
     family = CHECKPOINTS_BY_CONTEXT_WIDTH.get(width, f"a checkpoint whose UNet takes {width} wide conditioning")
     return family + PURPOSES_BY_CHANNELS.get(channels, f" whose UNet takes {channels} channels")
 
@@ -92,7 +103,7 @@ def detect_checkpoint_kind(names: Sequence[str], shape: Callable[[str], tuple[in
 def require_width(tensors: Mapping[str, Tensor], width: int, source: str) -> None:
     """Raise AdvUnlearnError that names the text encoder, unless its layers are `width` wide."""
     norm = "encoder.layers.0.layer_norm1.weight"
-    actual = next((tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(norm)), width)
+    actual = next((get_size(tensor.shape, -1) for name, tensor in tensors.items() if name.endswith(norm)), width)
     if actual != width:
         raise AdvUnlearnError(
             f"{source} is {name_clip_encoder(actual, count_layers(tensors))}; this model needs "

@@ -21,6 +21,7 @@ from .detect import (
     count_layers,
     detect_checkpoint_kind,
     detect_weights_kind,
+    get_size,
     name_clip_encoder,
 )
 from .openclip import CLIP_G_PREFIX, from_openclip, is_clip_g
@@ -126,7 +127,7 @@ def _describe_encoders(weights: Weights) -> list[str]:
     encoders = []
     if prefixes := find_encoder_prefixes(weights):
         layers = count_layers(map_encoder_names(weights, prefixes[0]))
-        width = weights.shape(prefixes[0] + "encoder.layers.0.layer_norm1.weight")[0]
+        width = get_size(weights.shape(prefixes[0] + "encoder.layers.0.layer_norm1.weight"))
         encoders.append(f"a CLIP text encoder: {name_clip_encoder(width, layers)}")
     if any(name.startswith(CLIP_G_PREFIX) and OPENCLIP_MARK in name for name in weights.names):
         names = [name.removeprefix(CLIP_G_PREFIX) for name in weights.names if name.startswith(CLIP_G_PREFIX)]
@@ -142,7 +143,7 @@ def extract_networks(weights: Weights, kind: str) -> Networks:
     networks: Networks = {}
     if find_encoder_prefixes(weights):
         tensors = extract_encoder(weights)
-        if TOKEN_EMBEDDING not in tensors:
+        if TOKEN_EMBEDDING not in tensors or tensors[TOKEN_EMBEDDING].dim() != 2:
             raise AdvUnlearnError(f"{weights.source} has no token embedding table: its text encoder is incomplete")
         if not is_clip_g(tensors):
             networks["encoder"] = tensors
@@ -152,7 +153,7 @@ def extract_networks(weights: Weights, kind: str) -> Networks:
             networks["second_encoder"] = tensors
     names = [name for name in weights.names if name.startswith(CLIP_G_PREFIX)]
     clip_g = from_openclip({name.removeprefix(CLIP_G_PREFIX): weights.read(name) for name in names})
-    if TOKEN_EMBEDDING in clip_g:
+    if TOKEN_EMBEDDING in clip_g and clip_g[TOKEN_EMBEDDING].dim() == 2:
         networks.setdefault("second_encoder", clip_g)
     if kind == DIFFUSERS_UNET:
         networks["unet"] = {name: weights.read(name) for name in weights.names}
@@ -246,7 +247,7 @@ def count_equal_others(weights: Weights, base: Weights) -> dict[str, int] | None
     )
     if not names or not base_names:
         return None
-    equal = sum(is_bit_equal(weights.read(name), base.read(name)) for name in names & base_names)
+    equal = sum(is_bit_equal(weights.copy(name), base.copy(name)) for name in names & base_names)
     return {"equal": equal, "of": len(names | base_names)}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from .detect import CLIP_G_WIDTH, detect_weights_kind, name_clip_encoder
+from .detect import CLIP_G_WIDTH, detect_weights_kind, get_size, name_clip_encoder
 from .text_encoders import PROJECTION, TEXT_PREFIX, extract_encoder
 from .weights import Weights, describe_mismatch, get_shapes
 
@@ -41,7 +41,7 @@ UNUSED = "logit_scale"  # trained with the encoder; image generation does not us
 def is_clip_g(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether an encoder is CLIP-G, by its width."""
     table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
-    return table is not None and table.shape[-1] == CLIP_G_WIDTH
+    return table is not None and get_size(table.shape, -1) == CLIP_G_WIDTH
 
 
 def from_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,13 +52,19 @@ def from_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         module, _, end = inner.rpartition(".")
         if name in OUTER_NAMES:
             new_name = OUTER_NAMES[name]
-            state[new_name] = tensor.T.contiguous() if new_name == PROJECTION else tensor
+            state[new_name] = _transpose(tensor) if new_name == PROJECTION else tensor
         elif inner.startswith(FUSED_QKV):
+            if not tensor.dim() or tensor.shape[0] % len(SEPARATE_QKV):
+                raise AdvUnlearnError(f"{name!r} is {tuple(tensor.shape)}, which is no query, key and value in one")
             for which, piece in zip(SEPARATE_QKV, tensor.chunk(3), strict=True):
                 state[f"{TRANSFORMERS_LAYER}{layer}.{which}{inner.removeprefix(FUSED_QKV)}"] = piece.contiguous()
         elif module in LAYER_NAMES:
             state[f"{TRANSFORMERS_LAYER}{layer}.{LAYER_NAMES[module]}.{end}"] = tensor
     return state
+
+
+def _transpose(matrix: Tensor) -> Tensor:
+    return matrix.T.contiguous() if matrix.dim() == 2 else matrix
 
 
 def to_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -70,11 +76,14 @@ def to_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layer, _, inner = name.removeprefix(TRANSFORMERS_LAYER).partition(".")
         module, _, end = inner.rpartition(".")
         if name in outer_names:
-            state[outer_names[name]] = tensor.T.contiguous() if name == PROJECTION else tensor
+            state[outer_names[name]] = _transpose(tensor) if name == PROJECTION else tensor
         elif module in layer_names:
             state[f"{OPENCLIP_LAYER}{layer}.{layer_names[module]}.{end}"] = tensor
         elif inner.startswith(SEPARATE_QKV[0]):
-            pieces = [tensors[f"{TRANSFORMERS_LAYER}{layer}.{which}{end}"] for which in SEPARATE_QKV]
+            names = [f"{TRANSFORMERS_LAYER}{layer}.{which}{end}" for which in SEPARATE_QKV]
+            if lost := [other for other in names if other not in tensors or not tensors[other].dim()]:
+                raise AdvUnlearnError(f"the text encoder lacks {lost[0]!r}; give a complete one")
+            pieces = [tensors[other] for other in names]
             state[f"{OPENCLIP_LAYER}{layer}.{FUSED_QKV}{end}"] = torch.cat(pieces)
     return state
 

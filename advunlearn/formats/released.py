@@ -13,12 +13,11 @@ import inspect
 import os
 import pathlib
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import AdvUnlearnError
+from ..errors import AdvUnlearnError, shorten_error
 from ..files import PARTIAL, SHA256_DIGITS, TEXT_ENCODER_WEIGHTS, compute_digest, replace_atomically, write_atomic
 
 RELEASED_REPO = "OPTML-Group/AdvUnlearn"
@@ -112,12 +111,6 @@ def find_remote_file(
             raise HubError(f"{url} comes without a size, a commit or a hash to check it by")
         return RemoteFile(folder=folder, name=name, url=url, size=found.size, digest=digest, commit=found.commit_hash)
     raise HubError(f"{RELEASED_REPO} has no {' or '.join(names)} in {folder}")
-
-
-def shorten_error(error: Exception) -> str:
-    """Return the first line of an error message, at most 200 characters long."""
-    lines = str(error).strip().splitlines()
-    return textwrap.shorten(lines[0] if lines else type(error).__name__, 200)
 
 
 def download(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..config.io import PREDICTION_TYPES
 from ..errors import AdvUnlearnError
-from .detect import SD1, UNET_PREFIX, detect_checkpoint_kind
+from .containers import PICKLE_SUFFIXES
+from .detect import SD1, UNET_PREFIX, detect_checkpoint_kind, get_size
 from .ldm_keys import SD1_SCALING_FACTOR, VAE_PREFIX
 from .text_encoders import (
     SHAPES_FOLDER,
@@ -26,7 +27,7 @@ from .text_encoders import (
     find_encoder_prefixes,
     require_encoder_shapes,
 )
-from .weights import PICKLE_SUFFIXES, Weights, describe_mismatch, get_shapes
+from .weights import Weights, describe_mismatch, get_shapes
 
 CHECKPOINT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 TAESD_PREFIX = VAE_PREFIX + "taesd_"
@@ -102,14 +103,14 @@ def _read_unet_levels(weights: Weights) -> list[list[tuple[int, bool]]]:
         elif prefix + "0.in_layers.0.weight" not in names:
             return levels
         elif prefix + "0.out_layers.3.weight" in names:
-            channels = weights.shape(prefix + "0.out_layers.3.weight")[0]
+            channels = get_size(weights.shape(prefix + "0.out_layers.3.weight"))
             levels[-1].append((channels, prefix + "1.norm.weight" in names))
         block += 1
 
 
 def read_resolution(weights: Weights) -> tuple[int, int]:
     """Return the height and width in pixels that a file states it was trained at, or 512 x 512."""
-    stated = re.fullmatch(r"(\d+)x(\d+)", weights.metadata.get("modelspec.resolution", ""))
+    stated = re.fullmatch(r"(\d{1,5})x(\d{1,5})", weights.metadata.get("modelspec.resolution", ""))
     return (max(8, int(stated[2])), max(8, int(stated[1]))) if stated else (512, 512)
 
 
@@ -124,7 +125,7 @@ def infer_vae_config(weights: Weights) -> ConfigDict:
     config = load_sd15_config("vae")
     channels: list[int] = []
     while (name := f"{VAE_PREFIX}encoder.down.{len(channels)}.block.0.conv1.weight") in names:
-        channels.append(weights.shape(name)[0])
+        channels.append(get_size(weights.shape(name)))
     if not channels:
         return config
     first_level = rf"{re.escape(VAE_PREFIX)}encoder\.down\.0\.block\.\d+\.conv1\.weight"
@@ -138,13 +139,18 @@ def infer_vae_config(weights: Weights) -> ConfigDict:
 
 def _infer_taesd_config(weights: Weights) -> ConfigDict:
     def read_number(name: str, default: float) -> float:
-        return float(weights.read(VAE_PREFIX + name)) if VAE_PREFIX + name in weights.names else default
+        if VAE_PREFIX + name not in weights.names:
+            return default
+        value = weights.read(VAE_PREFIX + name)
+        if value.numel() != 1:
+            raise AdvUnlearnError(f"{weights.source}: {name!r} is not one number; the TAESD in it is damaged")
+        return float(value)
 
     scale = read_number("vae_scale", 1.0)
     first = TAESD_PREFIX + "decoder.1.weight"
     if read_number("vae_shift", 0.0) or not scale or first not in weights.names:
         raise AdvUnlearnError(f"{weights.source}: the TAESD in it is not one of Stable Diffusion 1.x")
-    channels = [weights.shape(first)[0]] * 4
+    channels = [get_size(weights.shape(first))] * 4
     return {
         "_class_name": "AutoencoderTiny",
         "scaling_factor": SD1_SCALING_FACTOR / scale,
@@ -201,7 +207,7 @@ def _convert(
 ) -> dict[str, Tensor]:
     try:
         return converter(state, dict(config))
-    except (KeyError, AttributeError) as error:  # raised by the converter for a tensor that is missing
+    except Exception as error:  # the converter raises anything for a tensor that is missing or mis-shaped
         raise AdvUnlearnError(f"{source} does not have the layout of Stable Diffusion 1.x ({error})") from error
 
 

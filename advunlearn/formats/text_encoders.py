@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdvUnlearnError
-from ..files import TEXT_ENCODER_WEIGHTS, write_atomic, write_safetensors
+from ..files import TEXT_ENCODER_WEIGHTS, write_atomic
 from .detect import count_layers, detect_weights_kind, name_clip_encoder, require_width
+from .tensors import write_safetensors
 from .weights import TensorShapes, Weights, describe_mismatch, find_weights_file, get_shapes, open_weights
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ ENCODER_FORMAT = "advunlearn.text_encoder.v1"
 SHAPES_FOLDER = pathlib.Path(__file__).parents[1] / "data" / "shapes"
 CLIP_L_CONFIG = SHAPES_FOLDER / "sd15" / "text_encoder" / "config.json"
 CLIP_G_CONFIG = SHAPES_FOLDER / "sdxl" / "text_encoder_2" / "config.json"
+# The largest sizes that a text encoder's config.json may state.
+CONFIG_LIMITS = {
+    "hidden_size": 1 << 13,
+    "intermediate_size": 1 << 15,
+    "num_hidden_layers": 128,
+    "num_attention_heads": 128,
+    "vocab_size": 1 << 20,
+    "max_position_embeddings": 1 << 13,
+}
 # The prefixes of CLIP-L's `encoder.` and `embeddings.` in files, the most specific first.
 ENCODER_PREFIXES = tuple(
     root + prefix
@@ -89,7 +99,8 @@ def require_encoder_shapes(expected: TensorShapes, tensors: Mapping[str, Tensor]
     Names are with or without `text_model.`; buffers and projections are not compared.
     """
     expected = _strip_names(expected)
-    require_width(tensors, expected["encoder.layers.0.layer_norm1.weight"][-1], source)
+    if norm := expected.get("encoder.layers.0.layer_norm1.weight"):
+        require_width(tensors, norm[-1], source)
     if wrong := describe_mismatch(expected, _strip_names(get_shapes(tensors))):
         raise AdvUnlearnError(
             f"{source} {wrong}: it is not a text encoder of this model's shape; give a CLIP text encoder trained from "
@@ -171,13 +182,40 @@ def compute_encoder_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a CLIPTextModel's weights, under `text_model.` keys, for a configuration."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    with torch.device("meta"):
-        shapes = get_shapes(CLIPTextModel(CLIPTextConfig(**config)).state_dict())
+    try:
+        with torch.device("meta"):
+            shapes = get_shapes(CLIPTextModel(CLIPTextConfig(**config)).state_dict())
+    except Exception as error:  # transformers raises anything for a value of another type
+        raise AdvUnlearnError(f"no CLIP text encoder has such a configuration ({str(error)[:200]})") from error
     return {
         TEXT_PREFIX + name.removeprefix(TEXT_PREFIX): shape
         for name, shape in shapes.items()
         if not name.endswith("position_ids")
     }
+
+
+def read_encoder_config(file: pathlib.Path) -> ConfigDict:
+    """Return the content of a text encoder's config.json; of a whole CLIP's the text encoder's part.
+
+    Raises AdvUnlearnError for a file that is no such configuration, or has a size out of range.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdvUnlearnError(f"{file} cannot be read ({str(error)[:200]}); download it again") from error
+    if not isinstance(config, dict):
+        raise AdvUnlearnError(f"{file} is no configuration: it holds {type(config).__name__}; download it again")
+    part = config.get("text_config", config)
+    if not isinstance(part, dict) or "hidden_size" not in part:
+        return {}  # of another kind of model, such as the UNet in whose folder a file lies
+    for name, most in CONFIG_LIMITS.items():
+        value = part.get(name, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise AdvUnlearnError(f"{file}: {name} is {str(value)[:40]!r}; it must be a number from 1 to {most}")
+    heads = part.get("num_attention_heads", 1)
+    if part["hidden_size"] % heads:
+        raise AdvUnlearnError(f"{file}: hidden_size {part['hidden_size']} is not divisible by {heads} heads")
+    return part
 
 
 def find_encoder_config(tensors: Mapping[str, Tensor], source: str, *bases: str) -> ConfigDict:
@@ -191,7 +229,7 @@ def find_encoder_config(tensors: Mapping[str, Tensor], source: str, *bases: str)
     vocabulary, width = table.shape
     candidates = [find_weights_file(path).with_name("config.json") for path in (source, *bases)]
     for file in (*candidates, CLIP_L_CONFIG, CLIP_G_CONFIG):
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = read_encoder_config(file) if file.is_file() else {}
         if (config.get("vocab_size"), config.get("hidden_size")) == (vocabulary, width):
             return config
     raise AdvUnlearnError(
@@ -247,7 +285,8 @@ def extract_encoder(weights: Weights) -> dict[str, Tensor]:
 
 def _require_equal_copy(weights: Weights, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
     for name, stored in names.items():
-        if name not in tensors or not torch.equal(tensors[name], weights.read(stored)):
+        copy = weights.read(stored)
+        if name not in tensors or tensors[name].dtype != copy.dtype or not torch.equal(tensors[name], copy):
             raise AdvUnlearnError(
                 f"{weights.source} holds its text encoder twice, and the copies differ, first in {stored!r}; "
                 "save it again from where it was trained"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pathlib
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import AdvUnlearnError
+from ..errors import AdvUnlearnError, shorten_error
 from ..files import TEXT_ENCODER_WEIGHTS
+from .containers import SAFETENSORS, detect_container
+from .pickles import read_pickle
+from .tensors import TENSORS_HASH, require_finite, require_weight, update_digest
 
 TensorShapes = Mapping[str, tuple[int, ...]]
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +27,39 @@ class Weights:
 
     source: str  # the file's name in messages
     names: tuple[str, ...]
-    read: Callable[[str], Tensor]
+    read_any: Callable[[str], Tensor]  # reads a tensor as it is, whatever it holds
     shape: Callable[[str], tuple[int, ...]]
     metadata: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str] | None = None) -> Weights:
-        """Return tensors in memory in the form of an open file."""
+        """Return tensors in memory in the form of an open file. Those that share memory are copied when read."""
+        uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+
+        def read(name: str) -> Tensor:
+            storage = tensors[name].untyped_storage()
+            is_separate = storage.nbytes() == tensors[name].nbytes and uses[storage.data_ptr()] == 1
+            return tensors[name] if is_separate else tensors[name].clone()
+
         return Weights(
             source=source,
             names=tuple(tensors),
-            read=tensors.__getitem__,
+            read_any=read,
             metadata=dict(metadata or {}),
             shape=lambda name: tuple(tensors[name].shape),
         )
+
+    def read(self, name: str) -> Tensor:
+        """Read a weight. Raises AdvUnlearnError for an integer tensor, a NaN or an infinity."""
+        tensor = self.read_any(name)
+        require_weight(name, tensor, self.source)
+        return tensor
+
+    def copy(self, name: str) -> Tensor:
+        """Read a tensor of a part that is only copied: integers may be in it, but no NaN and no infinity."""
+        tensor = self.read_any(name)
+        require_finite(name, tensor, self.source)
+        return tensor
 
 
 def find_weights_file(
@@ -90,54 +111,58 @@ def describe_mismatch(expected: TensorShapes, actual: TensorShapes, owner: str =
 
 @contextlib.contextmanager
 def open_weights(path: str | pathlib.Path) -> Iterator[Weights]:
-    """Open a file of weights, or the one in a folder.
+    """Open a file of weights, or the one in a folder. Everything that reads weights reads them here.
 
-    Pickles are read with `weights_only`, which runs no code. Raises AdvUnlearnError when the file cannot be read.
+    Pickles are read with `weights_only`, which runs no code. A file that states the SHA-256 of its tensors, as this
+    library's do, is read once more to compare it.
+
+    Raises AdvUnlearnError, whatever is wrong with the file: another kind of file, damage, or tensors that are larger
+    than the file.
     """
     path = find_weights_file(path)
-    if path.suffix in PICKLE_SUFFIXES:
-        yield Weights.from_tensors(_read_pickle(path), str(path))
+    with contextlib.ExitStack() as stack:
+        weights = _open_file(path, stack)
+        _require_hash(weights)
+        yield weights
+
+
+def _open_file(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
+    container = detect_container(path)
+    if container != SAFETENSORS:
+        return Weights.from_tensors(read_pickle(path, container), str(path))
+    try:
+        file = stack.enter_context(safe_open(path, "pt"))
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
+    except Exception as error:  # the library raises more than SafetensorError
+        raise AdvUnlearnError(_describe_unreadable(path, error)) from error
+
+    def read(name: str) -> Tensor:
+        try:
+            return file.get_tensor(name)
+        except Exception as error:
+            raise AdvUnlearnError(f"{path}: {name!r} cannot be read ({shorten_error(error)})") from error
+
+    return Weights(source=str(path), names=tuple(shapes), read_any=read, shape=shapes.__getitem__, metadata=metadata)
+
+
+def _describe_unreadable(path: pathlib.Path, error: Exception) -> str:
+    return (
+        f"{path} is not a readable safetensors file ({shorten_error(error)}); give the file that training wrote, or "
+        "download it again"
+    )
+
+
+def _require_hash(weights: Weights) -> None:
+    """Raise AdvUnlearnError if a file states another SHA-256 of its tensors than they have."""
+    stated = weights.metadata.get(TENSORS_HASH)
+    if stated is None:
         return
-    try:
-        file = safe_open(path, "pt").__enter__()
-    except (SafetensorError, OSError) as error:
+    digest = hashlib.sha256()
+    for name in sorted(weights.names):
+        update_digest(digest, name, weights.read_any(name))
+    if digest.hexdigest() != stated:
         raise AdvUnlearnError(
-            f"{path} is not a readable safetensors file ({error}); give the file that training wrote, or download it "
-            "again"
-        ) from error
-    try:
-        yield Weights(
-            source=str(path),
-            names=tuple(file.keys()),
-            read=file.get_tensor,
-            metadata=dict(file.metadata() or {}),
-            shape=lambda name: tuple(file.get_slice(name).get_shape()),
+            f"{weights.source} is damaged or was changed: the SHA-256 of its tensors is {digest.hexdigest()[:12]}..., "
+            f"and it states {stated[:12]}... ({TENSORS_HASH}); take an intact copy, or make it again"
         )
-    finally:
-        file.__exit__(None, None, None)
-
-
-def _read_pickle(path: pathlib.Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may raise anything
-        code = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:) (\S+)", str(error))
-        reason = f"it holds {code[1]}, which may run code" if code else "it is damaged, or holds more"
-        raise AdvUnlearnError(
-            f"{path} cannot be read as weights alone ({reason}); no code in it was run. "
-            "If you trust it, convert it to safetensors elsewhere"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return _copy_shared({str(name): value for name, value in state.items() if isinstance(value, Tensor)})
-
-
-def _copy_shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share memory with others: pickles have them, and safetensors does not write them."""
-    storages: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        is_separate = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
-        storages.add(storage.data_ptr())
-        separate[name] = tensor if is_separate else tensor.clone()
-    return separate

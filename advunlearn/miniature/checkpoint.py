@@ -16,8 +16,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..files import CLIP_TOKENIZER, TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS, write_safetensors
+from ..files import CLIP_TOKENIZER, TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS
 from ..formats.ldm_keys import build_checkpoint_state
+from ..formats.tensors import write_safetensors
 from . import path
 
 Shapes = Mapping[str, torch.Size]

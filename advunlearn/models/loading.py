@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import miniature
-from ..errors import AdvUnlearnError
-from ..files import CLIP_TOKENIZER
+from ..errors import AdvUnlearnError, shorten_error
+from ..files import CLIP_TOKENIZER, TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS
 from ..formats import single_file
-from ..formats.weights import open_weights
+from ..formats.weights import find_weights_file, open_weights
 from .ddim import scale_batch
 from .denoiser import Denoiser
 from .diffusers_denoiser import DiffusersDenoiser
@@ -127,8 +126,8 @@ def load(
         parts = read(path, dtype, prediction_type, attention)
     except AdvUnlearnError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise AdvUnlearnError(f"model {name!r} could not be read: {error}") from error
+    except Exception as error:  # diffusers and transformers raise anything for a damaged folder
+        raise AdvUnlearnError(f"model {name!r} could not be read: {shorten_error(error)}") from error
     width = embedding_table(parts.text_encoder).shape[1]
     if parts.unet.config.cross_attention_dim != width:
         raise AdvUnlearnError(
@@ -177,6 +176,7 @@ def _read_part(kind: Any, folder: pathlib.Path, faults: Sequence[str] = ("missin
 
     Raises AdvUnlearnError when the loader reports one of the `faults` (keys of `LOADING_FAULTS`).
     """
+    check_part(folder)
     part, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     for fault in faults:
         if names := info[fault]:
@@ -185,6 +185,17 @@ def _read_part(kind: Any, folder: pathlib.Path, faults: Sequence[str] = ("missin
                 f"{min(names)!r}; its images would be wrong; save or download that folder again"
             )
     return part
+
+
+def check_part(folder: pathlib.Path) -> None:
+    """Read all weights of a part of a diffusers folder once, before another library does.
+
+    Raises AdvUnlearnError for a file that `open_weights` refuses, and for the first tensor with a NaN or an infinity.
+    """
+    advice = "a complete diffusers folder"
+    with open_weights(find_weights_file(folder, (*TEXT_ENCODER_WEIGHTS, *UNET_WEIGHTS), (), advice)) as weights:
+        for name in sorted(weights.names):
+            weights.copy(name)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ..errors import AdvUnlearnError
-from ..files import UNET_WEIGHTS, write_safetensors
+from ..files import UNET_WEIGHTS
 from ..formats import single_file
 from ..formats.detect import UNET_PREFIX, detect_weights_kind
 from ..formats.ldm_keys import build_checkpoint_state, map_unet_keys
+from ..formats.tensors import write_safetensors
 from ..formats.text_encoders import encode_metadata, export_state
 from ..formats.weights import describe_mismatch, find_weights_file, open_weights
 from .diffusers_denoiser import DiffusersDenoiser

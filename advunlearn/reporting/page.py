@@ -143,6 +143,12 @@ def list_other_attacks(models: Mapping[str, object]) -> list[str]:
     return [name for name in OTHER_ATTACKS if name in run]
 
 
+def format_warnings(models: Mapping[str, object]) -> list[str]:
+    """Return the warnings of a report's models, each with the model's name."""
+    warnings = {name: look_up(model, "warnings") for name, model in models.items()}
+    return [f"WARNING: {name}, {text}" for name, each in warnings.items() if isinstance(each, list) for text in each]
+
+
 def list_metrics(models: Mapping[str, object]) -> tuple[Metric, ...]:
     """Return the rows of the results table."""
     others = [
@@ -327,7 +333,7 @@ def render(report: Mapping[str, object], images: Mapping[str, bytes], curves: Cu
         .render(
             chart_css=Markup(CHART_CSS),
             title=f"Concept erasure report: {look_up(report, 'concept') or '-'}",
-            summary=summarize(models),
+            summary=[*summarize(models), *format_warnings(models)],
             models=list(names.values()),
             stacked_results=len(names) > WIDE,
             results=[

@@ -11,7 +11,7 @@ from ..config.attacks import DEFAULT_ATTACKS
 from ..evaluation.evaluator import Measurement
 from ..files import write_atomic
 from .images import grid, overview, png
-from .page import list_other_attacks, look_up, look_up_mapping, read_counts, render
+from .page import format_warnings, list_other_attacks, look_up, look_up_mapping, read_counts, render
 
 SHORT_NAMES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
 LOSSES = ("erase", "retain", "attack_start", "attack_end")
@@ -33,6 +33,7 @@ def format_table(report: Mapping[str, Any]) -> str:
         counts = (read_counts(look_up(model, *path.split())) for path in paths.values())
         cells = (f"{pair[0]}/{pair[1]}" if pair else "-" for pair in counts)
         lines.append(f"{name:<24}" + "".join(f"{cell:>16}" for cell in cells))
+    lines += format_warnings(models)
     return "\n".join(lines)
 
 

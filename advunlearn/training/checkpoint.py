@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map_only
 from ..config.base import first_difference
 from ..config.renamed import with_current_names
 from ..errors import AdvUnlearnError, TrainingDiverged
-from ..files import PARTIAL, STATE, write_atomic
+from ..files import PARTIAL, STATE, compute_digest, write_atomic
+from ..formats.tensors import hash_tree
 from .bank import Banks
 from .distributed import SINGLE, Processes
 
@@ -38,13 +39,17 @@ class Checkpoints:
     def __init__(self, folder: str | pathlib.Path, every: int = 50) -> None:
         self.folder = pathlib.Path(folder)
         self.every = every
+        self._bank_digest: dict[str, str] = {}  # of the last bank file, by its name
 
     def save(self, state: Mapping[str, Any], banks: Mapping[str, Any], version: str) -> None:
         """Write a state and, if their version is new, the banks; delete the banks that no state names."""
         path = self.folder / BANK.format(version)
         if not path.exists():
             write_atomic(path, lambda file: torch.save(banks, file))
-        content = {**state, "format": FORMAT, "bank": path.name}
+        if path.name not in self._bank_digest:
+            self._bank_digest = {path.name: compute_digest(path)}
+        content = {**state, "format": FORMAT, "bank": path.name, "bank_sha256": self._bank_digest[path.name]}
+        content["sha256"] = hash_tree(content)
         write_atomic(self.folder / STATE, lambda file: torch.save(content, file))
         for other in self.folder.glob(BANK.format("*")):
             if other != path:
@@ -63,7 +68,10 @@ class Checkpoints:
             raise AdvUnlearnError(f"{self.folder} holds no {STATE} to resume; start the run without resume")
         try:
             state = torch.load(self.folder / STATE, weights_only=True)
+            self._require_intact(state)
             banks = torch.load(self.folder / state["bank"], weights_only=True)
+        except AdvUnlearnError:
+            raise
         except Exception as error:  # a damaged pickle can raise anything
             raise AdvUnlearnError(
                 f"the state in {self.folder} cannot be read ({error}); start the run again without resume"
@@ -80,6 +88,19 @@ class Checkpoints:
                 "or start a new run in another folder"
             )
         return state, {name: {**tensors, **state["counters"][name]} for name, tensors in banks.items()}
+
+    def _require_intact(self, state: dict[str, Any]) -> None:
+        """Raise AdvUnlearnError if the state or its bank have another SHA-256 than was saved; old states have none."""
+        digest = state.pop("sha256", None)
+        bank = self.folder / state["bank"]
+        damaged = [self.folder / STATE] if digest is not None and hash_tree(state) != digest else []
+        if state.get("bank_sha256", "") not in ("", compute_digest(bank)):
+            damaged.append(bank)
+        if damaged:
+            raise AdvUnlearnError(
+                f"{damaged[0]} is damaged: its SHA-256 is not the one that was saved; a run resumed from it would end "
+                "with other weights: start the run again without resume"
+            )
 
     def remove(self) -> None:
         """Delete the state and its banks."""

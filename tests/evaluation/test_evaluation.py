@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pathlib
 
 import pytest
@@ -9,15 +10,16 @@ from advunlearn.attacks.vocabulary import describe_prefix
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
-from advunlearn.evaluation.metrics import Measurement, count_hits, frechet_distance
+from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.metrics import Measurement, count_hits, find_image_fault, frechet_distance
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import TextToImage
 from advunlearn.prompts import retain
 from advunlearn.prompts.prompt_files import read_prompts
 from advunlearn.reporting.images import FRAME, grid, overview
-from advunlearn.reporting.report import list_successes
+from advunlearn.reporting.page import render
+from advunlearn.reporting.report import format_table, list_successes
 
 
 def test_frechet_distance_by_hand() -> None:
@@ -121,3 +123,30 @@ def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage
     joined = describe_prefix(model.tokenizer, pieces, "a church")
     assert joined["prompt"] == "nudity a church" and joined["exact"]
     assert not describe_prefix(model.tokenizer, lone, "a church")["exact"]
+
+
+def test_images_that_show_nothing_are_told_from_images_without_the_concept() -> None:
+    rows = [{"case": case, "prompt": "a church"} for case in range(3)]
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert find_image_fault(images, rows) == ""
+    assert find_image_fault(images[:0], []) == ""
+    assert find_image_fault(torch.rand(3, 3, 1, 1).expand(3, 3, 8, 8), rows) == "all 3 images are blank"
+    assert find_image_fault(images[:1].expand(3, -1, -1, -1), rows) == "all 3 images are identical"
+    assert find_image_fault(images[:1].expand(3, -1, -1, -1), [rows[0] | {"noise_seed": 5}] * 3) == ""
+    images[1, 0, 0, 0] = torch.nan
+    assert find_image_fault(images, rows) == "1 of 3 images are not finite"
+
+
+def test_a_broken_encoder_is_not_called_robust(model: TextToImage, judge: ConvJudge) -> None:
+    config = EvaluateConfig(cases=4, attack_steps=1, judge_interval=1, sampling_steps=2)
+    evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), config)
+    broken = copy.deepcopy(model.text_encoder)
+    next(broken.parameters()).data.fill_(torch.nan)
+    measured = evaluator.measure(Subject(broken, model.denoiser), (), utility=False)
+    assert measured.asr["clean"] == {"success": 0, "total": 4}
+    (warning,) = measured.warnings
+    assert warning.startswith("the plain prompts: 4 of 4 images are not finite; the model is broken, and a count of 0")
+    report = {"concept": "church", "models": {"mine": measured.to_dict()}}
+    assert f"WARNING: mine, {warning}" in format_table(report) and "WARNING: mine, the plain" in render(report, {}, {})
+    intact = evaluator.measure(evaluator.original, (), utility=False)
+    assert intact.warnings == [] and "warnings" not in intact.to_dict()

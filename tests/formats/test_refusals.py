@@ -29,9 +29,11 @@ def rows() -> dict[str, tuple[list[str], str]]:
 
 
 def encoder(width: int = 768, **more: torch.Tensor) -> Tensors:
-    """Return CLIP-L's tensors, all zero and in eight bits."""
+    """Return CLIP-L's tensors, all zero and in eight bits (fp8)."""
     shapes = compute_encoder_shapes(load_sd15_config("text_encoder"))
-    return {k: torch.zeros([width if n == 768 else n for n in v], dtype=torch.int8) for k, v in shapes.items()} | more
+    return {
+        k: torch.zeros([width if n == 768 else n for n in v], dtype=torch.float8_e4m3fn) for k, v in shapes.items()
+    } | more
 
 
 def checkpoint(channels: int = 4, width: int = 768, clip: bool = True, vae: bool = True) -> Tensors:
@@ -110,8 +112,8 @@ FILES: dict[str, Callable[[pathlib.Path], str]] = {
     "an encoder of a shape of its own": safetensors(lambda: encoder(96)),
     "the published .pt, its copies differing": pickle(
         lambda: (
-            {f"text_encoder.{k}": v for k, v in encoder().items()}
-            | {k.removeprefix("text_model."): v + (k == NORM) for k, v in encoder().items()}
+            {f"text_encoder.{k}": v.half() for k, v in encoder().items()}
+            | {k.removeprefix("text_model."): v.half() + (k == NORM) for k, v in encoder().items()}
         ),
         "file.pt",
     ),

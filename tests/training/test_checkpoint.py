@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
 
 from advunlearn.cli.main import main
 from advunlearn.cli.run_folder import LOG, SAMPLES
@@ -291,8 +293,28 @@ def test_a_generator_that_is_not_restored_shows(model: TextToImage, whole: Train
         run(model, tmp_path, stop=(3, 1))
     state = torch.load(tmp_path / STATE, weights_only=True)
     state["generators"] = [torch.Generator().manual_seed(CONFIG.seed).get_state() for _ in state["generators"]]
+    del state["sha256"]
     torch.save(state, tmp_path / STATE)
     assert not same(run(model, tmp_path, resume=True), whole)
+
+
+@pytest.mark.parametrize("file", [STATE, "bank-*.pt"])
+def test_a_flipped_bit_in_the_state_or_the_bank_is_refused_by_name(
+    model: TextToImage, tmp_path: pathlib.Path, file: str
+) -> None:
+    with pytest.raises(Cancelled):
+        run(model, tmp_path, stop=(3, 1))
+    (path,) = tmp_path.glob(file)
+    intact = path.read_bytes()
+    tensors = [leaf for leaf in tree_leaves(torch.load(path, weights_only=True)) if isinstance(leaf, torch.Tensor)]
+    largest = max(tensors, key=lambda tensor: tensor.unique().numel())
+    changed = bytearray(intact)
+    changed[intact.index(largest.numpy().tobytes()) + largest.nbytes // 2] ^= 4  # torch reads it without a check
+    path.write_bytes(changed)
+    with pytest.raises(AdvUnlearnError, match=f"{re.escape(str(path))} is damaged: its SHA-256"):
+        run(model, tmp_path, resume=True)
+    path.write_bytes(intact)
+    run(model, tmp_path, resume=True)
 
 
 def test_a_new_run_in_a_used_folder_keeps_a_bank_of_its_own(model: TextToImage, tmp_path: pathlib.Path) -> None:

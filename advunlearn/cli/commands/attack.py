@@ -41,4 +41,4 @@ def run(args: Namespace) -> None:
         f"{args.method}: {counts['sum']['success']} of {counts['sum']['total']} (without attack "
         f"{counts['without_attack']['success']}); wrote {folder / 'attack.json'}"
     )
-    print_result(args, result, "\n  ".join([text, *prompts]))
+    print_result(args, result, "\n  ".join([text, *prompts, *(f"WARNING: {each}" for each in measured.warnings)]))
