@@ -146,7 +146,7 @@ def test_the_other_adversarial_modes_run_and_report_their_losses(
 
 @pytest.mark.parametrize("with_vae", [True, False])
 def test_a_run_on_two_concepts_shows_its_losses_and_its_samples(server: Server, with_vae: bool) -> None:
-    graph = train_graph("two", concept="church\ncastle", sample_every=2, retain_prompts="a dog")
+    graph = train_graph("two", concept="church\ncastle", iterations=1, sample_every=1, retain_prompts="a dog")
     if with_vae:
         graph["train"]["inputs"]["vae"] = ["ckpt", 2]
     server.last_picture = None
@@ -158,13 +158,13 @@ def test_a_run_on_two_concepts_shows_its_losses_and_its_samples(server: Server, 
 
 
 def test_a_preset_overrides_the_settings(server: Server) -> None:
-    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="official", retain_set="coco"))
-    # The published run has 1000 iterations, 200 of them warm-up; the bar counts 30 attack steps in each of the others.
+    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="advunlearn"))
+    # Two trajectories, then the published 1000 iterations: 200 of warm-up, the others with 30 attack steps each.
     total = server.wait_for_progress("train", 1)["max"]
     server.request("interrupt", {})
     with pytest.raises(HostError, match="execution_interrupted"):
         server.wait(prompt_id)
-    assert total == 1000 + 800 * 30
+    assert total == 2 + 1000 + 800 * 30
 
 
 def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
