@@ -1,4 +1,4 @@
-"""Export the miniature as a Stable Diffusion 1.5 checkpoint, for hosts that support only that shape.
+"""Export the miniature as a Stable Diffusion 1.5 checkpoint, for hosts that support only that architecture.
 
 The model is widened exactly: a channel is repeated k times and every weight that reads it is divided by k, so that each
 layer computes the same function (Net2Net, arXiv 1511.05641). Attention logits would grow by sqrt(k), so the queries are
@@ -76,7 +76,7 @@ def widen_state(state: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Tensor
 
 
 def widen_text_encoder(state: Mapping[str, Tensor], shapes: Shapes, token_ids: Tensor) -> dict[str, Tensor]:
-    """Return the text encoder's weights with CLIP's twelve layers and its whole vocabulary.
+    """Return the text encoder's weights with CLIP's twelve layers and full vocabulary.
 
     Args:
         state: the narrow encoder's weights, without the prefix `text_model.`.
@@ -94,7 +94,7 @@ def widen_text_encoder(state: Mapping[str, Tensor], shapes: Shapes, token_ids: T
 
 
 def _identity_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Return a weight of an additional layer, which adds nothing to the residual stream and so is an identity."""
+    """Return a weight of an additional layer that adds nothing to the residual stream, so that it is the identity."""
     if "layer_norm" in name and name.endswith("weight"):
         return torch.ones(shape)
     if name.endswith(("out_proj.weight", "fc2.weight", "bias")):

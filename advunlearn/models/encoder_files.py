@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -79,7 +78,7 @@ def matching_part(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Modul
 
 
 def save_encoders(
-    folder: str | pathlib.Path, encoder: nn.Module, encoders: Encoders, metadata: Mapping[str, Any]
+    folder: str | pathlib.Path, encoder: nn.Module, encoders: Encoders, metadata: Mapping[str, object]
 ) -> list[pathlib.Path]:
     """Write the trained ones of Stable Diffusion XL's encoders: `clip_l.safetensors`, `clip_g.safetensors`.
 
@@ -87,13 +86,14 @@ def save_encoders(
     If `metadata` has `BASE_HASHES`, each file gets the hash of its encoder only.
     """
     shared = {k: v for k, v in metadata.items() if k != BASE_HASHES}
+    hashes = metadata.get(BASE_HASHES)
     written = []
     for name, part in encoder_parts(encoder).items():
         file = pathlib.Path(folder) / f"{name}.safetensors"
         if encoders not in ("both", name):
             file.unlink(missing_ok=True)
             continue
-        base = {"advunlearn.base_sha256": metadata[BASE_HASHES][name]} if BASE_HASHES in metadata else {}
+        base = {"advunlearn.base_sha256": hashes[name]} if isinstance(hashes, Mapping) else {}
         written.append(save_encoder(file, part, shared | base))
     return written
 

@@ -223,7 +223,7 @@ def _read_file(path: pathlib.Path, dtype: torch.dtype, prediction_type: str, att
     options = {"attn_implementation": attention} if attention else {}
     config = CLIPTextConfig(**{**configs["text_encoder"], **options})
     with _without_progress_bar():
-        encoder: Any = CLIPTextModel.from_pretrained(None, config=config, state_dict=states["text_encoder"])
+        encoder = CLIPTextModel.from_pretrained(None, config=config, state_dict=states["text_encoder"])
     unet, vae = single_file.build_meta_modules(configs)
     for part, state in ((unet, states["unet"]), (vae, states["vae"])):
         part.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)

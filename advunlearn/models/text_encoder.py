@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
         """Return the size of the vocabulary."""
         ...
 
-    def __call__(self, text: str | list[str], **options: Any) -> Any:
+    def __call__(self, text: str | list[str], **options: object) -> Any:
         """Return an object whose `input_ids` are a text's token ids with start and end of text, or a list of them."""
         ...
 

@@ -293,7 +293,7 @@ def test_the_command_trains_one_encoder_and_draws_with_it(
     whole = tmp_path / "whole.safetensors"
     save_file(altered | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}, whole)
     assert main(["sample", *common, "a church", "--encoder", str(whole), "--out", str(picture)]) == 2
-    assert "of which CLIP-L alone could be read; give an SDXL checkpoint" in capsys.readouterr().err
+    assert "of which only CLIP-L could be read; give an SDXL checkpoint" in capsys.readouterr().err
     assert main(["train", *common, "--concept", "church", "--single-file", "--out", str(tmp_path / "other")]) == 2
     assert "only Stable Diffusion 1.x can be written as a single file" in capsys.readouterr().err
 
