@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .attacks.base import AttackContext
     from .attacks.single_prompt import attack_prompt
     from .config.adversary import AdversaryConfig
     from .config.concept import ConceptConfig
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdversaryConfig",
+    "AttackContext",
     "BankConfig",
     "ConceptConfig",
     "EvaluateConfig",
@@ -50,6 +52,7 @@ __all__ = [
 
 _MODULES = {
     "AdversaryConfig": "config.adversary",
+    "AttackContext": "attacks.base",
     "BankConfig": "config.training",
     "ConceptConfig": "config.concept",
     "EvaluateConfig": "config.evaluation",

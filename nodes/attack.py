@@ -121,7 +121,7 @@ class AdversarialPromptAttack(io.ComfyNode):
         Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for a prompt that is too
         long or has weights or embeddings, and for an image without a VAE.
         """
-        from ..advunlearn.attacks.base import ReferenceModel
+        from ..advunlearn.attacks.base import AttackContext, ReferenceModel
         from ..advunlearn.attacks.registry import attack_class
         from ..advunlearn.attacks.single_prompt import attack_prompt
         from ..advunlearn.models.text_encoder import tokenize
@@ -142,18 +142,17 @@ class AdversarialPromptAttack(io.ComfyNode):
                 )
             original = original_clip and clip_l.make_text_encoder(original_clip, attacked.denoiser.device)
             x_0 = host.encode_target(attacked, original, prompt, config, target, image, vae)
-            result = attack_prompt(
+            context = AttackContext.for_prompt(
                 attacked.denoiser,
                 attacked.text_encoder,
                 attacked.tokenizer,
                 prompt,
                 x_0,
-                name=attack,
-                restarts=restarts,
-                config=config,
-                on_step=lambda step, loss: bar.update(step),
                 reference=ReferenceModel(original, attacked.denoiser),
                 concept=ConceptConfig(concept=concept.strip() or quote_name(" ".join(prompt.split()))),
+            )
+            result = attack_prompt(
+                context, attack, restarts=restarts, config=config, on_step=lambda step, loss: bar.update(step)
             )
             embedding = folders.save_embedding(embedding_name, result.embeddings)
             # CLIP Text Encode has a syntax of its own (brackets, weights), so the text may not give these tokens back.

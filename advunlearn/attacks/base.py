@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..models.ddim import scale_batch
 from ..models.denoiser import Denoiser, add_noise
-from ..models.text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts
+from ..models.text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts, tokenize
 from .pgd import OnStep
 from .prompt_slots import PromptSlots, content_tokens
 from .search_spaces import SearchSpace
@@ -71,6 +71,25 @@ class AttackContext:
     concept: ConceptConfig | None = None
     synonyms: Sequence[str] = ()
     concept_images: AttackTargets | None = None  # all available images of the concept; `targets` if None
+
+    @classmethod
+    def for_prompt(
+        cls,
+        denoiser: Denoiser,
+        encoder: nn.Module,
+        tokenizer: Tokenizer,
+        prompt: str,
+        x_0: Tensor,
+        **more: Any,
+    ) -> AttackContext:
+        """Return the context of one prompt and the latents x_0 (1, C, h, w) of an image that shows the concept."""
+        ids = tokenize(tokenizer, [prompt]).to(denoiser.device)
+        return cls(denoiser, encoder, tokenizer, [prompt], AttackTargets(ids, x_0, tokenizer.eos_token_id), **more)
+
+    def repeat(self, count: int) -> AttackContext:
+        """Return the context of one case `count` times over, for as many starts."""
+        rows = torch.zeros(count, dtype=torch.long, device=self.device)
+        return replace(self, prompts=[self.prompts[0]] * count, targets=self.targets.rows(rows))
 
     @property
     def device(self) -> torch.device:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.attacks import JUDGE_ONLY
-from ..config.concept import ConceptConfig
 from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
 from ..losses import denoising_loss
 from ..models.denoiser import Denoiser, add_noise
-from ..models.text_encoder import Tokenizer, frozen, tokenize
-from .base import AttackContext, AttackTargets, OnStep, ReferenceModel
+from ..models.text_encoder import frozen
+from .base import AttackContext
+from .pgd import OnStep
 from .registry import attack_class, attack_settings, make_attack
 from .vocabulary import PromptRow
 
@@ -61,64 +61,48 @@ def choose_best(losses: Tensor, prompts: Sequence[PromptRow]) -> int:
 
 
 def attack_prompt(
-    denoiser: Denoiser,
-    encoder: nn.Module,
-    tokenizer: Tokenizer,
-    prompt: str,
-    x_0: Tensor,
-    *,
+    context: AttackContext,
     name: str = "unlearndiffatk",
+    *,
     restarts: int = 4,
     config: EvaluateConfig | None = None,
-    on_step: OnStep | None = None,
-    reference: ReferenceModel | None = None,
-    concept: ConceptConfig | None = None,
     overrides: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
 ) -> PromptAttackResult:
     """Search for a prompt that generates an image's content, from several parallel starts; return the best.
 
     Args:
-        denoiser, encoder, tokenizer: the attacked model; it is left unchanged.
-        prompt: the clean prompt, which names the concept.
-        x_0: (1, C, h, w) latents of an image that shows the concept.
+        context: the attacked model and one prompt, see `AttackContext.for_prompt`; the model is left unchanged.
         name: one of `ATTACK_NAMES` without those of `JUDGE_ONLY`.
         restarts: number of starts (one for an attack whose starts do not differ). Of a discrete attack, prompts that
             can be typed (`exact`) are preferred.
         config: steps, tokens, learning rates, radius and seed.
-        on_step: called after each step with its number, from 1, and the mean loss; may raise to cancel.
-        reference: the model before erasing, for attacks that need it.
-        concept: for attacks that need it.
         overrides: settings of the attack that override those of `config`.
+        on_step: called after each step with its number, from 1, and the mean loss; may raise to cancel.
 
     Raises AdvUnlearnError when the attack lacks something that it needs, or can only be used with a judge.
     """
     config = config or EvaluateConfig()
     if name in JUDGE_ONLY:
         raise AdvUnlearnError(f"{name} makes attempts that only a judge can compare; use it in an evaluation")
-    restarts = restarts if attack_class(name).restarts else 1
-    prompts = [prompt] * restarts
-    ids = tokenize(tokenizer, prompts).to(denoiser.device)
-    targets = AttackTargets(ids, x_0.expand(restarts, *x_0.shape[1:]), tokenizer.eos_token_id)
-    context = AttackContext(
-        denoiser, encoder, tokenizer, prompts, targets, reference=reference or ReferenceModel(), concept=concept
-    )
-    with frozen(encoder, *denoiser.modules()):
-        attack = make_attack(name, context, attack_settings(name, config, overrides), config.seed)
+    starts = context.repeat(restarts if attack_class(name).restarts else 1)
+    with frozen(context.encoder, *context.denoiser.modules()):
+        attack = make_attack(name, starts, attack_settings(name, config, overrides), config.seed)
         losses = attack.run(on_step)
         output = attack.result()
-        conditioning = torch.cat([context.encode([prompt]), output.conditioning])
+        conditioning = torch.cat([context.encode(context.prompts), output.conditioning])
         generator = torch.Generator().manual_seed(config.seed + 3)
-        loss_before, *loss_after = compare_conditionings(denoiser, conditioning, x_0, generator).unbind()
+        compared = compare_conditionings(context.denoiser, conditioning, context.targets.x_0, generator)
     found = attack.prompts()
-    best = choose_best(torch.stack(loss_after), found)
+    best = choose_best(compared[1:], found)
     return PromptAttackResult(
         embeddings=output.embeddings[best].detach().clone(),
         conditioning=output.conditioning[best : best + 1],
-        text=found[best]["prompt"] if found else prompt,
+        text=found[best]["prompt"] if found else context.prompts[0],
         exact=bool(found) and found[best]["exact"],
         surrounding_text=attack.surrounding_text(best),
         losses=losses,
-        restarts=restarts,
-        loss=float(loss_after[best]),
-        loss_before=float(loss_before),
+        restarts=len(starts.prompts),
+        loss=float(compared[1 + best]),
+        loss_before=float(compared[0]),
     )

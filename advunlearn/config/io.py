@@ -1,4 +1,4 @@
-"""What a command reads and writes: the model, the retained prompts, and the files of a run."""
+"""The settings of files: the model, the retained prompts, and the output of a run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RetainConfig(Validated):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig(Validated):
-    """What a training run keeps on disk besides the encoder."""
+    """Files that a training run writes besides the encoder."""
 
     checkpoint_every: int = setting(50, "save a resumable state every N iterations", 1)
     sample_every: int = setting(

@@ -35,7 +35,7 @@ STALE_METADATA = ("modelspec.hash_sha256",)
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What `convert` wrote: the path, one sentence, and the same as data."""
+    """The result of `convert`: the path, one sentence, and the same as data."""
 
     path: pathlib.Path
     text: str

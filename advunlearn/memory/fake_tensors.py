@@ -29,7 +29,7 @@ PRODUCTS = {F.linear, F.conv2d, torch.bmm, torch.baddbmm, torch.matmul, torch.ei
 
 
 class Deadline(TorchFunctionMode):
-    """A mode in which, after so many seconds, the next product of tensors raises TooLong; None for no limit."""
+    """A mode in which the next product of tensors after a time limit raises TooLong; None for no limit."""
 
     def __init__(self, seconds: float | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an adversary is, eq. (4), and how a batch of concept samples is divided among a list of them.
+"""The adversaries' protocol, eq. (4), and the division of a batch of concept samples among a list of them.
 
 The clean prompt is the adversary that searches nothing. The others are `prompt_adversary.PromptAdversary` and
 `inversion_adversary.InversionAdversary`. A new adversary is one class with the methods of `Adversary` and an entry in

@@ -105,12 +105,10 @@ def test_bad_settings_and_names(context: AttackContext) -> None:
         attacked("mma", context, forbidden="\n".join({word.strip()[0] for word in words}))
     with pytest.raises(AdvUnlearnError, match="synonym_search makes attempts that only a judge can compare"):
         attack_prompt(
-            context.denoiser,
-            context.encoder,
-            context.tokenizer,
-            "a church",
-            context.targets.x_0[:1],
-            name="synonym_search",
+            AttackContext.for_prompt(
+                context.denoiser, context.encoder, context.tokenizer, "a church", context.targets.x_0[:1]
+            ),
+            "synonym_search",
         )
 
 
@@ -127,15 +125,17 @@ def test_the_shared_budget_goes_over_the_published_and_flags_over_both() -> None
 
 def test_a_prompt_attack_by_a_newer_name(context: AttackContext) -> None:
     found = attack_prompt(
-        context.denoiser,
-        context.encoder,
-        context.tokenizer,
-        "a church",
-        context.targets.x_0[:1],
-        name="pez",
+        AttackContext.for_prompt(
+            context.denoiser,
+            context.encoder,
+            context.tokenizer,
+            "a church",
+            context.targets.x_0[:1],
+            reference=context.reference,
+        ),
+        "pez",
         restarts=2,
         config=EvaluateConfig(attack_steps=12, attack_tokens=4),
-        reference=context.reference,
     )
     assert found.exact and len(found.text.split()) == 4 and found.loss < found.loss_before
     assert torch.allclose(context.encode([found.text]), found.conditioning, atol=1e-5)
@@ -147,16 +147,18 @@ def test_a_prompt_attack_by_a_newer_name(context: AttackContext) -> None:
 )
 def test_where_the_embeddings_found_stand(context: AttackContext, name: str, around: tuple[str, str] | None) -> None:
     found = attack_prompt(
-        context.denoiser,
-        context.encoder,
-        context.tokenizer,
-        "photo of a dog",
-        context.targets.x_0[:1],
-        name=name,
+        AttackContext.for_prompt(
+            context.denoiser,
+            context.encoder,
+            context.tokenizer,
+            "photo of a dog",
+            context.targets.x_0[:1],
+            reference=context.reference,
+            concept=ConceptConfig(concept="dog"),
+        ),
+        name,
         restarts=1,
         config=EvaluateConfig(attack_steps=0, attack_tokens=2),
-        reference=context.reference,
-        concept=ConceptConfig(concept="dog"),
         overrides={"word_interval": 2} if name == "p4d_k" else None,
     )
     assert found.surrounding_text == around

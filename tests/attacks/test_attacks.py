@@ -212,12 +212,8 @@ def test_one_prompt_is_attacked_and_the_best_prefix_comes_back(model: TextToImag
     config = EvaluateConfig(attack_steps=25, attack_tokens=3)
     steps: list[int] = []
     found = attack_prompt(
-        model.denoiser,
-        model.text_encoder,
-        model.tokenizer,
-        "a dog",
-        church,
-        name=name,
+        AttackContext.for_prompt(model.denoiser, model.text_encoder, model.tokenizer, "a dog", church),
+        name,
         restarts=3,
         config=config,
         on_step=lambda step, loss: steps.append(step),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_sdxl
 from torch import Tensor
 
-from advunlearn.attacks.base import ReferenceModel
+from advunlearn.attacks.base import AttackContext, ReferenceModel
 from advunlearn.attacks.prompt_slots import free_slots, interleaved_slots, prefix_slots
 from advunlearn.attacks.single_prompt import attack_prompt
 from advunlearn.cli.main import main
@@ -183,16 +183,18 @@ def test_what_trained_is_written_for_any_loader_and_read_again(
 @pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix", "p4d_k", "cce"])
 def test_attacks_search_both_embeddings_at_once(xl: TextToImage, name: str) -> None:
     found = attack_prompt(
-        xl.denoiser,
-        xl.text_encoder,
-        xl.tokenizer,
-        "a church",
-        torch.randn(1, 4, 8, 8),
-        name=name,
+        AttackContext.for_prompt(
+            xl.denoiser,
+            xl.text_encoder,
+            xl.tokenizer,
+            "a church",
+            torch.randn(1, 4, 8, 8),
+            reference=ReferenceModel(xl.text_encoder, xl.denoiser),
+            concept=CONCEPT,
+        ),
+        name,
         restarts=2,
         config=EvaluateConfig(attack_steps=2, attack_tokens=2),
-        reference=ReferenceModel(xl.text_encoder, xl.denoiser),
-        concept=CONCEPT,
     )
     assert found.embeddings.shape[-1] == 80 and found.conditioning.shape == (1, 78, 80)
     if found.exact:  # typed, it says what was found: CLIP-G's padding is its own
@@ -223,14 +225,16 @@ def test_what_cannot_be_is_refused(xl: TextToImage, model: TextToImage, folder: 
     for name in ("ring_a_bell", "mma", "pez"):
         with pytest.raises(AdvUnlearnError, match=f"{name} lacks a model with one text encoder"):
             attack_prompt(
-                xl.denoiser,
-                xl.text_encoder,
-                xl.tokenizer,
-                "a church",
-                torch.randn(1, 4, 8, 8),
-                name=name,
-                reference=ReferenceModel(xl.text_encoder, xl.denoiser),
-                concept=CONCEPT,
+                AttackContext.for_prompt(
+                    xl.denoiser,
+                    xl.text_encoder,
+                    xl.tokenizer,
+                    "a church",
+                    torch.randn(1, 4, 8, 8),
+                    reference=ReferenceModel(xl.text_encoder, xl.denoiser),
+                    concept=CONCEPT,
+                ),
+                name,
             )
 
 
