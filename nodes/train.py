@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -93,7 +94,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
 
         from ..advunlearn.formats.text_encoders import export_state, save_encoder
         from ..advunlearn.prompts.prompt_files import parse_lines
-        from ..advunlearn.prompts.retain import make_retain_prompts
+        from ..advunlearn.prompts.scope import make_scope
         from ..advunlearn.training.checkpoint import Checkpoints
         from ..advunlearn.training.recipe import recipe_metadata
         from ..advunlearn.training.trainer import train
@@ -104,14 +105,16 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         if invalid := file_name(name):
             raise AdvUnlearnError(invalid)
         own = parse_lines(values["retain_prompts"])
-        prompts = make_retain_prompts(run.concept, values["retain_set"], own)
-        progress = preview.Training(cls.hidden.unique_id, run, bool(prompts))
         checkpoints = Checkpoints(folders.run_folder(name))
         # A run that was cancelled while its bank was filled has no checkpoint and starts from the beginning.
         resume = values["resume"] and checkpoints.exists()
         dtype = None if values["dtype"] == COMFYUI_DTYPE else getattr(torch, values["dtype"])
         with host.enable_gradients():
             original = host.make_model(model, clip, vae, values["resolution"], dtype)
+            scope = make_scope(run.concept, values["retain_set"], own, None, original.tokenizer)
+            logging.info("AdvUnlearn %s", scope.describe())
+            prompts = scope.retained
+            progress = preview.Training(cls.hidden.unique_id, run, bool(prompts))
             run, memory_report = memory.fit_run(original, run, prompts)
             if values["sample_every"]:
                 progress.samples = preview.Samples(original, run.concept.prompts[0], prompts, values["sample_every"])
@@ -134,7 +137,9 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
         checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
         losses = [row["loss"] for row in result.losses]
-        return io.NodeOutput(robust, listed, {"loss": losses}, summary(run, result, len(prompts), memory_report, path))
+        return io.NodeOutput(
+            robust, listed, {"loss": losses}, summary(run, result, scope.describe(), memory_report, path)
+        )
 
 
 def _main_inputs() -> list[Any]:
@@ -221,11 +226,11 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def summary(run: RunConfig, result: Any, n_retained: int, memory_report: str, path: pathlib.Path) -> str:
+def summary(run: RunConfig, result: Any, scope: str, memory_report: str, path: pathlib.Path) -> str:
     """Return the report of a finished run."""
     names = ", ".join(map(repr, run.concept.names))
     losses = ", ".join(f"{name} {value:.4f}" for name, value in result.losses[-1].items())
     return (
-        f"{run.train.mode} on {names} ({run.concept.kind}): {result.iterations} iterations, seed {run.train.seed}, "
-        f"{n_retained} retained prompts\nlast losses: {losses}\n{memory_report}\nsaved as {path}"
+        f"{run.train.mode} on {names} ({run.concept.kind}): {result.iterations} iterations, seed {run.train.seed}\n"
+        f"{scope}\nlast losses: {losses}\n{memory_report}\nsaved as {path}"
     )

@@ -73,10 +73,10 @@ def resolve_miniature(name: str) -> str:
     return str(miniature.path()) if name == "miniature" else name
 
 
-def open_prompts(path: str, what: str, column: str = "", quiet: bool = False) -> PromptFile:
+def open_prompts(path: str, what: str, column: str = "", verbose: bool = True) -> PromptFile:
     """Read a prompt file, and say on stderr how many prompts were read, the first and the last."""
     file = read_prompt_file(path, what, column)
-    if not quiet:
+    if verbose:
         print_note(file.describe())
     return file
 

@@ -41,6 +41,11 @@ class Cases:
     concepts: tuple[str, ...] = ("",)  # the plain prompts name them in turn
     kind: str = "object"  # "object" or "style": the label by which neighbours are judged
 
+    def all_prompts(self) -> list[str]:
+        """Return every prompt of the evaluation."""
+        labelled = [row.prompt for row in (*self.retained, *self.neighbours, *self.co_occurring)]
+        return [*self.plain, *self.foreign, *self.keywords, *labelled]
+
 
 def repeat_prompts(prompts: Sequence[str], count: int) -> list[str]:
     """Return `count` prompts, from the beginning again after the last; [] if there are none."""

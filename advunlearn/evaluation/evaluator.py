@@ -18,6 +18,7 @@ from ..judges.base import Judge, JudgeOutput
 from ..judges.convnet import ConvJudge
 from ..models.ddim import draw_noise_rows
 from ..models.loading import TextToImage
+from ..models.prompt_tokens import describe_cut_prompts, find_cut_prompts
 from ..models.text_encoder import encoder_parts, frozen, tokenize
 from ..prompts.synonyms import miniature_synonyms, shipped_synonyms
 from .attack_run import AttackRun
@@ -109,6 +110,7 @@ class Evaluator(ImageGenerator):
         self.cases: Cases = make_cases(
             concept, judge, config.cases, config.repeats, self.inputs.prompts, self.inputs.retained
         )
+        self.cut_prompts = find_cut_prompts(model.tokenizer, self.cases.all_prompts())  # with their numbers of tokens
         self.seeds = self.cases.seeds or [None] * config.cases
         generator = torch.Generator().manual_seed(config.seed)
         # The order of these draws is part of the evaluation's seed.
@@ -127,7 +129,13 @@ class Evaluator(ImageGenerator):
     def describe(self) -> Row:
         """Return the entries of the report besides concept and budget: the judge and the user's own inputs."""
         judge = self.judge.settings()
-        return ({"judge": judge} if judge else {}) | self.inputs.describe()
+        row: Row = ({"judge": judge} if judge else {}) | self.inputs.describe()
+        return row | ({"cut_prompts": self.cut_prompts} if self.cut_prompts else {})
+
+    def describe_cut_prompts(self) -> str:
+        """Return a warning about prompts of the evaluation that are too long for the text encoder; "" for none."""
+        longest = self.model.tokenizer.model_max_length - 2
+        return describe_cut_prompts(self.cut_prompts, len(set(self.cases.all_prompts())), longest)
 
     def make_targets(self) -> tuple[AttackTargets, AttackTargets]:
         """Return the targets of the N cases, and of all images of the concept.

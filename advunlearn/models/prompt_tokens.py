@@ -6,7 +6,7 @@ are in tokens, not in words: "nudity" is two tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -102,3 +102,28 @@ def check_prompt_length(tokenizer: Tokenizer, prompts: Sequence[str], count: int
                 f"the prompt {prompt!r} has {len(ids) - 2} tokens; the text encoder takes {longest}{attack}; "
                 f"shorten it{advice}"
             )
+
+
+def find_cut_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, int]:
+    """Return the prompts of which `tokenize` cuts off the end, with their numbers of tokens."""
+    unique = list(dict.fromkeys(prompts))
+    lengths = [len(ids) - 2 for ids in tokenizer(unique).input_ids] if unique else []
+    return {prompt: n for prompt, n in zip(unique, lengths, strict=True) if n > tokenizer.model_max_length - 2}
+
+
+def describe_cut_prompts(cut: Mapping[str, int], total: int, longest: int) -> str:
+    """Return a warning about prompts that are cut, "" if there are none.
+
+    Args:
+        cut: what `find_cut_prompts` returns.
+        total: number of different prompts.
+        longest: tokens that the text encoder takes, without start and end of text.
+    """
+    if not cut:
+        return ""
+    first, tokens = next(iter(cut.items()))
+    return (
+        f"{len(cut)} of {total} prompts have more than the text encoder's {longest} tokens and are cut, where ComfyUI "
+        f"encodes the rest as further chunks; what they name behind the cut is not generated: {first[:60]!r}... "
+        f"({tokens} tokens)"
+    )

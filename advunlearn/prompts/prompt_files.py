@@ -31,7 +31,7 @@ BLANK = r"[^\S\x1c-\x1f]"
 LINE_BREAKS = rf"{BLANK}*[\n\r\v\f\x85\u2028\u2029]{BLANK}*"
 ENDS = rf"\A{BLANK}+|{BLANK}+\Z"
 END = "\x00"  # last row of a table while it is parsed: a quote that is not closed swallows it
-SHOWN = 60  # characters of a prompt that messages show
+SHOWN_LENGTH = 60  # characters of a prompt that messages show
 
 
 @dataclass(frozen=True)
@@ -215,4 +215,4 @@ def _plain_name(cell: str) -> str:
 
 
 def _shorten(prompt: str) -> str:
-    return repr(prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 3] + "...")
+    return repr(prompt if len(prompt) <= SHOWN_LENGTH else prompt[: SHOWN_LENGTH - 3] + "...")

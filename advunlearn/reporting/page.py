@@ -297,6 +297,11 @@ def describe_budget(report: Mapping[str, object]) -> str:
     for key, value in look_up_mapping(report, "judge").items():
         if not isinstance(value, list):
             line += f" {key.replace('_', ' ').title()}: {value}."
+    if cut := look_up_mapping(report, "cut_prompts"):
+        line += (
+            f" {len(cut)} prompts are longer than the text encoder takes and were cut: what they name behind the cut "
+            "was not generated, which is no robustness."
+        )
     return line
 
 

@@ -34,6 +34,10 @@ def format_table(report: Mapping[str, Any]) -> str:
         cells = (f"{pair[0]}/{pair[1]}" if pair else "-" for pair in counts)
         lines.append(f"{name:<24}" + "".join(f"{cell:>16}" for cell in cells))
     lines += format_warnings(models)
+    if cut := look_up_mapping(report, "cut_prompts"):
+        lines.append(
+            f"{len(cut)} prompts are too long for the text encoder and were cut; what they name there is missing"
+        )
     return "\n".join(lines)
 
 

@@ -59,7 +59,12 @@ def test_the_saved_settings_reproduce_a_run_and_samples_disturb_nothing(
     ]
     assert sorted(p.name for p in (a / "samples").iterdir()) == ["000000.png", "000002.png", "000003.png"]
     assert Image.open(a / "samples" / "000003.png").size[1] == 2 * 128 + 6  # the concept and a retained prompt
-    losses = json.loads((a / "train.json").read_text())["losses"]
+    said = capsys.readouterr().err
+    assert f"{retain}: 2 prompts: the first 'a dog', the last 'a castle'\n" in said
+    assert "erases 1 object: 'church'; trained prompts: 'a church'\nretains 2 prompts; 0 left out" in said
+    written = json.loads((a / "train.json").read_text())
+    assert (written["erased"], written["left_out"], written["retained_prompts"]) == (["church"], [], 2)
+    losses = written["losses"]
     logged = [{k: v for k, v in row.items() if k not in ("iteration", "seconds")} for row in rows(Log(a / "log.jsonl"))]
     assert logged == losses and len(losses) == 3 and (a / "retain.txt").read_text() == "a dog\na castle\n"
     config = str(a / "config.json")

@@ -141,7 +141,7 @@ def test_the_other_adversarial_modes_run_and_report_their_losses(
     graph = train_graph(mode, mode=mode, retain_weight=1.0, retain_prompts="a red house", **changes)
     report = server.run(graph)["report"]["text"][0]
     assert "attack_end" in report and re.search(r", retain \d", report), report
-    assert f"{n_retained} retained prompts" in report, report
+    assert f"retains {n_retained} prompts" in report, report
 
 
 @pytest.mark.parametrize("with_vae", [True, False])

@@ -29,6 +29,7 @@ from ..inputs import (
     load_trained_unet,
     make_out_folder,
     open_prompts,
+    print_note,
     read_recipe,
 )
 from ..progress_bar import ProgressBar
@@ -75,7 +76,10 @@ def make_evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
         image_metrics=load_image_metrics(args, str(model.denoiser.device)),
         target_images=load_target_images(args.images, model) if args.images else None,
     )
-    return model, Evaluator(model, judge, concept, config, inputs)
+    evaluator = Evaluator(model, judge, concept, config, inputs)
+    if warning := evaluator.describe_cut_prompts():
+        print_note(warning)
+    return model, evaluator
 
 
 def read_inputs(args: Namespace) -> tuple[list[UserPrompt], list[UserPrompt], list[str]]:

@@ -21,7 +21,7 @@ from ...memory.fit import choose_plan
 from ...memory.plan import Plan
 from ...models.loading import TextToImage, best_device
 from ...prompts import retain
-from ...prompts.prompt_files import read_prompts
+from ...prompts.scope import Scope, make_scope
 from ...reporting.training_samples import Samples
 from ...training.checkpoint import Checkpoints
 from ...training.distributed import Processes, joined_processes
@@ -31,7 +31,7 @@ from ...training.trainer import train
 from ..config_file import NAME as CONFIG
 from ..config_file import make_content
 from ..flags import run_settings, settings
-from ..inputs import command_line, load_model, make_out_folder
+from ..inputs import command_line, load_model, make_out_folder, open_prompts, print_note
 from ..progress_bar import ProgressBar
 from ..run_folder import LOG, RunFolder
 from .output import print_result
@@ -46,7 +46,9 @@ def run(args: Namespace) -> None:
         model_config = settings(ModelConfig, args)
         model_config = replace(model_config, device=processes.device(model_config.device or best_device()))
         model = load_model(model_config)
-        prompts = load_retain_prompts(settings(RetainConfig, args), run.concept, model_config.model)
+        retain_inputs = read_retain_inputs(settings(RetainConfig, args), model_config.model, processes.main)
+        scope = make_scope(run.concept, *retain_inputs, model.tokenizer)
+        prompts = scope.retained
         if output.single_file:
             check_single_file(model)
         run = fit_memory(model, model_config, run, prompts)
@@ -61,8 +63,9 @@ def run(args: Namespace) -> None:
         )
         samples = Samples(model, [run.concept.prompts[0], *prompts[:1]]) if output.sample_every else None
         run_folder = RunFolder(folder, output, content, prompts, samples, resume)
+        print_note(scope.describe())  # after everything that may refuse the run
         result = train_in_folder(work, run_folder, run)
-        save(args, run_folder, model, run, result)
+        save(args, run_folder, model, run, result, scope)
 
 
 def train_in_folder(work: Callable[..., TrainResult], run_folder: RunFolder, run: RunConfig) -> TrainResult:
@@ -86,20 +89,24 @@ def train_in_folder(work: Callable[..., TrainResult], run_folder: RunFolder, run
         bar.close()
 
 
-def save(args: Namespace, run_folder: RunFolder, model: TextToImage, run: RunConfig, result: TrainResult) -> None:
+def save(
+    args: Namespace, run_folder: RunFolder, model: TextToImage, run: RunConfig, result: TrainResult, scope: Scope
+) -> None:
     """Save what was trained, complete the run folder, and print the result."""
     config, folder = run.to_dict(), run_folder.folder
     metadata = recipe_metadata(model, run)
     path = save_trained(folder, result, run.train, metadata)
     if run_folder.output.single_file:
         save_single_file(folder, model, result, metadata)
-    run_folder.finish(result.losses, {"config": config, "losses": result.losses, "command": command_line()})
+    about = scope.to_dict() | {"command": command_line()}
+    run_folder.finish(result.losses, {"config": config, "losses": result.losses} | about)
     last = result.losses[-1]
     text = (
         f"{path}: {run.train.mode} on {run.concept.name!r}, {result.iterations} iterations, "
         f"last loss {last['loss']:.4f}"
     )
-    print_result(args, {"file": str(path), "iterations": result.iterations, "losses": last, "config": config}, text)
+    row = {"file": str(path), "iterations": result.iterations, "losses": last, "config": config}
+    print_result(args, row | scope.to_dict(), text)
 
 
 def check_resume(args: Namespace) -> bool:
@@ -150,9 +157,16 @@ def describe_run(model: TextToImage, prompts: Sequence[str], processes: Processe
 
 def load_retain_prompts(config: RetainConfig, concept: ConceptConfig, model: str) -> list[str]:
     """Return the retained prompts of a run: the user's own lines, then the chosen set."""
+    return retain.make_retain_prompts(concept, *read_retain_inputs(config, model))
+
+
+def read_retain_inputs(
+    config: RetainConfig, model: str, verbose: bool = True
+) -> tuple[str, list[str], list[str] | None]:
+    """Return the retain set, the user's own lines, and phrases to leave out; verbose: describe the file on stderr."""
     retain_set = config.retain_set
     if retain_set == "auto":
         retain_set = "miniature" if model == "miniature" else "coco"
-    own = read_prompts(config.retain, "retained prompt") if config.retain else []
+    own = open_prompts(config.retain, "retained prompt", config.prompt_column, verbose) if config.retain else None
     left_out = None if config.retain_without == "auto" else config.retain_without.split(",")
-    return retain.make_retain_prompts(concept, retain_set, own, left_out)
+    return retain_set, own.prompts if own else [], left_out
