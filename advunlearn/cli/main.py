@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import pathlib
 import shlex
@@ -81,6 +82,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for bad input, 130 for an interrupt, 1 for a run that diverged."""
+    escape_unknown_characters()
     parser = build_parser()
     args = parser.parse_args(argv)
     _set_environment(args.command)
@@ -106,6 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--dtype bfloat16",
         )
     return 0
+
+
+def escape_unknown_characters() -> None:
+    """Let stdout and stderr escape what their encoding lacks; by default that is an error, which would end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run_command(args: argparse.Namespace) -> None:
