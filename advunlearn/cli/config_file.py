@@ -24,12 +24,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import get_type_hints
 
 from ..config.base import Validated, choices
+from ..config.concept import ConceptConfig
 from ..config.io import ModelConfig, OutputConfig, RetainConfig
-from ..config.presets import CUSTOM, PRESETS
+from ..config.presets import AUTO, CUSTOM, PRESETS, resolve_preset
 from ..config.renamed import current_name
-from ..config.training import SECTIONS, RunConfig
+from ..config.training import SECTIONS, RunConfig, TrainConfig
 from ..errors import AdvUnlearnError
 
+MINIATURE_TITLE = "AdvUnlearn miniature"  # in the metadata of its checkpoint
 NAME = "config.json"  # in a run folder
 PRESET = "preset"  # key of a file: the preset below its settings
 ABOUT = "about"  # key of a saved file: facts about the run, not settings
@@ -108,8 +110,44 @@ def apply_config(
     if file is None and getattr(args, "resume", False):
         saved = pathlib.Path(args.out) / NAME
         file = saved if saved.is_file() else None
-    args.parser.set_defaults(**{**(read_settings(file) if file else {}), **preset_settings(args.preset)})
+    saved_settings = read_settings(file) if file else {}
+    defaults = saved_settings | preset_settings(args.preset) if args.preset != AUTO else saved_settings
+    if args.preset == AUTO:
+        values = saved_settings | vars(args)
+        model = str(values.get(flag_dest(ModelConfig, "model"), ModelConfig().model))
+        kind = str(values.get(flag_dest(ConceptConfig, "kind"), ConceptConfig().kind))
+        preset = resolve_preset(AUTO, kind, is_miniature(model))
+        chosen = preset_settings(preset)
+        chosen.pop(flag_dest(ConceptConfig, "kind"), None)  # a prompt stays one
+        defaults = chosen | saved_settings
+        args.parser.set_defaults(preset=preset)
+    args.parser.set_defaults(**{**defaults, **_shorter_warmup(args, defaults)})
     return parser.parse_args(argv)
+
+
+def _shorter_warmup(args: argparse.Namespace, defaults: Mapping[str, object]) -> dict[str, object]:
+    """Return a warm-up of a fifth of the iterations if only these are given, and the default would leave none."""
+    iterations, warmup = (flag_dest(TrainConfig, name) for name in ("iterations", "warmup"))
+    given = vars(args)
+    if iterations not in given or warmup in given or given[iterations] > defaults.get(warmup, TrainConfig().warmup):
+        return {}
+    return {warmup: given[iterations] // 5}
+
+
+def is_miniature(model: str) -> bool:
+    """Return whether a model is the miniature: the shipped one, or the checkpoint of `advunlearn miniature`."""
+    if model == ModelConfig().model:
+        return True
+    path = pathlib.Path(model)
+    if not path.is_file() or path.suffix.lower() not in (".safetensors", ".sft"):
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return (file.metadata() or {}).get("modelspec.title") == MINIATURE_TITLE
+    except (SafetensorError, OSError):  # loading the model will say what is wrong with the file
+        return False
 
 
 def make_content(run: RunConfig, top: Sequence[Validated], about: Mapping[str, object]) -> dict[str, object]:

@@ -19,7 +19,7 @@ from ..config.evaluation import (
     ZeroShotConfig,
 )
 from ..config.io import CONVERSIONS, PROMPT_COLUMN, ModelConfig, OutputConfig, RetainConfig
-from ..config.presets import CUSTOM, PRESETS
+from ..config.presets import AUTO, PRESETS
 from ..config.renamed import current_attack
 from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
 from ..formats.released import RELEASED_ENCODERS
@@ -99,10 +99,11 @@ def add_run_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--preset",
-        choices=tuple(PRESETS),
-        default=CUSTOM,
-        help="published settings for Stable Diffusion 1.x; flags override them (default: %(default)s, the defaults "
-        "of the flags)",
+        choices=(AUTO, *PRESETS),
+        default=AUTO,
+        help="settings for a kind of model or concept; flags override them (default: %(default)s: for the miniature "
+        "its own, which are the defaults below, for other models the published ones of the concept's kind; custom: "
+        "the defaults below)",
     )
     add_flags(sub, ModelConfig)
     add_flags(sub, RetainConfig)

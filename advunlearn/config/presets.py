@@ -1,4 +1,4 @@
-"""Presets: the published settings (arXiv 2405.15234 and its code) for Stable Diffusion 1.x, by kind of concept."""
+"""Presets: the published settings (arXiv 2405.15234 and its code) by kind of concept, and the miniature's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 Preset = Mapping[str, Mapping[str, object]]  # section of `RunConfig` -> setting -> value
 
+AUTO = "auto"  # the miniature's settings for the miniature, the published ones of the concept's kind for other models
 CUSTOM = "custom"
+MINIATURE = "miniature"
 
 
 def _make_preset(retain_weight: float, kind: str, **concept: str) -> Preset:
@@ -47,10 +49,26 @@ def _make_preset(retain_weight: float, kind: str, **concept: str) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     CUSTOM: {},
+    MINIATURE: {},  # the defaults of the settings were chosen on it
     "nudity": _make_preset(0.3, "prompt", concept="nudity"),
     "style": _make_preset(0.5, "style"),
     "object": _make_preset(0.5, "object"),
 }
+
+
+def resolve_preset(name: str, kind: str, is_miniature: bool) -> str:
+    """Return the preset that `auto` stands for, or the name itself.
+
+    Args:
+        name: a preset, or `AUTO`.
+        kind: kind of the concept, see `ConceptConfig`. A prompt that is used verbatim trains as an object does.
+        is_miniature: whether the model is the miniature.
+    """
+    if name != AUTO:
+        return name
+    if is_miniature:
+        return MINIATURE
+    return "style" if kind == "style" else "object"
 
 
 def preset_values(name: str, section: str) -> dict[str, object]:

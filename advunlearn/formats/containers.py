@@ -25,8 +25,8 @@ OTHER_FILES = {
     b"MZ": "a Windows program; do not run it",
     b"\x7fELF": "a Linux program; do not run it",
 }
-_HTML = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)", re.I)
-_JSON = re.compile(rb"\s*[\[{]\s*[\"\]}\[{]")
+_HTML = rb"(?i)\s*<(!doctype|html|\?xml|head|body)"
+_JSON = rb"\s*[\[{]\s*[\"\]}\[{]"
 HEADER_SIZE = 8  # bytes of a safetensors file that give the length of its header
 MAX_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors has 1 MB
 
@@ -69,7 +69,7 @@ def _describe_other(path: pathlib.Path, start: bytes, named_pickle: bool) -> str
         return f"{path} is empty; download it again"
     if known := next((text for magic, text in OTHER_FILES.items() if start.startswith(magic)), ""):
         return f"{path} is {known}"
-    if _HTML.match(start):
+    if re.match(_HTML, start):
         return f"{path} is a web page, not the file that it links to; download it again"
     if named_pickle:
         return (
@@ -80,7 +80,7 @@ def _describe_other(path: pathlib.Path, start: bytes, named_pickle: bool) -> str
     if start[HEADER_SIZE : HEADER_SIZE + 1] == b"{":
         reason = f"its header of {length} bytes is longer than the file or {MAX_HEADER} bytes"
     else:
-        reason = "it is JSON" if _JSON.match(start) else "it has no header"
+        reason = "it is JSON" if re.match(_JSON, start) else "it has no header"
     return (
         f"{path} is not a readable safetensors file ({reason}); give the file that training wrote, or download it again"
     )

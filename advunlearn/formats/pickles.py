@@ -27,7 +27,7 @@ MAX_PICKLE = 16 << 20  # bytes of a zip's pickle; a Stable Diffusion checkpoint 
 MAX_OPCODES = 1_000_000
 MAX_REPEATS = 4  # the same bytes under several names: the published trainer stores its encoder twice
 # Names of which tensors and containers are made. `torch.load` knows which of torch's are safe.
-STANDARD_NAMES = re.compile(
+STANDARD_NAMES = (
     r"torch\.(\w+|_utils\._\w+|_tensor\._\w+|nn\.parameter\.\w+|storage\.\w+|serialization\._get_layout)"
     r"|collections\.(OrderedDict|Counter|defaultdict)|_codecs\.encode"
     r"|(builtins|__builtin__)\.(set|int|float|complex|bool|str|bytearray|list|dict|tuple|object)"
@@ -173,7 +173,7 @@ def _scan_opcodes(stream: Any, path: pathlib.Path) -> set[str]:
 def require_known_names(names: Iterable[str], path: pathlib.Path) -> None:
     """Raise AdvUnlearnError that names what a pickle holds besides tensors, unless it is known to be harmless."""
     for name in sorted(names):
-        if not STANDARD_NAMES.fullmatch(name) and name.split(".")[0] not in INERT_MODULES:
+        if not re.fullmatch(STANDARD_NAMES, name) and name.split(".")[0] not in INERT_MODULES:
             reason = f"it holds {name[:100]!r}, which may run code"
             raise AdvUnlearnError(_refusal(path, reason, _conversion(path)))
 

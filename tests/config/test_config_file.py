@@ -8,6 +8,8 @@ import pathlib
 from typing import Any, get_type_hints
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from advunlearn.cli import config_file as configfile
 from advunlearn.cli.flags import run_settings, settings
@@ -18,6 +20,7 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.io import ModelConfig, OutputConfig, RetainConfig
 from advunlearn.config.presets import PRESETS
 from advunlearn.config.training import SECTIONS, BankConfig, RunConfig, TrainConfig
+from advunlearn.miniature.checkpoint import METADATA
 
 YAML = """
 # a comment
@@ -65,6 +68,54 @@ def test_a_preset_lies_under_what_stands_beside_it(tmp_path: pathlib.Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ((), "miniature"),
+        (("--kind", "style"), "miniature"),
+        (("--model", "sd15.safetensors"), "object"),
+        (("--model", "sdxl_folder", "--kind", "style"), "style"),
+        (("--model", "sd15.safetensors", "--kind", "prompt", "--concept", "nudity"), "object"),
+        (("--model", "sd15.safetensors", "--preset", "custom"), "custom"),
+    ],
+)
+def test_auto_is_the_preset_of_the_model_and_of_the_kind(flags: tuple[str, ...], preset: str) -> None:
+    args = parsed("train", *flags)
+    assert args.preset == preset
+    assert settings(TrainConfig, args) == TrainConfig(**PRESETS[preset].get("train", {}))
+    kind = flags[flags.index("--kind") + 1] if "--kind" in flags else "object"
+    assert settings(ConceptConfig, args).kind == kind
+
+
+def test_auto_lies_under_a_file_and_under_flags(tmp_path: pathlib.Path) -> None:
+    file = written(tmp_path, json.dumps({"model": "sd15.safetensors", "train": {"lr": 3e-5}}), "a.json")
+    train = settings(TrainConfig, parsed("train", "--config", file, "--batch", "2"))
+    assert (train.lr, train.batch, train.iterations, train.warmup) == (3e-5, 2, 1000, 200)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warmup"),
+    [
+        (("--iterations", "20"), 4),  # a fifth: the default of 20 would leave none to attack in
+        (("--iterations", "21"), 20),
+        (("--iterations", "150", "--model", "sd15.safetensors"), 30),
+        (("--iterations", "20", "--warmup", "3"), 3),
+    ],
+)
+def test_a_short_run_has_a_short_warmup(flags: tuple[str, ...], warmup: int) -> None:
+    assert settings(TrainConfig, parsed("train", *flags)).warmup == warmup
+
+
+def test_the_miniatures_checkpoint_is_recognised(tmp_path: pathlib.Path) -> None:
+    for title, expected in (("AdvUnlearn miniature", True), ("another", False)):
+        path = tmp_path / f"{title}.safetensors"
+        save_file({"x": torch.zeros(1)}, path, {"modelspec.title": title})
+        assert configfile.is_miniature(str(path)) is expected
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    assert not configfile.is_miniature(str(tmp_path / "broken.safetensors"))
+    assert METADATA["modelspec.title"] == configfile.MINIATURE_TITLE
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("train: {iteratons: 4}", "train.iteratons is no setting; the nearest is train.iterations"),
@@ -82,7 +133,7 @@ def test_a_preset_lies_under_what_stands_beside_it(tmp_path: pathlib.Path) -> No
         ("train: {mode: magic}", "mode is 'magic'; it must be one of advunlearn"),
         ("train: {iterations: 0}", "iterations is 0; it must be between 1"),
         ("concept: church", "concept is 'church'; it must be a section of settings, such as concept.concept"),
-        ("preset: nudty", "preset is 'nudty'; it must be one of custom, nudity"),
+        ("preset: nudty", "preset is 'nudty'; it must be one of custom, miniature, nudity"),
         ("preset: [nudity]", "preset is a list; it must be one of custom"),
         ("- a\n- b", "holds a list; write settings"),
         ("", "holds empty; write settings"),

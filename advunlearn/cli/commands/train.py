@@ -26,10 +26,11 @@ from ...reporting.training_samples import Samples
 from ...training.checkpoint import Checkpoints
 from ...training.distributed import Processes, joined_processes
 from ...training.events import Progress, TrainResult
+from ...training.guard_rails import find_warnings
 from ...training.recipe import environment, recipe_metadata
 from ...training.trainer import train
 from ..config_file import NAME as CONFIG
-from ..config_file import make_content
+from ..config_file import is_miniature, make_content
 from ..flags import run_settings, settings
 from ..inputs import command_line, load_model, make_out_folder, open_prompts, print_note
 from ..progress_bar import ProgressBar
@@ -52,6 +53,8 @@ def run(args: Namespace) -> None:
         if output.single_file:
             check_single_file(model)
         run = fit_memory(model, model_config, run, prompts)
+        if processes.main:
+            describe_settings(args, model, run, model_config.model)
         work = functools.partial(train, model, run, prompts, resume=resume, processes=processes)
         if not processes.main:
             work(checkpoints=Checkpoints(args.out, output.checkpoint_every))
@@ -126,6 +129,21 @@ def check_resume(args: Namespace) -> bool:
             "another --out"
         )
     return False
+
+
+def describe_settings(args: Namespace, model: TextToImage, run: RunConfig, name: str) -> None:
+    """Print the preset, all settings that differ from the defaults, and warnings about unusual ones."""
+    sections = {section: (values, RunConfig().to_dict()[section]) for section, values in run.to_dict().items()}
+    changed = [
+        f"{section}.{key} {value}"
+        for section, (values, defaults) in sections.items()
+        for key, value in values.items()
+        if value != defaults[key]
+    ]
+    sys.stderr.write(f"preset {args.preset}; settings that differ from the defaults: {', '.join(changed) or 'none'}\n")
+    retain_set = settings(RetainConfig, args).retain_set
+    for warning in find_warnings(model, run, retain_set, is_miniature(name)):
+        sys.stderr.write(f"warning: {warning}\n")
 
 
 def fit_memory(model: TextToImage, config: ModelConfig, run: RunConfig, prompts: Sequence[str]) -> RunConfig:
