@@ -5,9 +5,18 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+LONGEST = 1200  # characters of an error message
+
 
 class AdvUnlearnError(ValueError):
-    """Bad input. The message says what was wrong, what was found and what to do."""
+    """Bad input. The message says what was wrong, what was found and what to do.
+
+    A message is a few lines long, whatever names and values the input has: the middle of a longer one is left out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}")
 
 
 def shorten_error(error: Exception) -> str:

@@ -15,7 +15,8 @@ from ..advunlearn.formats import released as hub
 from . import folders
 from .widgets import file_name, output, schema
 
-FORMATS = {kind: text for kind, text in CONVERSIONS.items() if kind != "checkpoint"}  # ComfyUI saves checkpoints
+# ComfyUI saves checkpoints itself, and the published code does not run in it.
+FORMATS = {kind: text for kind, text in CONVERSIONS.items() if kind not in ("checkpoint", "pt")}
 NONE = "none"
 
 

@@ -12,6 +12,7 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 CONVERSIONS = {
     "safetensors": "one file for any CLIP-L loader",
     "diffusers": "a CLIPTextModel folder",
+    "pt": "a .pt file for the published code, with its prefix text_encoder.",
     "lora": "the difference from the base as a LoRA, with kohya's key names",
     "checkpoint": "a copy of the base, a whole checkpoint, with this text encoder in it",
 }

@@ -14,18 +14,19 @@ from ..config.training import ENCODER_NAMES
 from ..errors import AdvUnlearnError
 from ..files import TEXT_ENCODER_WEIGHTS
 from .detect import count_layers, detect_checkpoint_kind
+from .encoder_config import compute_encoder_shapes, find_encoder_config
 from .lora import LORA_TE, LORA_TE1, LORA_TE2, extract_lora, save_lora
 from .openclip import CLIP_G_PREFIX, build_clip_g_replacement, extract_sdxl_encoder, is_clip_g
 from .tensors import write_safetensors
 from .text_encoders import (
-    compute_encoder_shapes,
+    count_added_tokens,
     find_clip_l_prefix,
-    find_encoder_config,
     find_encoder_prefixes,
     map_encoder_names,
     require_encoder_shapes,
     write_encoder,
     write_encoder_folder,
+    write_published,
 )
 from .weights import Weights, get_shapes, open_weights
 
@@ -58,8 +59,9 @@ def require_writable(out: pathlib.Path, kind: str, overwrite: bool, *sources: st
             raise AdvUnlearnError(f"{str(out)!r}: diffusers is a folder; give a folder's name")
         written = [out / "config.json", out / TEXT_ENCODER_WEIGHTS[0]]
     else:
-        if out.suffix != ".safetensors":
-            raise AdvUnlearnError(f"{str(out)!r}: {kind} is written as one file; give a name that ends in .safetensors")
+        ending = ".pt" if kind == "pt" else ".safetensors"
+        if out.suffix != ending:
+            raise AdvUnlearnError(f"{str(out)!r}: {kind} is written as one file; give a name that ends in {ending}")
         if out.is_dir():
             raise AdvUnlearnError(f"{str(out)!r} is a folder; give a file's name")
         written = [out]
@@ -102,6 +104,7 @@ def convert(
     require_writable(out, kind, overwrite, source, *bases)
     with open_weights(source) as weights:
         encoder = SourceEncoder(source, extract_sdxl_encoder(weights, part), weights.metadata)
+        added = count_added_tokens(weights)
     if kind == "lora" and base:
         return _write_lora(out, encoder, base, rank)
     if kind == "checkpoint" and base:
@@ -110,9 +113,12 @@ def convert(
     require_encoder_shapes(compute_encoder_shapes(config), encoder.tensors, source)
     if kind == "diffusers":
         write_encoder_folder(out, encoder.tensors, config, encoder.metadata)
+    elif kind == "pt":
+        write_published(out, encoder.tensors)
     else:
         write_encoder(out, encoder.tensors, encoder.metadata)
     size = f"{count_layers(encoder.tensors)} layers of {config['hidden_size']}"
+    size += f"; {added} added token embeddings are left out" if added else ""
     facts = {"file": str(out), "tensors": len(encoder.tensors)}
     return ConversionResult(out, f"wrote {out}, {CONVERSIONS[kind]}: {size}", facts)
 

@@ -17,11 +17,22 @@ ENCODERS_BY_WIDTH = {
     1024: "Stable Diffusion 2's text encoder (OpenCLIP ViT-H)",
     CLIP_G_WIDTH: "SDXL's CLIP-G (OpenCLIP ViT-bigG)",
 }
+EMBEDDING = "a textual inversion embedding: name it in a prompt"
 OPENCLIP_MARK = "resblocks."
 DIFFUSERS_UNET = "a diffusers UNet"
 # Kinds by a part of a tensor's name, the most specific first.
 KINDS_BY_NAME = {
+    "hada_w1_a": "a LoHa (LyCORIS): load it with a LoRA loader",
+    "lokr_w1": "a LoKr (LyCORIS): load it with a LoRA loader",
+    "oft_blocks": "an OFT (LyCORIS): load it with a LoRA loader",
+    "oft_diag": "an OFT (LyCORIS): load it with a LoRA loader",
+    "dora_scale": "a DoRA: load it with a LoRA loader",
+    "lora_magnitude_vector": "a DoRA (PEFT): load it with a LoRA loader",
+    ".lora_A.": "a LoRA (PEFT): load it with a LoRA loader",
     "lora_": "a LoRA: load it with a LoRA loader",
+    ".processor.to_q_lora.": "a LoRA (early diffusers): load it with a LoRA loader",
+    "string_to_param": EMBEDDING,
+    "emb_params": EMBEDDING,
     "SelfAttention": "a T5 encoder",
     "patch_embedding": "a CLIP vision encoder",
     "model.layers.0.self_attn": "a language model (Llama, Qwen or Gemma)",
@@ -81,6 +92,8 @@ def detect_weights_kind(names: Sequence[str], shape: Callable[[str], tuple[int, 
             if norm is None
             else name_clip_encoder(get_size(shape(norm))) + ", in OpenCLIP's layout"
         )
+    if names and all(name in ("clip_l", "clip_g", "*") or name.startswith("<") for name in names):
+        return EMBEDDING
     return next((kind for mark, kind in KINDS_BY_NAME.items() if any(mark in name for name in names)), "")
 
 

@@ -33,6 +33,7 @@ from .text_encoders import (
     find_clip_l_prefix,
     find_encoder_prefixes,
     hash_encoder,
+    is_openai_clip_l,
     map_encoder_names,
     require_encoder_shapes,
 )
@@ -141,7 +142,7 @@ def extract_networks(weights: Weights, kind: str) -> Networks:
     Raises AdvUnlearnError for an incomplete text encoder, and for two copies of one that differ.
     """
     networks: Networks = {}
-    if find_encoder_prefixes(weights):
+    if find_encoder_prefixes(weights) or is_openai_clip_l(weights):
         tensors = extract_encoder(weights)
         if TOKEN_EMBEDDING not in tensors or tensors[TOKEN_EMBEDDING].dim() != 2:
             raise AdvUnlearnError(f"{weights.source} has no token embedding table: its text encoder is incomplete")

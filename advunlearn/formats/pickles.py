@@ -24,13 +24,13 @@ from ..errors import AdvUnlearnError
 from .containers import ZIP_PICKLE
 
 MAX_PICKLE = 16 << 20  # bytes of a zip's pickle; a Stable Diffusion checkpoint has 0.3 MB
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 200_000  # a Stable Diffusion checkpoint has 50,000
 MAX_REPEATS = 4  # the same bytes under several names: the published trainer stores its encoder twice
 # Names of which tensors and containers are made. `torch.load` knows which of torch's are safe.
 STANDARD_NAMES = (
     r"torch\.(\w+|_utils\._\w+|_tensor\._\w+|nn\.parameter\.\w+|storage\.\w+|serialization\._get_layout)"
     r"|collections\.(OrderedDict|Counter|defaultdict)|_codecs\.encode"
-    r"|(builtins|__builtin__)\.(set|int|float|complex|bool|str|bytearray|list|dict|tuple|object)"
+    r"|(builtins|__builtin__)\.(set|int|float|complex|bool|str|list|dict|tuple|object)"
 )
 # Modules whose names may be in a checkpoint: settings and counters, which are not needed to read its tensors.
 INERT_MODULES = (

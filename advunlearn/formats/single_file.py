@@ -18,15 +18,9 @@ from ..config.io import PREDICTION_TYPES
 from ..errors import AdvUnlearnError
 from .containers import PICKLE_SUFFIXES
 from .detect import SD1, UNET_PREFIX, detect_checkpoint_kind, get_size
+from .encoder_config import SHAPES_FOLDER, compute_encoder_shapes
 from .ldm_keys import SD1_SCALING_FACTOR, VAE_PREFIX
-from .text_encoders import (
-    SHAPES_FOLDER,
-    ConfigDict,
-    compute_encoder_shapes,
-    extract_encoder,
-    find_encoder_prefixes,
-    require_encoder_shapes,
-)
+from .text_encoders import ConfigDict, extract_encoder, find_encoder_prefixes, require_encoder_shapes
 from .weights import Weights, describe_mismatch, get_shapes
 
 CHECKPOINT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import AdvUnlearnError
 from ..files import TEXT_ENCODER_WEIGHTS, write_atomic
-from .detect import count_layers, detect_weights_kind, name_clip_encoder, require_width
-from .tensors import write_safetensors
-from .weights import TensorShapes, Weights, describe_mismatch, find_weights_file, get_shapes, open_weights
+from .detect import detect_weights_kind, get_size, require_width
+from .tensors import require_all_finite, write_safetensors
+from .weights import TensorShapes, Weights, describe_mismatch, get_shapes, open_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -29,18 +29,14 @@ ConfigDict = dict[str, Any]  # the content of a config.json
 TEXT_PREFIX = "text_model."
 PROJECTION = "text_projection.weight"
 ENCODER_FORMAT = "advunlearn.text_encoder.v1"
-SHAPES_FOLDER = pathlib.Path(__file__).parents[1] / "data" / "shapes"
-CLIP_L_CONFIG = SHAPES_FOLDER / "sd15" / "text_encoder" / "config.json"
-CLIP_G_CONFIG = SHAPES_FOLDER / "sdxl" / "text_encoder_2" / "config.json"
-# The largest sizes that a text encoder's config.json may state.
-CONFIG_LIMITS = {
-    "hidden_size": 1 << 13,
-    "intermediate_size": 1 << 15,
-    "num_hidden_layers": 128,
-    "num_attention_heads": 128,
-    "vocab_size": 1 << 20,
-    "max_position_embeddings": 1 << 13,
-}
+# Endings of what stands next to weights: positions, and the scales of fp8 weights, which `_read_scaled` uses.
+WEIGHT_SCALES = ("scale_weight", "weight_scale")
+NO_WEIGHTS = ("position_ids", "scaled_fp8", "scale_input", "input_scale", "comfy_quant", *WEIGHT_SCALES)
+TOKEN_TABLE = "embeddings.token_embedding.weight"
+CLIP_L_WIDTH = 768
+CLIP_TOKENS = 49408  # rows of CLIP's token embedding; textual inversion may have added more
+POSITION_TABLE = "embeddings.position_embedding.weight"
+LONG_CLIP_POSITIONS = 248
 # The prefixes of CLIP-L's `encoder.` and `embeddings.` in files, the most specific first.
 ENCODER_PREFIXES = tuple(
     root + prefix
@@ -101,7 +97,15 @@ def require_encoder_shapes(expected: TensorShapes, tensors: Mapping[str, Tensor]
     expected = _strip_names(expected)
     if norm := expected.get("encoder.layers.0.layer_norm1.weight"):
         require_width(tensors, norm[-1], source)
-    if wrong := describe_mismatch(expected, _strip_names(get_shapes(tensors))):
+    shapes = _strip_names(get_shapes(tensors))
+    positions, needed = (get_size(each.get(POSITION_TABLE, ())) for each in (shapes, expected))
+    if positions > needed > 0:
+        name = "LongCLIP" if positions == LONG_CLIP_POSITIONS else "a CLIP text encoder for longer prompts"
+        raise AdvUnlearnError(
+            f"{source} is {name}, which reads {positions} tokens; this model's encoder reads {needed}: give one "
+            "trained from the same base"
+        )
+    if wrong := describe_mismatch(expected, shapes):
         raise AdvUnlearnError(
             f"{source} {wrong}: it is not a text encoder of this model's shape; give a CLIP text encoder trained from "
             "the same base"
@@ -149,6 +153,16 @@ def write_encoder(
     return write_safetensors(path, make_portable(tensors), text)
 
 
+def write_published(path: str | pathlib.Path, tensors: Mapping[str, Tensor]) -> pathlib.Path:
+    """Write an encoder's tensors as the published trainer and attack read them: a pickle, prefix `text_encoder.`.
+
+    Their loader takes the names that contain `text_encoder.text_model`, and without any takes nothing, silently.
+    """
+    require_all_finite(tensors, f"{path} was not written")
+    state = {f"text_encoder.{name}": tensor for name, tensor in make_portable(tensors).items() if name != PROJECTION}
+    return write_atomic(path, lambda file: torch.save(state, file))
+
+
 def save_encoder_folder(
     path: str | pathlib.Path,
     encoder: CLIPTextModel | CLIPTextModelWithProjection,
@@ -176,66 +190,6 @@ def write_encoder_folder(
         del state[PROJECTION]
     write_safetensors(path / TEXT_ENCODER_WEIGHTS[0], state, {**encode_metadata(metadata), "format": "pt"})
     return path
-
-
-def compute_encoder_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a CLIPTextModel's weights, under `text_model.` keys, for a configuration."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    try:
-        with torch.device("meta"):
-            shapes = get_shapes(CLIPTextModel(CLIPTextConfig(**config)).state_dict())
-    except Exception as error:  # transformers raises anything for a value of another type
-        raise AdvUnlearnError(f"no CLIP text encoder has such a configuration ({str(error)[:200]})") from error
-    return {
-        TEXT_PREFIX + name.removeprefix(TEXT_PREFIX): shape
-        for name, shape in shapes.items()
-        if not name.endswith("position_ids")
-    }
-
-
-def read_encoder_config(file: pathlib.Path) -> ConfigDict:
-    """Return the content of a text encoder's config.json; of a whole CLIP's the text encoder's part.
-
-    Raises AdvUnlearnError for a file that is no such configuration, or has a size out of range.
-    """
-    try:
-        config = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdvUnlearnError(f"{file} cannot be read ({str(error)[:200]}); download it again") from error
-    if not isinstance(config, dict):
-        raise AdvUnlearnError(f"{file} is no configuration: it holds {type(config).__name__}; download it again")
-    part = config.get("text_config", config)
-    if not isinstance(part, dict) or "hidden_size" not in part:
-        return {}  # of another kind of model, such as the UNet in whose folder a file lies
-    for name, most in CONFIG_LIMITS.items():
-        value = part.get(name, 1)
-        if type(value) is not int or not 1 <= value <= most:
-            raise AdvUnlearnError(f"{file}: {name} is {str(value)[:40]!r}; it must be a number from 1 to {most}")
-    heads = part.get("num_attention_heads", 1)
-    if part["hidden_size"] % heads:
-        raise AdvUnlearnError(f"{file}: hidden_size {part['hidden_size']} is not divisible by {heads} heads")
-    return part
-
-
-def find_encoder_config(tensors: Mapping[str, Tensor], source: str, *bases: str) -> ConfigDict:
-    """Return an encoder's configuration: the config.json next to its file or to a base's if it fits, or a shipped one.
-
-    The shapes of weights do not determine the number of attention heads. Raises AdvUnlearnError when none fits.
-    """
-    table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
-    if table is None or table.dim() != 2:  # the comparison with CLIP-L's shapes will name what is missing
-        return json.loads(CLIP_L_CONFIG.read_text(encoding="utf-8"))
-    vocabulary, width = table.shape
-    candidates = [find_weights_file(path).with_name("config.json") for path in (source, *bases)]
-    for file in (*candidates, CLIP_L_CONFIG, CLIP_G_CONFIG):
-        config = read_encoder_config(file) if file.is_file() else {}
-        if (config.get("vocab_size"), config.get("hidden_size")) == (vocabulary, width):
-            return config
-    raise AdvUnlearnError(
-        f"{source} is {name_clip_encoder(width, count_layers(tensors))}, {vocabulary} tokens: its number of attention "
-        "heads is unknown; give --base, the model or the CLIPTextModel folder that it was trained from"
-    )
 
 
 def find_clip_l_prefix(weights: Weights) -> str:
@@ -266,21 +220,66 @@ def find_encoder_prefixes(weights: Weights) -> list[str]:
 def map_encoder_names(weights: Weights, prefix: str) -> dict[str, str]:
     """Return the names in a file of a text encoder's tensors, by their portable names (`text_model. ...`)."""
     starts = tuple(prefix + part for part in ("encoder.", "embeddings.", "final_layer_norm."))
-    names = (name for name in weights.names if name.startswith(starts) and not name.endswith("position_ids"))
+    names = (name for name in weights.names if name.startswith(starts) and not name.endswith(NO_WEIGHTS))
     return {TEXT_PREFIX + name.removeprefix(prefix): name for name in names}
 
 
 def extract_encoder(weights: Weights) -> dict[str, Tensor]:
     """Return the tensors of the CLIP-L text encoder in a file, under `text_model.` keys.
 
-    Raises AdvUnlearnError when it holds none, or holds two copies that differ.
+    Scaled fp8 weights are returned in fp32. Rows that were added to the token embedding, which no tokenizer of CLIP
+    reaches, are left out. Raises AdvUnlearnError when it holds none, or holds two copies that differ.
     """
+    if is_openai_clip_l(weights):
+        return _extract_openai(weights)
     prefix = find_clip_l_prefix(weights)
-    tensors = {name: weights.read(stored) for name, stored in map_encoder_names(weights, prefix).items()}
+    tensors = {name: _read_scaled(weights, stored) for name, stored in map_encoder_names(weights, prefix).items()}
+    table = tensors.get(TEXT_PREFIX + TOKEN_TABLE)
+    if table is not None and table.dim() == 2 and len(table) > CLIP_TOKENS:
+        tensors[TEXT_PREFIX + TOKEN_TABLE] = table[:CLIP_TOKENS].clone()
     for other in find_encoder_prefixes(weights):
         if other != prefix:
             _require_equal_copy(weights, tensors, map_encoder_names(weights, other))
     return tensors
+
+
+def count_added_tokens(weights: Weights) -> int:
+    """Return how many rows a file's token embedding has beyond CLIP's: `extract_encoder` leaves them out."""
+    tables = [
+        name for prefix in find_encoder_prefixes(weights)[:1] for name in map_encoder_names(weights, prefix).values()
+    ]
+    table = next((name for name in tables if name.endswith(TOKEN_TABLE)), None)
+    return max(0, get_size(weights.shape(table)) - CLIP_TOKENS) if table else 0
+
+
+def is_openai_clip_l(weights: Weights) -> bool:
+    """Return whether a file is CLIP-L in OpenAI's layout, in which fine-tunes of the whole CLIP come."""
+    norm = "transformer.resblocks.0.ln_1.weight"
+    return norm in weights.names and "ln_final.weight" in weights.names and weights.shape(norm) == (CLIP_L_WIDTH,)
+
+
+def _extract_openai(weights: Weights) -> dict[str, Tensor]:
+    """Return the text encoder of a CLIP-L in OpenAI's layout; its projection and image encoder are left out."""
+    from .openclip import from_openclip
+
+    names = [name for name in weights.names if name.startswith(("transformer.", "ln_final.", "token_embedding."))]
+    tensors = from_openclip(
+        {name: weights.read(name) for name in [*names, "positional_embedding"] if name in weights.names}
+    )
+    return {name: tensor for name, tensor in tensors.items() if name != PROJECTION}
+
+
+def _read_scaled(weights: Weights, name: str) -> Tensor:
+    """Read a weight; one in fp8 with a scale, a number or one for each row, as their product in fp32."""
+    tensor = weights.read(name)
+    layer = name.removesuffix("weight")
+    scales = [layer + ending for ending in WEIGHT_SCALES if layer + ending in weights.names]
+    if not scales or tensor.element_size() > 1:
+        return tensor
+    scale = weights.read(scales[0]).float()
+    if scale.numel() not in (1, get_size(tensor.shape)):
+        raise AdvUnlearnError(f"{weights.source}: {scales[0]!r} is {tuple(scale.shape)}, no scale of {name!r}")
+    return tensor.float() * scale.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def _require_equal_copy(weights: Weights, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:

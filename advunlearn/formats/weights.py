@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from .containers import SAFETENSORS, detect_container
 from .pickles import read_pickle
 from .tensors import TENSORS_HASH, require_finite, require_weight, update_digest
 
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".json")
 TensorShapes = Mapping[str, tuple[int, ...]]
 
 
@@ -78,16 +80,67 @@ def find_weights_file(
 
     Raises AdvUnlearnError when there is no such file.
     """
-    path = pathlib.Path(path)
+    path = find_snapshot(pathlib.Path(path))
     if path.is_dir():
-        candidates = [path / folder / name for folder in (".", *inside) for name in names]
-        existing = next((file for file in candidates if file.is_file()), None)
+        existing = next((file for folder in (".", *inside) for file in _list_candidates(path / folder, names)), None)
         if existing is None:
-            raise AdvUnlearnError(f"{path} holds none of {', '.join(names)}; give {advice}")
+            others = sorted(file.name for file in path.iterdir() if file.suffix in OTHER_WEIGHTS)[:3]
+            found = f" (it has {', '.join(map(repr, others))})" if others else ""
+            raise AdvUnlearnError(f"{path} holds none of {', '.join(names)}{found}; give {advice}")
         return existing
     if not path.is_file():
         raise AdvUnlearnError(f"{path}: no such file; give {advice}")
     return path
+
+
+def find_snapshot(path: pathlib.Path) -> pathlib.Path:
+    """Return the folder of files in a repository's folder of the Hugging Face cache; any other path as it is.
+
+    Raises AdvUnlearnError for a repository with several revisions, none of which is `main`.
+    """
+    if not (path / "snapshots").is_dir():
+        return path
+    main = path / "refs" / "main"
+    if main.is_file() and (folder := path / "snapshots" / main.read_text().strip()).is_dir():
+        return folder
+    folders = sorted(folder for folder in (path / "snapshots").iterdir() if folder.is_dir())
+    if len(folders) == 1:
+        return folders[0]
+    raise AdvUnlearnError(f"{path} holds {len(folders)} revisions in its folder snapshots; give one of them")
+
+
+def _list_candidates(folder: pathlib.Path, names: Sequence[str]) -> Iterator[pathlib.Path]:
+    """Yield the files of weights in a folder, the best first: whole, then in shards, then variants such as fp16."""
+    for name in names:
+        stem, _, ending = name.rpartition(".")
+        if (folder / name).is_file():
+            yield folder / name
+        yield from sorted(folder.glob(f"{name}.index.json"))
+        variants = [*folder.glob(f"{stem}.*.{ending}"), *folder.glob(f"{name}.index.*.json")]
+        # Sorted, bf16 comes before fp16, which has more digits.
+        yield from sorted(variants, key=lambda file: ("fp16" not in file.name, "non_ema" in file.name, file.name))
+
+
+def _open_shards(index: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
+    """Open the files that an index names, as one. Raises AdvUnlearnError for a broken index and a missing file."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(file): index.with_name(str(file)) for file in places.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AdvUnlearnError(f"{index} is no index of weights ({shorten_error(error)}); download it again") from error
+    if strange := [name for name, file in files.items() if pathlib.PurePath(name).name != name or not file.is_file()]:
+        raise AdvUnlearnError(f"{index} names {strange[0]!r}, which is not next to it; download the complete folder")
+    shards = {name: _open_file(file, stack) for name, file in files.items()}
+    for shard in shards.values():
+        _require_hash(shard)
+    if lost := [name for name, file in places.items() if name not in shards[str(file)].names]:
+        raise AdvUnlearnError(f"{index} names {lost[0]!r}, which is not in {places[lost[0]]!r}; download it again")
+    return Weights(
+        source=str(index),
+        names=tuple(places),
+        read_any=lambda name: shards[str(places[name])].read_any(name),
+        shape=lambda name: shards[str(places[name])].shape(name),
+    )
 
 
 def get_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -121,7 +174,7 @@ def open_weights(path: str | pathlib.Path) -> Iterator[Weights]:
     """
     path = find_weights_file(path)
     with contextlib.ExitStack() as stack:
-        weights = _open_file(path, stack)
+        weights = _open_shards(path, stack) if path.suffix == ".json" else _open_file(path, stack)
         _require_hash(weights)
         yield weights
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.training import ENCODER_NAMES, Encoders
 from ..errors import AdvUnlearnError
-from ..formats.detect import UNET_PREFIX, detect_checkpoint_kind
+from ..formats.detect import UNET_PREFIX, detect_checkpoint_kind, get_size
 from ..formats.openclip import CLIP_G_PREFIX, extract_sdxl_encoder
 from ..formats.text_encoders import TEXT_PREFIX, extract_encoder, hash_encoder, load_state, save_encoder
 from ..formats.weights import Weights, open_weights
@@ -73,7 +73,7 @@ def matching_part(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Modul
     """Return the part of an encoder that is as wide as some weights; the first part if there is none."""
     parts = list(encoder_parts(encoder).values())
     table = tensors.get(TEXT_PREFIX + "embeddings.token_embedding.weight")
-    width = table.shape[-1] if table is not None else 0
+    width = get_size(table.shape, -1) if table is not None else 0
     return next((part for part in parts if clip_token_embeddings(part).shape[1] == width), parts[0])
 
 

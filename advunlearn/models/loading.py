@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from .. import miniature
 from ..errors import AdvUnlearnError, shorten_error
 from ..files import CLIP_TOKENIZER, TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS
 from ..formats import single_file
-from ..formats.weights import find_weights_file, open_weights
+from ..formats.weights import find_snapshot, find_weights_file, open_weights
 from .ddim import scale_batch
 from .denoiser import Denoiser
 from .diffusers_denoiser import DiffusersDenoiser
@@ -86,7 +87,7 @@ def find_model(name: str) -> pathlib.Path:
     """
     if name == "miniature":
         return miniature.path()
-    path = pathlib.Path(name)
+    path = find_snapshot(pathlib.Path(name))
     if path.is_file() and path.suffix in single_file.CHECKPOINT_SUFFIXES:
         return path
     missing = [part for part in SUBFOLDERS if not (path / part).is_dir()]
@@ -141,11 +142,10 @@ def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str,
     """Read a diffusers folder."""
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
     from diffusers.utils import is_accelerate_available
-    from transformers import CLIPTokenizer
 
     vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = _read_text_encoder(folder, attention)
+    tokenizer = read_tokenizer(folder / "tokenizer", encoder)
     faults = ("missing_keys", "unexpected_keys")
     # True without accelerate makes diffusers print a warning.
     options = {"torch_dtype": dtype, "low_cpu_mem_usage": is_accelerate_available()}
@@ -176,7 +176,8 @@ def _read_part(kind: Any, folder: pathlib.Path, faults: Sequence[str] = ("missin
 
     Raises AdvUnlearnError when the loader reports one of the `faults` (keys of `LOADING_FAULTS`).
     """
-    check_part(folder)
+    variant = check_part(folder)
+    options |= {"variant": variant} if variant else {}
     part, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     for fault in faults:
         if names := info[fault]:
@@ -187,15 +188,29 @@ def _read_part(kind: Any, folder: pathlib.Path, faults: Sequence[str] = ("missin
     return part
 
 
-def check_part(folder: pathlib.Path) -> None:
+def check_part(folder: pathlib.Path) -> str:
     """Read all weights of a part of a diffusers folder once, before another library does.
 
+    Returns the variant of its files, such as 'fp16' of model.fp16.safetensors; "" for files without one.
     Raises AdvUnlearnError for a file that `open_weights` refuses, and for the first tensor with a NaN or an infinity.
     """
     advice = "a complete diffusers folder"
-    with open_weights(find_weights_file(folder, (*TEXT_ENCODER_WEIGHTS, *UNET_WEIGHTS), (), advice)) as weights:
+    file = find_weights_file(folder, (*TEXT_ENCODER_WEIGHTS, *UNET_WEIGHTS), (), advice)
+    with open_weights(file) as weights:
         for name in sorted(weights.names):
             weights.copy(name)
+    variant = re.search(r"\.(\w+)\.(?:json|safetensors|bin)$", file.name.replace(".index.json", ".json"))
+    return variant[1] if variant and variant[1] not in ("safetensors", "bin") else ""
+
+
+def read_tokenizer(folder: pathlib.Path, encoder: nn.Module) -> Any:
+    """Read a CLIP tokenizer; one that states no length, or a longer one, gets that of the text encoder."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    config: Any = next(iter(encoder_parts(encoder).values())).config
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return tokenizer
 
 
 @contextlib.contextmanager
@@ -215,7 +230,7 @@ def _without_progress_bar() -> Iterator[None]:
 def _read_file(path: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: str | None) -> Components:
     """Read a single-file checkpoint; the tokenizer is the shipped one of CLIP."""
     from diffusers import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     with open_weights(path) as weights:
         configs = single_file.infer_configs(weights, prediction_type)
@@ -227,7 +242,7 @@ def _read_file(path: pathlib.Path, dtype: torch.dtype, prediction_type: str, att
     unet, vae = single_file.build_meta_modules(configs)
     for part, state in ((unet, states["unet"]), (vae, states["vae"])):
         part.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
-    tokenizer = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER, local_files_only=True)
+    tokenizer = read_tokenizer(CLIP_TOKENIZER, encoder)
     return Components(tokenizer, encoder.float(), unet, vae, DDIMScheduler.from_config(configs["scheduler"]))
 
 

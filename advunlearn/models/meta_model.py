@@ -21,6 +21,7 @@ from .loading import (
     assemble,
     choose_vae_dtype,
     find_model,
+    read_tokenizer,
     uses_plain_attention,
 )
 from .sdxl_text_encoder import DualTextEncoder
@@ -53,12 +54,11 @@ def skeleton(name: str, device: torch.device, dtype: torch.dtype) -> TextToImage
 
 def _blank_parts(path: pathlib.Path, device: torch.device, dtype: torch.dtype) -> Components:
     from diffusers import DDIMScheduler
-    from transformers import CLIPTokenizer
 
     configs = _read_configs(path)
     folder = path / "tokenizer"
-    tokenizer = CLIPTokenizer.from_pretrained(folder if folder.is_dir() else CLIP_TOKENIZER, local_files_only=True)
     encoder = _blank_text_encoder(configs, "eager" if uses_plain_attention(device, dtype) else "sdpa")
+    tokenizer = read_tokenizer(folder if folder.is_dir() else CLIP_TOKENIZER, encoder)
     unet, vae = single_file.build_meta_modules(configs)
     unet = nn.Module.to(unet, dtype)
     vae = nn.Module.to(vae, choose_vae_dtype(vae, encoder, dtype))

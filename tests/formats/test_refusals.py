@@ -13,8 +13,8 @@ from encoder_layouts import openclip_layout, t5_layout, transformers_layout
 from safetensors.torch import save_file
 
 from advunlearn.cli.main import main
+from advunlearn.formats.encoder_config import compute_encoder_shapes
 from advunlearn.formats.single_file import load_sd15_config
-from advunlearn.formats.text_encoders import compute_encoder_shapes
 
 DOC = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "formats.md"
 Tensors = dict[str, torch.Tensor]

@@ -15,7 +15,7 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.formats import single_file
-from advunlearn.formats.text_encoders import compute_encoder_shapes
+from advunlearn.formats.encoder_config import compute_encoder_shapes
 from advunlearn.formats.weights import Weights
 from advunlearn.miniature import checkpoint
 from advunlearn.models.loading import TextToImage, load
