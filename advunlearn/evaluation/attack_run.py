@@ -66,7 +66,7 @@ class AttackLog:
             self.notes[case] = notes[i] | {"step": step}
             if hits[i]:
                 self.success[case] = True
-                self.embeddings[case] = embeddings[i].detach().cpu()
+                self.embeddings[case] = embeddings[i].detach().cpu().clone()  # a view would keep all rows in memory
         self.add_to_curve(step)
 
     def successful_notes(self) -> dict[int, Row]:
@@ -183,7 +183,7 @@ class AttackRun:
         if self.last_embeddings is None:
             return None
         successful = self.log.embeddings
-        return successful[min(successful)] if successful else self.last_embeddings[0].detach().cpu()
+        return successful[min(successful)] if successful else self.last_embeddings[0].detach().cpu().clone()
 
     def to_row(self) -> Row:
         """Return the report's row of the attack: successes, steps, settings and cost in UNet forward passes."""

@@ -44,6 +44,8 @@ def test_bookkeeping_by_hand() -> None:
     run.record(6, images[:2], torch.tensor([False, True]), run.find_open_rows(), notes[:2], words[:2])
     assert run.curve == [[0, 1], [5, 2], [6, 3]] and run.images.flatten().tolist() == [0, 1, 2]
     assert {case: float(word) for case, word in run.embeddings.items()} == {1: 0.0, 2: 1.0}
+    # No view, which would keep the embeddings of all rows in memory.
+    assert all(word.untyped_storage().nbytes() == word.nbytes for word in run.embeddings.values())
     counts = run.count_successes()
     assert [counts[k]["success"] for k in ("without_attack", "by_attack", "sum")] == [1, 2, 3]
     assert counts["exact"] == 1  # only one of the prompts found can be typed
