@@ -84,7 +84,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["attack", "--encoder", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["sample", "a dog", "--count", "0"], "--count is 0"),
         (["sample", "a dog", "--unet", "nowhere"], "nowhere: no such file; give a diffusers UNet's folder"),
-        (["evaluate", "--judge", "nowhere"], "judge 'nowhere': no such folder; give a folder that"),
+        (["evaluate", "--judge", "nowhere"], "judge 'nowhere': no such folder; give a folder written by"),
         (["evaluate", "--judge", "clip:nowhere"], "judge 'nowhere': no such folder"),
         (["attack", "--threshold", "0.5"], "--threshold is no setting of the judge 'miniature'"),
         (["evaluate", "--judge", "nudity", "--top-k", "2"], "--top-k is no setting of the judge 'nudity'"),
