@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pathlib
 import re
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from encoder_layouts import openclip_layout, t5_layout, transformers_layout
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from advunlearn.cli.main import main
 from advunlearn.formats.encoder_config import compute_encoder_shapes
 from advunlearn.formats.single_file import load_sd15_config
+from advunlearn.formats.tensors import write_safetensors
 
 DOC = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "formats.md"
 Tensors = dict[str, torch.Tensor]
@@ -85,6 +87,33 @@ def plain(name: str, content: bytes | None) -> Callable[[pathlib.Path], str]:
     return write
 
 
+def changed_file(folder: pathlib.Path) -> str:
+    """Write a file of this library and change its last byte."""
+    content = bytearray(write_safetensors(folder / "file.safetensors", {"a": torch.zeros(1)}, {}).read_bytes())
+    content[-1] ^= 1
+    (folder / "file.safetensors").write_bytes(content)
+    return "file.safetensors"
+
+
+def compressed_pickle(folder: pathlib.Path) -> str:
+    """Write what `torch.save` writes, compressed."""
+    torch.save({"a": torch.zeros(1000)}, folder / "file.pt")
+    with zipfile.ZipFile(folder / "file.pt") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / "file.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+    return "file.pt"
+
+
+def script_program(folder: pathlib.Path) -> str:
+    """Write the records by which a TorchScript program is told."""
+    with zipfile.ZipFile(folder / "file.pt", "w") as archive:
+        archive.writestr("file/constants.pkl", b"")
+        archive.writestr("file/code/a.py", b"")
+    return "file.pt"
+
+
 LORA = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(1)}
 NORM = "text_model.encoder.layers.11.layer_norm2.weight"
 FILES: dict[str, Callable[[pathlib.Path], str]] = {
@@ -94,6 +123,22 @@ FILES: dict[str, Callable[[pathlib.Path], str]] = {
     "a pickle with code in it": pickle(lambda: {"a": Evil()}, "file.pt"),
     "a damaged pickle": plain("file.bin", b"hello"),
     "a LoRA": safetensors(lambda: LORA),
+    "one NaN in an encoder": safetensors(lambda: encoder() | {NORM: torch.tensor([torch.nan] + [0.0] * 767)}),
+    "an encoder of integers": safetensors(lambda: encoder() | {NORM: torch.zeros(768, dtype=torch.int8)}),
+    "a changed file of this library": changed_file,
+    "an expanded tensor": pickle(lambda: {"a": torch.zeros(1).expand(10**9)}, "file.pt"),
+    "a compressed pickle": compressed_pickle,
+    "a Git LFS pointer": plain("file.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+    "a web page": plain("file.safetensors", b"<!doctype html><html></html>"),
+    "GGUF": plain("file.safetensors", b"GGUF\x03\0\0\0"),
+    "a pickle named .safetensors": pickle(lambda: {"a": torch.zeros(1)}, "file.safetensors"),
+    "safetensors named .ckpt": plain("file.ckpt", save({"a": torch.zeros(1)})),
+    "a TorchScript program": script_program,
+    "a textual inversion embedding": safetensors(lambda: {"emb_params": torch.zeros(2, 768)}),
+    "a LoHa": safetensors(lambda: {"lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a": torch.zeros(1)}),
+    "LongCLIP": safetensors(
+        lambda: encoder() | {"text_model.embeddings.position_embedding.weight": torch.zeros(248, 768)}
+    ),
     "T5": safetensors(t5_layout),
     "CLIP's vision encoder": safetensors(
         lambda: (
