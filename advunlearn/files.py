@@ -41,14 +41,23 @@ def write_atomic(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], o
 
     `write` is the content, or a function that writes it into an open file.
     """
+    try:
+        _write(path, write)
+    except OSError as error:  # a full disk, for example, names no file
+        raise OSError(error.errno, error.strerror, str(error.filename or path)) from error
+    return pathlib.Path(path)
+
+
+def _write(path: str | pathlib.Path, write: bytes | Callable[[BinaryIO], object]) -> None:
     with replace_atomically(path) as partial, partial.open("wb") as file:
         try:
             file.write(write) if isinstance(write, bytes) else write(file)
-        except RuntimeError as error:  # torch.save, when interrupted, raises this about the file it could not finish
+        except RuntimeError as error:  # torch.save raises this about a file that it could not finish
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
             raise
-    return pathlib.Path(path)
 
 
 def compute_digest(path: pathlib.Path, digits: int = SHA256_DIGITS) -> str:

@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\n")  # the terminal has echoed ^C
         return _fail(args, 130, "interrupted" + _resume_hint(args))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own; the import of torch takes seconds
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return _fail(
             args,
@@ -108,6 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--dtype bfloat16",
         )
     return 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that the device's or the computer's memory is not enough."""
+    # torch's own class has this name, and the import of torch takes seconds; on the CPU it raises a RuntimeError.
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def escape_unknown_characters() -> None:

@@ -132,6 +132,11 @@ class RunFolder:
         """Handle a report of the trainer."""
         if not self.started:
             self.start()
+        if not self.folder.is_dir():
+            raise AdvUnlearnError(
+                f"{self.folder} was deleted during the run; the run's state is saved there again: resume it with "
+                "--resume, and leave the folder in place"
+            )
         if progress.phase != "train":
             if progress.phase == "bank":
                 self.iteration_start = time.perf_counter()

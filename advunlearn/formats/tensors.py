@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from ..errors import AdvUnlearnError
+from ..errors import AdvUnlearnError, shorten_error
 from ..files import replace_atomically
 
 TENSORS_HASH = "advunlearn.tensors_sha256"  # metadata of every safetensors file of this library
@@ -116,12 +116,16 @@ def write_safetensors(
 
     The metadata gets their SHA-256, which `open_weights` compares. Raises AdvUnlearnError for a NaN or an infinity.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     require_all_finite(tensors, f"{path} was not written")
     with replace_atomically(path) as partial:
         partial.write_bytes(b"")
         mode = partial.stat().st_mode  # `save_file` makes a file that only its owner can read
-        save_file(dict(tensors), partial, {**metadata, TENSORS_HASH: hash_tensors(tensors)})
+        try:
+            save_file(dict(tensors), partial, {**metadata, TENSORS_HASH: hash_tensors(tensors)})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"{path} could not be written: {shorten_error(error)}") from error
         partial.chmod(mode)
     return pathlib.Path(path)

@@ -81,6 +81,6 @@ def write_report(
         }
         for name, rows in losses.items()
     }
-    (folder / "overview.png").write_bytes(png(overview(dict(_overview_rows(measured)))))
+    write_atomic(folder / "overview.png", png(overview(dict(_overview_rows(measured)))))
     write_json(folder / "report.json", report)
-    (folder / "report.html").write_text(render(report, dict(_image_grids(measured)), curves), encoding="utf-8")
+    write_atomic(folder / "report.html", render(report, dict(_image_grids(measured)), curves).encode())

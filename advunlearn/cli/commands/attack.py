@@ -12,6 +12,7 @@ from ...files import write_atomic
 from ...models.encoder_files import embedding_file
 from ...reporting import images
 from ...reporting.report import write_json
+from ..folder_lock import lock_folder
 from ..inputs import load_trained_encoder, load_trained_unet, make_out_folder
 from .evaluate import make_evaluator, make_progress
 from .output import print_result
@@ -24,17 +25,18 @@ def run(args: Namespace) -> None:
     model, evaluator = make_evaluator(args)
     subject = Subject(load_trained_encoder(args.encoder, model), load_trained_unet(args.unet, model))
     folder = make_out_folder(args)
-    bar, evaluator.on_progress = make_progress(args.method)
-    measured = evaluator.measure(subject, (args.method,), utility=False)
-    bar.close()
-    settings = {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()}
-    result = measured.to_row() | settings | evaluator.describe()
-    write_json(folder / "attack.json", result)
-    for name, pictures in measured.images.items():
-        (folder / f"{name}.png").write_bytes(images.png(images.grid(pictures, 4), 2))
-    embedding = measured.embeddings.get(args.method)
-    if embedding is not None and not ATTACKS[args.method].discrete:
-        write_atomic(folder / f"{args.method}.safetensors", save(embedding_file(embedding, model.text_encoder)))
+    with lock_folder(folder):
+        bar, evaluator.on_progress = make_progress(args.method)
+        measured = evaluator.measure(subject, (args.method,), utility=False)
+        bar.close()
+        settings = {"concept": evaluator.concept.to_dict(), "config": evaluator.config.to_dict()}
+        result = measured.to_row() | settings | evaluator.describe()
+        write_json(folder / "attack.json", result)
+        for name, pictures in measured.images.items():
+            write_atomic(folder / f"{name}.png", images.png(images.grid(pictures, 4), 2))
+        embedding = measured.embeddings.get(args.method)
+        if embedding is not None and not ATTACKS[args.method].discrete:
+            write_atomic(folder / f"{args.method}.safetensors", save(embedding_file(embedding, model.text_encoder)))
     counts = measured.attacks[args.method]
     prompts = [row["prompt"] for row in measured.prompts.get(args.method, [])[:SHOWN_PROMPTS]]
     text = (

@@ -21,6 +21,7 @@ from ...models.loading import TextToImage
 from ...reporting import images, report
 from ...training.recipe import environment
 from ..flags import given_settings, settings
+from ..folder_lock import lock_folder
 from ..inputs import (
     command_line,
     load_judge,
@@ -43,6 +44,18 @@ def run(args: Namespace) -> None:
     model, evaluator = make_evaluator(args)
     subjects, recipes = load_subjects(args, model, evaluator)
     folder = make_out_folder(args)
+    with lock_folder(folder):
+        evaluate(args, evaluator, subjects, recipes, folder)
+
+
+def evaluate(
+    args: Namespace,
+    evaluator: Evaluator,
+    subjects: dict[str, Subject],
+    recipes: dict[str, dict[str, object]],
+    folder: pathlib.Path,
+) -> None:
+    """Evaluate all subjects, and write and print the report."""
     attacks = choose_attacks(args.attacks, evaluator.find_missing)
     caches = {
         name: EvaluationCache(folder, name, describe_evaluation(evaluator, one)) for name, one in subjects.items()

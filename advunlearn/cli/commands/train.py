@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import sys
@@ -32,6 +33,7 @@ from ...training.trainer import train
 from ..config_file import NAME as CONFIG
 from ..config_file import is_miniature, make_content
 from ..flags import run_settings, settings
+from ..folder_lock import lock_folder
 from ..inputs import command_line, load_model, make_out_folder, open_prompts, print_note
 from ..progress_bar import ProgressBar
 from ..run_folder import LOG, RunFolder
@@ -41,7 +43,7 @@ from .save import check_single_file, save_single_file, save_trained
 
 def run(args: Namespace) -> None:
     """Train and save what was trained with its recipe; of several processes only the main one writes files."""
-    with joined_processes() as processes:
+    with joined_processes() as processes, contextlib.ExitStack() as stack:
         resume = check_resume(args)
         run, output = run_settings(args), settings(OutputConfig, args)
         model_config = settings(ModelConfig, args)
@@ -60,6 +62,7 @@ def run(args: Namespace) -> None:
             work(checkpoints=Checkpoints(args.out, output.checkpoint_every))
             return
         folder = make_out_folder(args)
+        stack.enter_context(lock_folder(folder))
         model_config = replace(model_config, device=str(model.denoiser.device))
         content = make_content(
             run, (model_config, settings(RetainConfig, args), output), describe_run(model, prompts, processes)
