@@ -20,8 +20,8 @@ import difflib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import get_type_hints
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_type_hints
 
 from ..config.base import Validated, choices
 from ..config.concept import ConceptConfig
@@ -172,9 +172,12 @@ def _read_content(path: pathlib.Path) -> dict[object, object]:
     if not path.is_file():
         raise AdvUnlearnError(f"{path}: no such file; give a settings file, for example the {NAME} of a run")
     try:
-        content = _parse(path.read_text(encoding="utf-8"), path.suffix)
+        content = _parse(path.read_text(encoding="utf-8-sig"), path.suffix)
+        _require_printable(content, set())
+    except RecursionError as error:
+        raise AdvUnlearnError(f"{path} is nested too deeply; settings are at most one section deep") from error
     except ValueError as error:  # also raised for text that is not UTF-8
-        raise AdvUnlearnError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
+        raise AdvUnlearnError(f"{path} cannot be read as {path.suffix[1:].upper()}: {str(error)[:300]}") from error
     if not isinstance(content, dict):
         raise AdvUnlearnError(f"{path} holds {_describe(content)}; write settings, each as a key and a value")
     return content
@@ -182,13 +185,42 @@ def _read_content(path: pathlib.Path) -> dict[object, object]:
 
 def _parse(text: str, suffix: str) -> object:
     if suffix == ".json":
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_require_single_keys)
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML whose mappings have each key once."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            _require_single_keys((self.construct_object(key, deep=True), None) for key, _ in node.value)
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(error) from error
+
+
+def _require_single_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a mapping of keys and values. Raises ValueError for a key that occurs twice."""
+    values: dict[Any, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, Hashable):
+            raise ValueError(f"{str(key)[:100]!r} is no name of a setting")
+        if key in values:
+            raise ValueError(f"{str(key)[:100]!r} occurs twice; keep one of them")
+        values[key] = value
+    return values
+
+
+def _require_printable(value: object, seen: set[int]) -> None:
+    """Raise ValueError for text with half of a surrogate pair, which no file and no terminal can show."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list) and id(value) not in seen:  # YAML may name one value in several places
+        seen.add(id(value))
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _require_printable(part, seen)
 
 
 def _flatten(content: Mapping[object, object], path: str) -> Iterator[tuple[str, object]]:
@@ -211,7 +243,10 @@ def _check_type(config: type, name: str, value: object, where: str) -> object:
     """Return a value as the type of its setting. Raises AdvUnlearnError for a value of another type."""
     kind = str if choices(config, name) else get_type_hints(config)[name]
     if kind is float and (type(value) is int or (isinstance(value, str) and re.fullmatch(EXPONENT, value))):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise AdvUnlearnError(f"{where} is a number of {len(str(value))} digits, which is too large") from error
     if type(value) is not kind:
         raise AdvUnlearnError(f"{where} is {_describe(value)}; it must be {TYPE_NAMES[kind]}")
     return value

@@ -42,6 +42,7 @@ from .weights import Weights, describe_mismatch, find_weights_file, get_shapes, 
 Facts = dict[str, Any]  # what is known of a file, as JSON
 Networks = dict[str, dict[str, Tensor]]  # "encoder" (CLIP-L or any single one), "second_encoder" (CLIP-G), "unet"
 
+LONGEST_VALUE = 2000  # characters of metadata that are printed; --json has all
 TOKEN_EMBEDDING = TEXT_PREFIX + "embeddings.token_embedding.weight"
 
 
@@ -53,7 +54,7 @@ def decode_metadata(metadata: Mapping[str, str]) -> Facts:
 def _decode_value(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -290,10 +291,17 @@ def format_facts(facts: Facts) -> str:
             lines.append(f"  {name}: {facts[name]}")
     if second := facts.get("second_encoder"):
         lines.append(f"  second encoder's encoder_sha256: {second['encoder_sha256']}")
-    lines += [f"  {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in facts["metadata"].items()]
+    for name, value in facts["metadata"].items():
+        lines.append(f"  {format_value(name)}: {format_value(value if isinstance(value, str) else json.dumps(value))}")
     if base := facts.get("base"):
         lines += _format_comparison(base)
     return "\n".join(lines)
+
+
+def format_value(text: str) -> str:
+    """Return text of a file for a terminal: control characters escaped, and the end of a long one left out."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:LONGEST_VALUE])
+    return f"{shown} ... ({len(text)} characters)" if len(text) > LONGEST_VALUE else shown
 
 
 def _format_comparison(base: Facts) -> list[str]:
