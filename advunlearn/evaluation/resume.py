@@ -52,7 +52,7 @@ def _rename_keys(values: Row, names: Mapping[str, str]) -> Row:
 def convert_old(saved: Row) -> Row:
     """Return what was saved, perhaps by an earlier version, with the current names."""
     measurement = {
-        name: _rename_keys(values, OLD_RESULTS.get(name, RENAMED_ATTACKS))
+        name: _rename_keys(values, OLD_RESULTS.get(name, RENAMED_ATTACKS)) if isinstance(values, dict) else values
         for name, values in _rename_keys(saved["measurement"], OLD_FIELDS).items()
     }
     settings = dict(saved["about"])
