@@ -64,7 +64,7 @@ def run_inside(host: pathlib.Path, script: str, *arguments: str) -> Any:
     command = [host_python(host), str(path), str(host), str(PACK), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **MALLOC}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(command, cwd=host, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=host, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
