@@ -65,7 +65,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     [
         (["train", "--concept", " "], "concept is empty"),
         (["train", "--iterations", "0"], "iterations is 0; it must be between 1"),
-        (["train", "--iterations", "5"], "warmup is"),
+        (["train", "--iterations", "5", "--warmup", "5"], "warmup is"),
         (["train", "--device", "nonsense"], "device 'nonsense' cannot be used here"),
         (["train", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         (["train", "--out", "a-file"], "--out 'a-file' is a file; give a folder"),

@@ -68,6 +68,7 @@ def run(args: Namespace) -> None:
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args, **DEMO_BUDGET)
     runs = make_runs(BASELINES, concept, BankConfig(**DEMO_BANK), **DEMO_TRAIN, seed=args.seed)
     folder, model = make_out_folder(args), load_model(model_config)
+    evaluator = Evaluator(model, load_judge(args), concept, config)  # first: it refuses what its judge does not know
     file = folder / "original.png"
     file.write_bytes(images.encode_image(images.grid(draw_original(model, concept, config), DEMO_IMAGES), ".png", 4))
     sys.stderr.write(
@@ -77,7 +78,7 @@ def run(args: Namespace) -> None:
     )
     bars = ProgressBars()
     done = study(
-        Evaluator(model, load_judge(args), concept, config),
+        evaluator,
         runs,
         command=command_line(),
         on_train=bars.show_training,

@@ -55,8 +55,6 @@ def run(args: Namespace) -> None:
         if output.single_file:
             check_single_file(model)
         run = fit_memory(model, model_config, run, prompts)
-        if processes.main:
-            describe_settings(args, model, run, model_config.model)
         work = functools.partial(train, model, run, prompts, resume=resume, processes=processes)
         if not processes.main:
             work(checkpoints=Checkpoints(args.out, output.checkpoint_every))
@@ -69,7 +67,8 @@ def run(args: Namespace) -> None:
         )
         samples = Samples(model, [run.concept.prompts[0], *prompts[:1]]) if output.sample_every else None
         run_folder = RunFolder(folder, output, content, prompts, samples, resume)
-        print_note(scope.describe())  # after everything that may refuse the run
+        describe_settings(args, model, run, model_config.model)  # after everything that may refuse the run
+        print_note(scope.describe())
         result = train_in_folder(work, run_folder, run)
         save(args, run_folder, model, run, result, scope)
 
