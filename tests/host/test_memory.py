@@ -13,9 +13,10 @@ pytestmark = pytest.mark.host
 
 
 def test_a_run_that_is_too_large_is_refused_before_it_begins(server: Server, base: pathlib.Path) -> None:
-    graph = train_graph("huge", batch=1024, retain_batch=1024, resolution=2048, mode="advunlearn", iterations=50)
+    # A bank of 51 GB; a smaller micro-batch cannot help.
+    graph = train_graph("huge", bank_trajectories=100_000, bank_sampling_steps=1000)
     with pytest.raises(
-        HostError, match=r"training would need \d+\.\d GB in addition .*are free on cpu.*would fit: reso"
+        HostError, match=r"training would need \d+\.\d GB in addition .*are free on cpu.*no settings would fit"
     ):
         server.run(graph)
     assert not any(m["type"] == "progress" and m["data"].get("node") == "train" for m in server.heard)
