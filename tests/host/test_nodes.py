@@ -158,13 +158,13 @@ def test_a_run_on_two_concepts_shows_its_losses_and_its_samples(server: Server, 
 
 
 def test_a_preset_overrides_the_settings(server: Server) -> None:
-    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="advunlearn"))
-    # Two trajectories, then the published 1000 iterations: 200 of warm-up, the others with 30 attack steps each.
+    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="advunlearn", retain_prompts="a dog"))
+    # Two banks of two trajectories, then the published 1000 iterations: 200 of warm-up, then 30 attack steps each.
     total = server.wait_for_progress("train", 1)["max"]
     server.request("interrupt", {})
     with pytest.raises(HostError, match="execution_interrupted"):
         server.wait(prompt_id)
-    assert total == 2 + 1000 + 800 * 30
+    assert total == 2 + 2 + 1000 + 800 * 30
 
 
 def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def test_an_attack_returns_conditioning_prompt_and_embedding(
 
 def test_an_attack_aims_at_the_connected_target(server: Server) -> None:
     def attack(prompt: str, **target: Any) -> dict[str, Any]:
-        return attack_node(prompt, "soft_prefix", embedding_name="target", **target)
+        return attack_node(prompt, "soft_prefix", tokens=1, embedding_name="target", **target)
 
     source = sample_graph("a church", steps=10)
     graph = source | {
@@ -231,7 +231,7 @@ def test_an_attack_aims_at_the_connected_target(server: Server) -> None:
         json.loads(outputs[f"{name}_loss"]["text"][0])["loss"][0] for name in ("latent", "image", "other")
     )
     # The same image as latents and through the VAE; a dog describes it badly.
-    assert abs(image - latent) < 0.25 * latent and other > 1.5 * latent, (latent, image, other)
+    assert abs(image - latent) < 0.05 * latent and other > 1.25 * latent, (latent, image, other)
     with pytest.raises(HostError, match="image is connected but vae is not"):
         server.run(source | {"attack": attack("a church", image=("decode", 0))})
     with pytest.raises(HostError, match="ring_a_bell needs the CLIP before erasing; connect it to original_clip"):
