@@ -7,8 +7,10 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+# A JSON object: of a config.json, a report, a run's settings.
+JsonDict = dict[str, Any]
 # CLIP's tokenizer, for checkpoints that bring none.
 CLIP_TOKENIZER = pathlib.Path(__file__).parent / "data" / "clip_tokenizer"
 PARTIAL = ".partial"  # suffix of a file that is being written

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.formats.detect import count_layers, require_width
+from ..advunlearn.formats.detect import PROJECTION, TEXT_PREFIX, count_layers, require_width
 from ..advunlearn.formats.lora import LORA_TE, LORA_TE1
-from ..advunlearn.formats.text_encoders import PROJECTION, TEXT_PREFIX, load_state
+from ..advunlearn.formats.text_encoders import load_state
 from ..advunlearn.formats.weights import describe_mismatch, get_shapes
 
 CLIP_L = "clip_l.transformer."

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from ..config.attacks import ATTACK_NAMES, AttackConfig
 from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 from .base import Attack, AttackContext
 from .cce import CCE
 from .mma import MMA
@@ -45,7 +43,7 @@ def attack_class(name: str) -> type[Attack]:
     return ATTACKS[name]
 
 
-def attack_settings(name: str, config: EvaluateConfig, overrides: Mapping[str, Any] | None = None) -> AttackConfig:
+def attack_settings(name: str, config: EvaluateConfig, overrides: JsonDict | None = None) -> AttackConfig:
     """Return an attack's settings: `overrides`, otherwise the shared budget, otherwise the published values.
 
     Raises AdvUnlearnError for a value out of range.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..config.attacks import JUDGE_ONLY
 from ..config.evaluation import EvaluateConfig
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 from ..losses import denoising_loss
 from ..models.denoiser import Denoiser, add_noise
 from ..models.text_encoder import frozen
@@ -66,7 +66,7 @@ def attack_prompt(
     *,
     restarts: int = 4,
     config: EvaluateConfig | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: JsonDict | None = None,
     on_step: OnStep | None = None,
 ) -> PromptAttackResult:
     """Search for a prompt that generates an image's content, from several parallel starts; return the best.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files import JsonDict
 from ..models.text_encoder import Tokenizer
 
 # An adversarial prompt in a report: "prompt", its searched "tokens" as text, and "exact", whether tokenizing the prompt
 # gives the same tokens again; attacks may add more.
-PromptRow = dict[str, Any]
+PromptRow = JsonDict
 
 
 def search_vocabulary(tokenizer: Tokenizer) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from ..config.adversary import AdversaryConfig
 from ..config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, FLAG_PREFIXES
@@ -22,6 +22,7 @@ from ..config.io import CONVERSIONS, PROMPT_COLUMN, ModelConfig, OutputConfig, R
 from ..config.presets import AUTO, PRESETS
 from ..config.renamed import current_attack
 from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
+from ..files import JsonDict
 from ..formats.released import RELEASED_ENCODERS
 
 Config = TypeVar("Config")
@@ -57,7 +58,7 @@ def add_flags(
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        options: dict[str, Any] = {"dest": f"{config.__name__}.{field.name}", "default": argparse.SUPPRESS}
+        options: JsonDict = {"dest": f"{config.__name__}.{field.name}", "default": argparse.SUPPRESS}
         help, hint, allowed = field.metadata["help"], hints[field.name], choices(config, field.name)
         if hint is bool:
             options |= {"action": argparse.BooleanOptionalAction, "help": help}

@@ -7,6 +7,7 @@ from collections.abc import Container, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
@@ -39,12 +40,12 @@ class Validated:
             if (low is not None and not value >= low) or (high is not None and not value <= high):
                 raise AdvUnlearnError(f"{field.name} is {value}; it must be {_range(low, high)}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonDict:
         """Return the settings as plain values."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     @classmethod
-    def from_dict(cls: type[Self], values: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[Self], values: JsonDict) -> Self:
         """Make settings from what `to_dict` returned. Raises AdvUnlearnError for a name that is no setting."""
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         if unknown := [name for name in values if name not in names]:
@@ -59,7 +60,7 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def first_difference(
-    saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "", ignored: Container[str] = ()
+    saved: Mapping[str, object], given: Mapping[str, object], where: str = "", ignored: Container[str] = ()
 ) -> str:
     """Return the first difference of two nested mappings as "section.name was OLD and is NEW"; "" if there is none.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 from .base import Validated, setting
 
 
@@ -82,6 +83,6 @@ class ZeroShotConfig(Validated):
 
 
 # The demo must finish in five minutes on two cores: short training, few cases, a small bank.
-DEMO_TRAIN: dict[str, Any] = {"iterations": 100}
-DEMO_BUDGET: dict[str, Any] = {"cases": 20, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
-DEMO_BANK: dict[str, Any] = {"trajectories": 64, "retain_trajectories": 96}
+DEMO_TRAIN: JsonDict = {"iterations": 100}
+DEMO_BUDGET: JsonDict = {"cases": 20, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
+DEMO_BANK: JsonDict = {"trajectories": 64, "retain_trajectories": 96}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from ..files import JsonDict
 
 RENAMED: dict[str, dict[str, str]] = {
     "train": {"layers": "num_layers", "retain_by": "retain_mode"},
@@ -32,7 +33,7 @@ def current_attack(name: str) -> str:
     return RENAMED_ATTACKS.get(name, name)
 
 
-def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_current_names(settings: Mapping[str, object]) -> JsonDict:
     """Return settings, a mapping per section, with all names as they are now; other entries stay."""
     return {
         section: {current_name(section, name): value for name, value in values.items()}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 from .adversary import AdversaryConfig
 from .base import Dtype, Validated, setting
 from .concept import ConceptConfig
@@ -122,12 +123,12 @@ class RunConfig:
     attack: AdversaryConfig = field(default_factory=AdversaryConfig)
     bank: BankConfig = field(default_factory=BankConfig)
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, JsonDict]:
         """Return the settings as plain values, one section per class."""
         return {name: getattr(self, name).to_dict() for name in SECTIONS}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    def from_dict(cls, values: Mapping[str, JsonDict]) -> RunConfig:
         """Make a run configuration from what `to_dict` returned, in this version or an earlier one.
 
         Raises AdvUnlearnError for an unknown setting or a value out of range.
@@ -140,7 +141,7 @@ class RunConfig:
             bank=BankConfig.from_dict(sections.get("bank", {})),
         )
 
-    def replace(self, **changes: Mapping[str, Any]) -> RunConfig:
+    def replace(self, **changes: JsonDict) -> RunConfig:
         """Return a copy with some settings changed, by section: `run.replace(train={"lr": 1e-5})`."""
         return replace(self, **{name: replace(getattr(self, name), **values) for name, values in changes.items()})
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files import JsonDict
 from ..judges.base import JudgeOutput
 from .cases import Cases, LabelledPrompt
 
-Row = dict[str, Any]  # a JSON object of the report
+Row = JsonDict  # a JSON object of the report
 VISIBLE = 2 / 255  # differences of an image's values up to this cannot be seen
 
 

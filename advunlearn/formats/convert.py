@@ -5,18 +5,17 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from ..config.io import CONVERSIONS
 from ..config.training import ENCODER_NAMES
 from ..errors import AdvUnlearnError
-from ..files import TEXT_ENCODER_WEIGHTS
+from ..files import TEXT_ENCODER_WEIGHTS, JsonDict
 from .detect import count_layers, detect_checkpoint_kind
 from .encoder_config import compute_encoder_shapes, find_encoder_config
 from .lora import LORA_TE, LORA_TE1, LORA_TE2, extract_lora, save_lora
-from .openclip import CLIP_G_PREFIX, build_clip_g_replacement, extract_sdxl_encoder, is_clip_g
+from .sdxl_encoders import CLIP_G_PREFIX, build_clip_g_replacement, extract_sdxl_encoder, is_clip_g
 from .tensors import write_safetensors
 from .text_encoders import (
     count_added_tokens,
@@ -40,7 +39,7 @@ class ConversionResult:
 
     path: pathlib.Path
     text: str
-    facts: dict[str, Any]
+    facts: JsonDict
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 
+TEXT_PREFIX = "text_model."  # of a text encoder's tensors in the layout of transformers 4
+PROJECTION = "text_projection.weight"
 CLIP_G_WIDTH = 1280
 # CLIP text encoders by their width.
 ENCODERS_BY_WIDTH = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from .detect import count_layers, name_clip_encoder
-from .text_encoders import TEXT_PREFIX, ConfigDict
+from .detect import TEXT_PREFIX, count_layers, name_clip_encoder
+from .text_encoders import ConfigDict
 from .weights import find_weights_file, get_shapes
 
 SHAPES_FOLDER = pathlib.Path(__file__).parents[1] / "data" / "shapes"

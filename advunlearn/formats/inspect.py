@@ -7,16 +7,17 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from ..files import TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS, compute_digest
+from ..files import TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS, JsonDict, compute_digest
 from .detect import (
     DIFFUSERS_UNET,
     OPENCLIP_MARK,
+    PROJECTION,
+    TEXT_PREFIX,
     UNET_PREFIX,
     count_layers,
     detect_checkpoint_kind,
@@ -24,11 +25,10 @@ from .detect import (
     get_size,
     name_clip_encoder,
 )
-from .openclip import CLIP_G_PREFIX, from_openclip, is_clip_g
+from .openclip import from_openclip
+from .sdxl_encoders import CLIP_G_PREFIX, is_clip_g
 from .single_file import detect_prediction_type
 from .text_encoders import (
-    PROJECTION,
-    TEXT_PREFIX,
     extract_encoder,
     find_clip_l_prefix,
     find_encoder_prefixes,
@@ -39,7 +39,7 @@ from .text_encoders import (
 )
 from .weights import Weights, describe_mismatch, find_weights_file, get_shapes, open_weights
 
-Facts = dict[str, Any]  # what is known of a file, as JSON
+Facts = JsonDict  # what is known of a file, as JSON
 Networks = dict[str, dict[str, Tensor]]  # "encoder" (CLIP-L or any single one), "second_encoder" (CLIP-G), "unet"
 
 LONGEST_VALUE = 2000  # characters of metadata that are printed; --json has all

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
-from .detect import UNET_PREFIX
-from .text_encoders import TEXT_PREFIX
+from .detect import TEXT_PREFIX, UNET_PREFIX
 
 VAE_PREFIX = "first_stage_model."
 SD1_SCALING_FACTOR = 0.18215  # of the latents that every reader of such a checkpoint expects

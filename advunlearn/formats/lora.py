@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
+from .detect import TEXT_PREFIX
 from .tensors import write_safetensors
-from .text_encoders import TEXT_PREFIX
 
 # kohya's prefixes: of the only text encoder (Stable Diffusion 1.x), of SDXL's CLIP-L, and of SDXL's CLIP-G.
 LORA_TE = "lora_te_"

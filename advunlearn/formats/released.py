@@ -15,10 +15,17 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import AdvUnlearnError, shorten_error
-from ..files import PARTIAL, SHA256_DIGITS, TEXT_ENCODER_WEIGHTS, compute_digest, replace_atomically, write_atomic
+from ..files import (
+    PARTIAL,
+    SHA256_DIGITS,
+    TEXT_ENCODER_WEIGHTS,
+    JsonDict,
+    compute_digest,
+    replace_atomically,
+    write_atomic,
+)
 
 RELEASED_REPO = "OPTML-Group/AdvUnlearn"
 RELEASED_ENCODERS = ("nudity", "vangogh", "church", "garbage_truck", "parachute", "tench")
@@ -142,7 +149,7 @@ def _download_unchecked(
     from huggingface_hub import hf_hub_download
 
     progress = _Progress(remote, on_progress)
-    options: dict[str, Any] = {"tqdm_class": progress.make_bar}
+    options: JsonDict = {"tqdm_class": progress.make_bar}
     if "tqdm_class" not in inspect.signature(hf_hub_download).parameters:
         options = {}
     try:

@@ -10,24 +10,23 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdvUnlearnError
-from ..files import TEXT_ENCODER_WEIGHTS, write_atomic
-from .detect import detect_weights_kind, get_size, require_width
+from ..files import TEXT_ENCODER_WEIGHTS, JsonDict, write_atomic
+from .detect import PROJECTION, TEXT_PREFIX, detect_weights_kind, get_size, require_width
+from .openclip import from_openclip
 from .tensors import require_all_finite, write_safetensors
 from .weights import TensorShapes, Weights, describe_mismatch, get_shapes, open_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-ConfigDict = dict[str, Any]  # the content of a config.json
+ConfigDict = JsonDict  # the content of a config.json
 
-TEXT_PREFIX = "text_model."
-PROJECTION = "text_projection.weight"
 ENCODER_FORMAT = "advunlearn.text_encoder.v1"
 # Endings of what stands next to weights: positions, and the scales of fp8 weights, which `_read_scaled` uses.
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
@@ -260,8 +259,6 @@ def is_openai_clip_l(weights: Weights) -> bool:
 
 def _extract_openai(weights: Weights) -> dict[str, Tensor]:
     """Return the text encoder of a CLIP-L in OpenAI's layout; its projection and image encoder are left out."""
-    from .openclip import from_openclip
-
     names = [name for name in weights.names if name.startswith(("transformer.", "ln_final.", "token_embedding."))]
     tensors = from_openclip(
         {name: weights.read(name) for name in [*names, "positional_embedding"] if name in weights.names}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 from .base import split_pixels
 
 JudgeKind = Literal["miniature", "nudity", "classifier", "clip"]
@@ -17,7 +18,7 @@ EXPECTED = (
 )
 
 
-def read_judge_config(folder: str | pathlib.Path) -> dict[str, Any]:
+def read_judge_config(folder: str | pathlib.Path) -> JsonDict:
     """Return the content of a folder's config.json. Raises AdvUnlearnError when it is missing or cannot be read."""
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
@@ -74,7 +75,7 @@ class Preprocessor:
         import transformers
 
         version = int(transformers.__version__.split(".")[0])
-        options: dict[str, Any] = {"backend": "pil"} if version >= 5 else {"use_fast": False}
+        options: JsonDict = {"backend": "pil"} if version >= 5 else {"use_fast": False}
         try:
             self.processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -85,5 +86,5 @@ class Preprocessor:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return images (B, 3, H, W) in [0, 1] as batches of pixel values (b, 3, h, w)."""
-        options: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_last"}
+        options: JsonDict = {"return_tensors": "pt", "input_data_format": "channels_last"}
         return [self.processor(images=part, **options)["pixel_values"] for part in split_pixels(images)]

@@ -6,7 +6,6 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..config.concept import ConceptConfig
 from ..config.evaluation import NudityConfig
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 from .base import JudgeOutput, split_pixels
 
 LABEL = "nudity"
@@ -48,7 +48,7 @@ NUDITY_WORDS = {
 }
 
 
-def is_nude(detections: Iterable[Mapping[str, Any]], config: NudityConfig) -> bool:
+def is_nude(detections: Iterable[JsonDict], config: NudityConfig) -> bool:
     """Return whether a detection of the chosen classes scores at least the threshold.
 
     Args:
@@ -94,7 +94,7 @@ class NudityJudge:
             f"the nudity judge knows no label {name!r}, only {LABEL}; give the prompt without a label"
         )
 
-    def detect(self, images: Tensor) -> list[list[dict[str, Any]]]:
+    def detect(self, images: Tensor) -> list[list[JsonDict]]:
         """Return NudeNet's detections in each image (B, 3, H, W) in [0, 1]; it expects BGR, as OpenCV reads files."""
         arrays = (array for part in split_pixels(images) for array in part)
         return [self.detector.detect(np.ascontiguousarray(rgb[:, :, ::-1])) for rgb in arrays]

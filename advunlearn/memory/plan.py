@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
+from ..files import JsonDict
 
 GIB = 2**30
 # Fraction of a device that tensors may take: kernels need scratch memory, allocators leave gaps, drivers need some.
@@ -90,7 +90,7 @@ class Estimate:
         """Return whether a run fits into a device's memory, of which tensors may take the fraction `USABLE`."""
         return self.peak <= USABLE * device_bytes
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonDict:
         """Return plain values."""
         return dataclasses.asdict(self) | {"steady": self.steady, "peak": self.peak, "activations": self.activations}
 

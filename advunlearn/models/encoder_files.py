@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..config.training import ENCODER_NAMES, Encoders
 from ..errors import AdvUnlearnError
-from ..formats.detect import UNET_PREFIX, detect_checkpoint_kind, get_size
-from ..formats.openclip import CLIP_G_PREFIX, extract_sdxl_encoder
-from ..formats.text_encoders import TEXT_PREFIX, extract_encoder, hash_encoder, load_state, save_encoder
+from ..formats.detect import TEXT_PREFIX, UNET_PREFIX, detect_checkpoint_kind, get_size
+from ..formats.sdxl_encoders import CLIP_G_PREFIX, extract_sdxl_encoder
+from ..formats.text_encoders import extract_encoder, hash_encoder, load_state, save_encoder
 from ..formats.weights import Weights, open_weights
 from .text_encoder import clip_token_embeddings, encoder_parts
 

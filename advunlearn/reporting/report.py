@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config.attacks import DEFAULT_ATTACKS
 from ..evaluation.evaluator import Measurement
-from ..files import write_atomic
+from ..files import JsonDict, write_atomic
 from .images import grid, overview, png
 from .page import format_warnings, list_other_attacks, look_up, look_up_mapping, read_counts, render
 
@@ -22,7 +22,7 @@ def write_json(path: pathlib.Path, value: object) -> None:
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def format_table(report: Mapping[str, Any]) -> str:
+def format_table(report: JsonDict) -> str:
     """Return a report's counts as columns of text."""
     models = look_up_mapping(report, "models")
     paths = {name: f"asr {name}" for name in ("clean", "synonyms", *DEFAULT_ATTACKS)}
@@ -63,7 +63,7 @@ def _overview_rows(measured: Mapping[str, Measurement]) -> Iterator[tuple[str, A
 
 def write_report(
     folder: pathlib.Path,
-    report: dict[str, Any],
+    report: JsonDict,
     measured: Mapping[str, Measurement],
     losses: Mapping[str, list[dict[str, float]]],
 ) -> None:

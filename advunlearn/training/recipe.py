@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import platform
-from typing import Any
 
 import torch
 
 from .. import __version__
 from ..config.training import RunConfig
+from ..files import JsonDict
 from ..models.encoder_files import BASE_HASHES, part_hashes
 from ..models.loading import TextToImage
 
@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def recipe_metadata(model: TextToImage, run: RunConfig, **more: object) -> dict[str, Any]:
+def recipe_metadata(model: TextToImage, run: RunConfig, **more: object) -> JsonDict:
     """Return the metadata of a trained encoder's file: concept, settings, original model, library versions.
 
     Args:
@@ -37,7 +37,7 @@ def recipe_metadata(model: TextToImage, run: RunConfig, **more: object) -> dict[
         run: the settings.
         more: further entries, for example `scores`; each key is prefixed with "advunlearn.".
     """
-    metadata: dict[str, Any] = {
+    metadata: JsonDict = {
         "advunlearn.version": __version__,
         "advunlearn.concept": run.concept.concept,
         "advunlearn.kind": run.concept.kind,

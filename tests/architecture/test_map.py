@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from code_numbers import ORDER, PACKAGE, find_modules, find_upward_imports, parse_source, read_imports
+from code_numbers import ORDER, PACKAGE, find_modules, find_upward_imports, measure_depth, parse_source, read_imports
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODULES = find_modules(ROOT)
@@ -35,6 +35,10 @@ def test_every_module_lies_in_a_folder_of_the_map() -> None:
 
 def test_no_import_runs_upward_not_even_a_lazy_one() -> None:
     assert find_upward_imports(read_imports(MODULES)) == []
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_lazily() -> None:
+    assert measure_depth(read_imports(MODULES)) <= 18  # a circle is an error
 
 
 def test_a_public_name_is_defined_in_one_module() -> None:

@@ -15,9 +15,11 @@ from advunlearn import miniature
 from advunlearn.cli.main import main
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.formats.convert import convert
+from advunlearn.formats.detect import PROJECTION, TEXT_PREFIX
 from advunlearn.formats.inspect import format_facts, inspect_file
-from advunlearn.formats.openclip import CLIP_G_PREFIX, from_openclip, to_openclip
-from advunlearn.formats.text_encoders import PROJECTION, TEXT_PREFIX, export_state, save_encoder
+from advunlearn.formats.openclip import from_openclip, to_openclip
+from advunlearn.formats.sdxl_encoders import CLIP_G_PREFIX
+from advunlearn.formats.text_encoders import export_state, save_encoder
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.sdxl_text_encoder import DualTextEncoder
 

@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from advunlearn.formats.text_encoders import PROJECTION, export_state
+from advunlearn.formats.detect import PROJECTION
+from advunlearn.formats.text_encoders import export_state
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from common import Run, average_into, cosine, images_of

@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ...config.io import ModelConfig
 from ...config.training import BankConfig, RunConfig, TrainConfig
 from ...errors import AdvUnlearnError
 from ...evaluation.evaluator import Evaluator, Measurement, OnProgress, Subject
+from ...files import JsonDict
 from ...formats.text_encoders import save_encoder
 from ...miniature.captions import retain_prompts
 from ...models.ddim import ddim_sample
@@ -50,7 +50,7 @@ TrainCallback = Callable[[str, Progress], None]  # called with the name of the r
 class Study:
     """The result of training and evaluating several runs, by their names."""
 
-    report: dict[str, Any]
+    report: JsonDict
     measurements: dict[str, Measurement]
     results: dict[str, TrainResult]
 

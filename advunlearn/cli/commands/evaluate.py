@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any
 
 from ...attacks.registry import ATTACKS
 from ...config.attacks import choose_attacks
@@ -17,6 +16,7 @@ from ...evaluation.image_metrics import ImageMetrics
 from ...evaluation.resume import EvaluationCache, describe_evaluation
 from ...evaluation.target_images import load_target_images
 from ...evaluation.user_prompts import UserPrompt, parse_user_prompts
+from ...files import JsonDict
 from ...models.loading import TextToImage
 from ...reporting import images, report
 from ...training.recipe import environment
@@ -106,7 +106,7 @@ def read_inputs(args: Namespace) -> tuple[list[UserPrompt], list[UserPrompt], li
     return prompts, retained, synonyms
 
 
-def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> dict[str, Any]:
+def empty_report(concept: ConceptConfig, config: EvaluateConfig, command: str) -> JsonDict:
     """Return a report to which the measured models are added."""
     return {
         "concept": ", ".join(concept.names),
