@@ -4,5 +4,6 @@ Keys and shapes are checked before a weight is used. docs/guide/formats.md lists
 
 weights: open a file. text_encoders: find text encoders in files and write them. openclip: OpenCLIP's layout.
 sdxl_encoders: the two of an SDXL checkpoint. ldm_keys, single_file: Stable Diffusion 1.x checkpoints.
-detect, inspect: describe a file. lora, convert: other formats. released: download the encoders that the method's authors released.
+detect, inspect: describe a file. lora, convert: other formats.
+released: download the encoders that the method's authors released.
 """
