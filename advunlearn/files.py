@@ -6,8 +6,11 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
+
+from .errors import AdvUnlearnError
 
 # A JSON object: of a config.json, a report, a run's settings.
 JsonDict = dict[str, Any]
@@ -18,6 +21,9 @@ STATE = "state.pt"  # a run's checkpoint, from which it resumes
 DONE = "train.json"  # a run's result, written when it is complete
 MEASURED = ".measured.pt"  # suffix of the measurements of an evaluation that is not complete
 SHA256_DIGITS = 64
+# Names of devices on Windows, with any ending: a file called nul.txt cannot be made there, and its content is lost.
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789\xb9\xb2\xb3")}
+MAX_NAME = 200  # bytes; file systems take 255, and endings are added
 # The files that save_pretrained writes into a folder.
 TEXT_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 UNET_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -72,3 +78,59 @@ def compute_digest(path: pathlib.Path, digits: int = SHA256_DIGITS) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def find_name_fault(name: object, folders: bool = False) -> str:
+    """Return why a user's name cannot be that of a new file on every system; "" for a valid name.
+
+    A name consists of letters, digits, '.', '_' and '-'. It begins with none of '.' and '-', ends without a dot, is no
+    device of Windows, and is not too long for a file system.
+
+    Args:
+        name: the name, without ending.
+        folders: whether the name may have folders in front, separated by '/'.
+    """
+    text = name if isinstance(name, str) else ""
+    for part in text.split("/") if folders else [text]:
+        if not re.fullmatch(r"\w([\w.-]*[\w-])?", part):
+            allowed = "letters, digits, '.', '_', '-'" + ", and '/' for folders" * folders
+            return (
+                f"the name {shorten(name)} is invalid; use {allowed}; begin with a letter, a digit or '_', and do not "
+                "end with '.'"
+            )
+        if part.partition(".")[0].upper() in DEVICES:
+            return f"the name {shorten(name)} is that of a device on Windows; choose another one"
+        if len(part.encode(errors="replace")) > MAX_NAME:
+            return f"the name {shorten(name)} is longer than {MAX_NAME} bytes; choose a shorter one"
+    return ""
+
+
+def shorten(name: object, length: int = 60) -> str:
+    """Return a name in quotes for an error message, cut if it is long."""
+    text = repr(name)
+    return text if len(text) <= length else text[:length] + "...'"
+
+
+def check_name(name: str, folders: bool = False) -> str:
+    """Return a valid name. Raises AdvUnlearnError for any other, see `find_name_fault`."""
+    if fault := find_name_fault(name, folders):
+        raise AdvUnlearnError(fault)
+    return name
+
+
+def find_inside(name: str, roots: Sequence[str | pathlib.Path], file: str) -> pathlib.Path | None:
+    """Return the folder `name` of one of the roots that holds a file, or None if there is none.
+
+    Args:
+        name: a path relative to a root, or an absolute path inside one. Links inside a root may point anywhere.
+        roots: the allowed folders.
+        file: name of the file that the folder must hold.
+
+    Raises AdvUnlearnError for a path outside of all roots.
+    """
+    absolute = [pathlib.Path(os.path.abspath(root)) for root in roots]
+    inside = [path for root in absolute if (path := pathlib.Path(os.path.abspath(root / name))).is_relative_to(root)]
+    if not inside:
+        places = ", ".join(map(str, absolute))
+        raise AdvUnlearnError(f"{shorten(name, 200)} is outside of {places}; put the folder there, or a link to it")
+    return next((path for path in inside if (path / file).is_file()), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from comfy_api.latest import io
@@ -12,6 +11,7 @@ from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGE_ONLY
 from ..advunlearn.config.concept import ConceptConfig, quote_name
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
+from ..advunlearn.files import check_name, find_name_fault
 from .widgets import advanced, output, resolution, schema, settings, widget
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
@@ -93,9 +93,8 @@ class AdversarialPromptAttack(io.ComfyNode):
         """Reject an empty prompt and an invalid name before the graph runs; the host passes None for a linked input."""
         if prompt is not None and not prompt.strip():
             return "prompt is empty; name the concept, for example: a church"
-        if embedding_name is not None and not re.fullmatch(r"[\w.-]+", embedding_name):
-            return f"embedding_name is {embedding_name!r}; it may have only letters, digits, '.', '_' and '-'"
-        return True
+        fault = embedding_name is not None and find_name_fault(embedding_name)
+        return fault or True
 
     @classmethod
     def execute(
@@ -119,7 +118,7 @@ class AdversarialPromptAttack(io.ComfyNode):
         """Run the attack; return its best result as conditioning, as text and as an embedding.
 
         Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for a prompt that is too
-        long or has weights or embeddings, and for an image without a VAE.
+        long or has weights or embeddings, for an image without a VAE, and for an invalid name.
         """
         from ..advunlearn.attacks.base import AttackContext, ReferenceModel
         from ..advunlearn.attacks.registry import attack_class
@@ -127,6 +126,7 @@ class AdversarialPromptAttack(io.ComfyNode):
         from ..advunlearn.models.text_encoder import tokenize
         from . import clip_l, folders, host
 
+        check_name(embedding_name)  # again: `validate_inputs` does not see the value of a link
         if original_clip is None and "original encoder" in attack_class(attack).needs:
             raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)

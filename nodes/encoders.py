@@ -11,9 +11,10 @@ from comfy_api.latest import io
 from ..advunlearn import __version__
 from ..advunlearn.config.io import CONVERSIONS
 from ..advunlearn.errors import AdvUnlearnError
+from ..advunlearn.files import find_name_fault
 from ..advunlearn.formats import released as hub
 from . import folders
-from .widgets import file_name, output, schema
+from .widgets import output, schema
 
 # ComfyUI saves checkpoints itself, and the published code does not run in it.
 FORMATS = {kind: text for kind, text in CONVERSIONS.items() if kind not in ("checkpoint", "pt")}
@@ -161,33 +162,53 @@ class SaveRobustCLIP(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        """Reject an invalid name before the graph runs; the host passes None for a linked input."""
+        return (name is not None and find_name_fault(name, folders=True)) or True
+
+    @classmethod
     def execute(cls, clip: Any, name: str, format: str, rank: int, base: Any = None) -> io.NodeOutput:
-        """Save the encoder; return its name and a report. Raises AdvUnlearnError for a LoRA without `base`."""
-        import torch
+        """Save the encoder; return its name and a report.
 
-        from ..advunlearn.formats.lora import extract_lora, save_lora
-        from ..advunlearn.formats.text_encoders import save_encoder, save_encoder_folder
-        from . import clip_l, host
+        Raises AdvUnlearnError for an invalid name, and for a LoRA without `base`.
+        """
+        from . import host
 
-        if invalid := file_name(name):
-            raise AdvUnlearnError(invalid)
-        path, listed = folders.new_path(name, "loras" if format == "lora" else "clip")
-        if format == "lora":
-            if base is None:
-                raise AdvUnlearnError(
-                    "a LoRA is the difference between two encoders; connect the CLIP before training to base"
-                )
-            lora = extract_lora(clip_l.read_state(base), clip_l.read_state(clip), rank, clip_l.find_lora_prefix(base))
-            save_lora(path, lora, file_metadata(cls.hidden))
-            return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {lora.residual:.1%} of the difference")
-        with host.enable_gradients():
-            encoder = clip_l.make_text_encoder(clip, torch.device("cpu"))
-            if format == "diffusers":
-                path = save_encoder_folder(path.with_suffix(""), encoder, file_metadata(cls.hidden))
-                listed = pathlib.PurePath(listed).with_suffix("").as_posix() + "/"
-                return io.NodeOutput(listed, f"{path}: CLIPTextModel folder")
-            save_encoder(path, encoder, file_metadata(cls.hidden))
-        return io.NodeOutput(listed, f"{path}: CLIP-L text encoder")
+        with folders.lock_name(name):
+            if format == "lora":
+                return save_lora_file(clip, base, name, rank, file_metadata(cls.hidden))
+            with host.enable_gradients():
+                return save_clip(clip, name, format, file_metadata(cls.hidden))
+
+
+def save_lora_file(clip: Any, base: Any, name: str, rank: int, metadata: dict[str, str]) -> io.NodeOutput:
+    """Save the difference between two CLIPs as a LoRA. Raises AdvUnlearnError without `base`."""
+    from ..advunlearn.formats.lora import extract_lora, save_lora
+    from . import clip_l
+
+    if base is None:
+        raise AdvUnlearnError("a LoRA is the difference between two encoders; connect the CLIP before training to base")
+    path, listed = folders.new_path(name, "loras")
+    lora = extract_lora(clip_l.read_state(base), clip_l.read_state(clip), rank, clip_l.find_lora_prefix(base))
+    save_lora(path, lora, metadata)
+    return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {lora.residual:.1%} of the difference")
+
+
+def save_clip(clip: Any, name: str, format: str, metadata: dict[str, str]) -> io.NodeOutput:
+    """Save the CLIP-L of a CLIP as a file or a folder."""
+    import torch
+
+    from ..advunlearn.formats.text_encoders import save_encoder, save_encoder_folder
+    from . import clip_l
+
+    path, listed = folders.new_path(name)
+    encoder = clip_l.make_text_encoder(clip, torch.device("cpu"))
+    if format == "diffusers":
+        path = save_encoder_folder(path.with_suffix(""), encoder, metadata)
+        listed = pathlib.PurePath(listed).with_suffix("").as_posix() + "/"
+        return io.NodeOutput(listed, f"{path}: CLIPTextModel folder")
+    save_encoder(path, encoder, metadata)
+    return io.NodeOutput(listed, f"{path}: CLIP-L text encoder")
 
 
 def file_metadata(hidden: Any) -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import folder_paths
 from torch import Tensor
 
+from ..advunlearn.cli.folder_lock import lock_folder
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.files import TEXT_ENCODER_WEIGHTS, write_atomic
+from ..advunlearn.files import TEXT_ENCODER_WEIGHTS, check_name, find_inside, write_atomic
 
 ENCODERS = "text_encoders"  # models/text_encoders, models/clip, output/clip and models/advunlearn (downloads)
 FETCHED = pathlib.Path(folder_paths.models_dir) / "advunlearn"
@@ -53,7 +56,11 @@ def find_encoder(name: str) -> pathlib.Path:
 
 
 def new_path(name: str, folder: str = "clip", suffix: str = ".safetensors") -> tuple[pathlib.Path, str]:
-    """Return a new numbered path in a folder of the output, and the name under which the host will list it."""
+    """Return a new numbered path in a folder of the output, and the name under which the host will list it.
+
+    Raises AdvUnlearnError for an invalid name.
+    """
+    check_name(name, folders=True)
     output = folder_paths.get_output_directory()
     where, file, counter, _, _ = folder_paths.get_save_image_path(f"{folder}/{name}", output)
     path = pathlib.Path(where) / f"{file}_{counter:05}_{suffix}"
@@ -61,14 +68,34 @@ def new_path(name: str, folder: str = "clip", suffix: str = ".safetensors") -> t
 
 
 def run_folder(name: str) -> pathlib.Path:
-    """Return the folder for the checkpoint of a training run."""
+    """Return the folder for the checkpoint of a training run. Raises AdvUnlearnError for an invalid name."""
+    check_name(name, folders=True)
     return pathlib.Path(folder_paths.get_output_directory()) / "advunlearn" / name
 
 
+@contextlib.contextmanager
+def lock_name(name: str) -> Iterator[pathlib.Path]:
+    """Hold the lock of a name under which an encoder is saved; yield its folder, removed if empty.
+
+    Another ComfyUI may have the same output folder. Raises AdvUnlearnError if another process holds the lock, and for
+    an invalid name.
+    """
+    folder = run_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder, "choose another name"):
+        yield folder
+    with contextlib.suppress(OSError):  # it holds the state of a run that can be resumed
+        folder.rmdir()
+
+
 def save_embedding(name: str, embeddings: Tensor) -> str:
-    """Save (k, 768) token embeddings in the host's folder for them; return the text that refers to them in a prompt."""
+    """Save (k, 768) token embeddings in the host's folder for them; return the text that refers to them in a prompt.
+
+    Raises AdvUnlearnError for an invalid name.
+    """
     from safetensors.torch import save
 
+    check_name(name)
     folder = pathlib.Path(folder_paths.get_folder_paths("embeddings")[0])
     tensors = {"clip_l": embeddings.detach().float().cpu().contiguous()}
     write_atomic(folder / f"{name}.safetensors", save(tensors))
@@ -93,9 +120,11 @@ def list_judges(kind: str) -> list[str]:
 
 
 def find_judge(name: str) -> pathlib.Path:
-    """Return the folder of a listed judge. Raises AdvUnlearnError if it is missing."""
-    candidates = [pathlib.Path(root) / name for root in folder_paths.get_folder_paths(JUDGES)]
-    folder = next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
+    """Return the folder of a judge in models/classifiers, by its name there or by its whole path.
+
+    Raises AdvUnlearnError if it is missing, and for a path outside of the host's folders for classifiers.
+    """
+    folder = find_inside(name, folder_paths.get_folder_paths(JUDGES), "config.json")
     if folder is None:
         raise AdvUnlearnError(f"judge {name!r} is not in models/{JUDGES}; put its folder there and refresh")
     return folder

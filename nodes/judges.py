@@ -13,7 +13,7 @@ from .widgets import advanced, output, schema, settings, widget
 
 Judge = io.Custom("ADVUNLEARN_JUDGE")
 TYPED = "(the path below)"
-NO_FOLDER = "no folder is chosen; put one into models/classifiers and refresh, or type its path"
+NO_FOLDER = "no folder is chosen; put one into models/classifiers and refresh, or type its path there"
 
 
 def _judge_output(tooltip: str = "for Evaluate Robustness") -> Any:
@@ -32,7 +32,7 @@ def _folder_inputs(kind: str, what: str) -> list[Any]:
             "path",
             default="",
             optional=True,
-            tooltip="a folder elsewhere on this machine; it overrides the one chosen above",
+            tooltip="a folder inside models/classifiers, or its whole path; it overrides the one chosen above",
         ),
     ]
 
@@ -51,10 +51,10 @@ def _check(folder: str | None, path: str | None, kind: str) -> bool | str:
 
 
 def _resolve_folder(folder: str, path: str) -> str:
-    """Return the chosen folder. Raises AdvUnlearnError if there is none."""
+    """Return the chosen folder. Raises AdvUnlearnError if there is none, or if it is outside of the host's folders."""
     if not path.strip() and folder == TYPED:
         raise AdvUnlearnError(NO_FOLDER)
-    return path.strip() or str(folders.find_judge(folder))
+    return str(folders.find_judge(path.strip() or folder))
 
 
 class LoadJudge(io.ComfyNode):

@@ -15,8 +15,9 @@ from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.presets import PRESETS, preset_values
 from ..advunlearn.config.training import SECTIONS, BankConfig, RunConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
+from ..advunlearn.files import find_name_fault
 from . import folders
-from .widgets import advanced, file_name, output, prefixed, resolution, schema, settings, widget
+from .widgets import advanced, output, prefixed, resolution, schema, settings, widget
 
 RETAIN = {
     "coco": "the objects of COCO (a photo of a <class>)",
@@ -81,7 +82,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, save_name: str | None = None) -> bool | str:
         """Reject an invalid file name before the training starts; the host passes None for a linked input."""
-        return save_name is None or file_name(save_name) or True
+        fault = save_name is not None and find_name_fault(save_name, folders=True)
+        return fault or True
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any = None, **values: Any) -> io.NodeOutput:
@@ -102,14 +104,12 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
 
         run = run_config(values)
         name = values["save_name"]
-        if invalid := file_name(name):
-            raise AdvUnlearnError(invalid)
         own = parse_lines(values["retain_prompts"])
         checkpoints = Checkpoints(folders.run_folder(name))
         # A run that was cancelled while its bank was filled has no checkpoint and starts from the beginning.
         resume = values["resume"] and checkpoints.exists()
         dtype = None if values["dtype"] == COMFYUI_DTYPE else getattr(torch, values["dtype"])
-        with host.enable_gradients():
+        with folders.lock_name(name), host.enable_gradients():
             original = host.make_model(model, clip, vae, values["resolution"], dtype)
             scope = make_scope(run.concept, values["retain_set"], own, None, original.tokenizer)
             logging.info("AdvUnlearn %s", scope.describe())
@@ -135,7 +135,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             save_encoder(path, result.encoder, recipe_metadata(original, run))
             state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
-        checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
+            checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
         losses = [row["loss"] for row in result.losses]
         return io.NodeOutput(
             robust, listed, {"loss": losses}, summary(run, result, scope.describe(), memory_report, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -69,12 +68,6 @@ def output(kind: Any, name: str, tooltip: str) -> Any:
 def resolution(tooltip: str) -> Any:
     """Make the input for an image size in pixels."""
     return io.Int.Input("resolution", default=512, min=64, max=2048, step=64, tooltip=f"{tooltip}, in pixels")
-
-
-def file_name(name: str) -> str:
-    """Return the error message for an invalid file name in the output folder; "" for a valid one."""
-    valid = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name or "")
-    return "" if valid else f"the name {name!r} is invalid; use letters, digits, '.', '_', '-', and '/' for folders"
 
 
 def prefixed(prefix: str, name: str) -> str:

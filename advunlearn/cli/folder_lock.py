@@ -31,13 +31,17 @@ def _try_lock(file: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: pathlib.Path) -> Iterator[None]:
+def lock_folder(folder: pathlib.Path, remedy: str = "give another --out") -> Iterator[None]:
     """Hold a folder's lock; a lock file that a killed process left is taken over.
+
+    Args:
+        folder: the folder, which exists.
+        remedy: advice in the error's message, besides waiting.
 
     Raises AdvUnlearnError that names the process that holds the lock. Where the file system has no locks there is none.
     """
     path = folder / LOCK
-    file = _open_locked(path)
+    file = _open_locked(path, remedy)
     try:
         file.truncate(0)
         file.seek(0)
@@ -54,14 +58,14 @@ def lock_folder(folder: pathlib.Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _open_locked(path: pathlib.Path) -> BinaryIO:
+def _open_locked(path: pathlib.Path, remedy: str) -> BinaryIO:
     while True:
         file = path.open("a+b")
         try:
             _try_lock(file)
         except BUSY as error:
             file.close()
-            raise AdvUnlearnError(_describe_owner(path)) from error
+            raise AdvUnlearnError(f"{_describe_owner(path)}; wait until it ends, or {remedy}") from error
         except OSError:  # a file system without locks
             return file
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -75,4 +79,4 @@ def _describe_owner(path: pathlib.Path) -> str:
         who = f"by process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "by another process"
-    return f"{path.parent} is in use {who}; wait until it ends, or give another --out"
+    return f"{path.parent} is in use {who}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_models import colour_classifier
+
+from advunlearn.cli.folder_lock import lock_folder
 
 from .conftest import CHECKPOINT
 from .graphs import (
@@ -125,7 +129,7 @@ def test_a_cancelled_run_that_is_resumed_ends_bit_for_bit_like_one_without_a_bre
     resumed = server.run(train_graph("cut", resume=True, **changes))["name"]["text"][0]
     a, b = (load_file(base / "output" / "clip" / name) for name in (unbroken, resumed))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert not list(folder.iterdir())
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -246,3 +250,56 @@ def test_bad_input_is_refused_in_one_sentence(server: Server, base: pathlib.Path
         server.run(load_graph(encoder="t5.safetensors"))
     with pytest.raises(HostError, match="nothing.safetensors"):
         server.run(load_graph(encoder="nothing.safetensors"))
+
+
+BAD_NAME = "../../escaped"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (BAD_NAME, "is invalid; use letters"),
+        ("-rf", "is invalid; use letters"),
+        ("nul.txt", "is that of a device on Windows"),
+        ("a.", "is invalid; use letters"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["train", "attack", "save"])
+def test_a_bad_name_is_refused_where_it_is_typed_and_where_it_comes_by_a_link(
+    server: Server, base: pathlib.Path, kind: str, name: str, says: str
+) -> None:
+    graph = sample_graph() | {"text": node("PrimitiveString", value=name)}
+    made, widget = {
+        "train": (train_graph("a")["train"], "save_name"),
+        "attack": (attack_node("a dog", "soft_prefix"), "embedding_name"),
+        "save": (node("AdvUnlearnSaveRobustCLIP", clip=("ckpt", 1), name="a", format="safetensors", rank=8), "name"),
+    }[kind]
+    before = sorted(base.rglob("*"))
+    for value in (name, ["text", 0]):
+        with pytest.raises(HostError, match=says):
+            server.run(graph | {"made": made | {"inputs": made["inputs"] | {widget: value}}})
+    after = sorted(base.rglob("*"))
+    assert [path for path in after if path not in before and path.suffix in (".safetensors", ".pt")] == []
+
+
+def test_a_judge_outside_of_its_folders_is_refused_where_it_comes_by_a_link(
+    server: Server, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    colour_classifier(tmp_path / "vit")
+    graph = {
+        "text": node("PrimitiveString", value=str(tmp_path / "vit")),
+        "judge": node("AdvUnlearnLoadClassifierJudge", folder="(the path below)", path=("text", 0), top_k=1),
+        "show": node("PreviewAny", source=("judge", 0)),
+    }
+    for path in (["text", 0], str(tmp_path / "vit"), "../checkpoints"):
+        graph["judge"]["inputs"]["path"] = path
+        with pytest.raises(HostError, match="is outside of .*classifiers"):
+            server.run(graph)
+
+
+def test_a_name_that_another_process_uses_is_refused_and_the_owner_is_named(server: Server, base: pathlib.Path) -> None:
+    folder = base / "output" / "advunlearn" / "busy"
+    folder.mkdir(parents=True)
+    with lock_folder(folder), pytest.raises(HostError, match=f"is in use by process {os.getpid()} on .*another name"):
+        server.run(train_graph("busy"))
+    assert server.run(train_graph("busy"))["name"]["text"][0] == "busy_00001_.safetensors" and not folder.exists()

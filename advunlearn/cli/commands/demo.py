@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 import time
 from argparse import Namespace
@@ -28,6 +29,7 @@ from ...training.events import Progress, TrainResult, report_filling
 from ...training.recipe import recipe_metadata
 from ...training.trainer import train
 from ..flags import settings
+from ..folder_lock import lock_folder
 from ..inputs import command_line, load_judge, load_model, make_out_folder
 from ..progress_bar import ProgressBar
 from .evaluate import empty_report, make_progress
@@ -61,14 +63,21 @@ class Study:
 
 
 def run(args: Namespace) -> None:
-    """Run the demo; write the report and the robust encoder."""
+    """Run the demo in its output folder, which no other run may use meanwhile."""
     model_config = settings(ModelConfig, args)
     if model_config.model != "miniature":
         raise AdvUnlearnError("demo runs on the miniature; use train and evaluate for other models")
     concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args, **DEMO_BUDGET)
-    runs = make_runs(BASELINES, concept, BankConfig(**DEMO_BANK), **DEMO_TRAIN, seed=args.seed)
     folder, model = make_out_folder(args), load_model(model_config)
     evaluator = Evaluator(model, load_judge(args), concept, config)  # first: it refuses what its judge does not know
+    with lock_folder(folder):
+        run_demo(args, evaluator, folder)
+
+
+def run_demo(args: Namespace, evaluator: Evaluator, folder: pathlib.Path) -> None:
+    """Draw, train, attack and evaluate; write the report and the robust encoder."""
+    model, concept, config = evaluator.model, evaluator.concept, evaluator.config
+    runs = make_runs(BASELINES, concept, BankConfig(**DEMO_BANK), **DEMO_TRAIN, seed=args.seed)
     file = folder / "original.png"
     file.write_bytes(images.encode_image(images.grid(draw_original(model, concept, config), DEMO_IMAGES), ".png", 4))
     sys.stderr.write(
