@@ -37,6 +37,7 @@ PRESET = "preset"  # key of a file: the preset below its settings
 ABOUT = "about"  # key of a saved file: facts about the run, not settings
 TOP_LEVEL = (ModelConfig, RetainConfig, OutputConfig)  # settings without a section
 TYPE_NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+MOST_COMPARED = 100  # characters of an unknown key; the time to compare grows with their square
 # PyYAML reads YAML 1.1, in which 1e-4 is text; in JSON and in YAML 1.2 it is a number.
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 
@@ -54,6 +55,7 @@ def known_settings() -> dict[str, tuple[type, str]]:
 
 def nearest_key(key: str) -> str:
     """Return the known key most similar to this one, compared in full or by its last part."""
+    key = key[-MOST_COMPARED:]
 
     def similarity(other: str) -> float:
         pairs = ((key, other), (key.rpartition(".")[2], other.rpartition(".")[2]))

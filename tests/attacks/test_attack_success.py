@@ -59,7 +59,7 @@ def erased(judge: ConvJudge) -> Erased:
         return Erased(evaluator, subject, evaluator.measure_plain(subject, Measurement()))
 
 
-@pytest.mark.parametrize("name", STRONG)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "cce" else n for n in STRONG])
 def test_success_rises(name: str, erased: Erased) -> None:
     out = Measurement()
     with frozen(erased.subject.encoder, *erased.subject.denoiser.modules()):

@@ -127,6 +127,7 @@ def test_scale_measures_a_shape_with_random_weights() -> None:
     assert found["overhead_over_bare_passes"] == found["parts"]["overhead"]["median"] > 1  # the encoder is not free
 
 
+@pytest.mark.slow
 def test_the_suites_memory_is_that_of_the_shown_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CASES", {"small": Case("miniature", 64, "float32", 1, 1, 1)})
     monkeypatch.setattr(memory, "SHOWN", "small")
@@ -139,6 +140,7 @@ def test_the_suites_memory_is_that_of_the_shown_case(monkeypatch: pytest.MonkeyP
         assert 2 < needs < USABLE * int(card.removesuffix(" GiB"))  # more than the weights alone
 
 
+@pytest.mark.slow
 def test_predicted_memory_is_what_the_allocator_gives_out() -> None:
     case = Case("miniature", 64, "float32", 2, 2, 2)
     assert case.predicted() == pytest.approx(by_allocator(case.run), rel=0.02)

@@ -183,6 +183,7 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
     assert "similar: 'church, church building'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_unet_is_trained_saved_in_both_forms_measured_attacked_and_drawn_with(
     model: TextToImage, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

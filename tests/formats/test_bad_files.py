@@ -40,7 +40,7 @@ def require_refused(rows: list[dict[str, Any]]) -> None:
 
 
 def test_a_sample_of_bad_files_is_refused() -> None:
-    rows = try_files(0, bad_files.COUNT, 9)
+    rows = try_files(0, bad_files.COUNT, 25)
     assert {row["kind"] for row in rows[1:]} == {kind.__name__ for kind in bad_files.KINDS}
     require_refused(rows)
 

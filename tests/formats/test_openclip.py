@@ -149,6 +149,7 @@ def test_a_folder_loads_in_transformers_with_its_projection(trained: pathlib.Pat
     assert is_same(dict(loaded.state_dict()), dict(clip_g().state_dict()))
 
 
+@pytest.mark.slow
 def test_a_lora_has_kohyas_names_of_its_encoder(
     base: pathlib.Path, trained: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -158,12 +158,12 @@ def test_activations_grow_with_the_batch_and_weights_do_not(shape: TextToImage, 
     ("kind", "changes"),
     [
         ("object", {}),
-        ("style", {}),
-        ("object", {"mode": "esd"}),
-        ("style", {"mode": "esd_unet"}),
+        pytest.param("style", {}, marks=pytest.mark.slow),
+        pytest.param("object", {"mode": "esd"}, marks=pytest.mark.slow),
+        pytest.param("style", {"mode": "esd_unet"}, marks=pytest.mark.slow),
         ("object", {"mode": "esd_unet", "checkpointing": True}),
-        ("object", {"train_method": "full"}),
-        ("style", {"train_method": "full", "checkpointing": True}),
+        pytest.param("object", {"train_method": "full"}, marks=pytest.mark.slow),
+        pytest.param("style", {"train_method": "full", "checkpointing": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -289,6 +289,7 @@ def test_a_folder_that_is_no_model_is_refused() -> None:
         skeleton("nowhere", CPU, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "train_changes", "schedule"),
     [

@@ -88,6 +88,7 @@ def test_a_run_ends_with_the_same_weights(model: TextToImage, small_bank: BankCo
     assert not any("forward" in vars(m) for m in model.denoiser.blocks())
 
 
+@pytest.mark.slow
 def test_it_takes_less_memory_as_predicted_and_one_forward_more(model: TextToImage, small_bank: BankConfig) -> None:
     cpu, shape = torch.device("cpu"), skeleton("miniature", torch.device("cpu"), torch.float32)
     config = TrainConfig(iterations=2, warmup=0, batch=4, retain_batch=4, checkpointing=True)

@@ -302,6 +302,7 @@ def test_the_command_trains_one_encoder_and_draws_with_it(
     assert "only Stable Diffusion 1.x can be written as a single file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_takes_what_was_predicted(folder: pathlib.Path, xl: TextToImage) -> None:
     plan = Plan(
         run=RunConfig(concept=CONCEPT, attack=ATTACK, train=replace(CONFIG, warmup=0), bank=BANK), resolution=64

@@ -185,6 +185,7 @@ def test_a_run_with_inversion_differs_and_resumes_bit_for_bit(tiny_model: TextTo
     assert resumed.losses == whole.losses
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_the_inversion_adversary(model: TextToImage) -> None:
     shape, cpu = skeleton("miniature", torch.device("cpu"), torch.float32), torch.device("cpu")
     plan = Plan(run=RunConfig(attack=ATTACK, train=replace(CONFIG, warmup=0), bank=BANK), resolution=64)
