@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..advunlearn.cli.folder_lock import lock_folder
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.files import TEXT_ENCODER_WEIGHTS, check_name, find_inside, write_atomic
+from ..advunlearn.files import TEXT_ENCODER_WEIGHTS, check_name, find_inside
 
 ENCODERS = "text_encoders"  # models/text_encoders, models/clip, output/clip and models/advunlearn (downloads)
 FETCHED = pathlib.Path(folder_paths.models_dir) / "advunlearn"
@@ -93,12 +93,12 @@ def save_embedding(name: str, embeddings: Tensor) -> str:
 
     Raises AdvUnlearnError for an invalid name.
     """
-    from safetensors.torch import save
+    from ..advunlearn.formats.tensors import write_safetensors
 
     check_name(name)
     folder = pathlib.Path(folder_paths.get_folder_paths("embeddings")[0])
     tensors = {"clip_l": embeddings.detach().float().cpu().contiguous()}
-    write_atomic(folder / f"{name}.safetensors", save(tensors))
+    write_safetensors(folder / f"{name}.safetensors", tensors, {"format": "pt"})
     return f"embedding:{name}"
 
 

@@ -14,6 +14,7 @@ from ..config.base import first_difference
 from ..config.renamed import RENAMED_ATTACKS
 from ..errors import AdvUnlearnError
 from ..files import MEASURED, write_atomic
+from ..formats.tensors import hash_tree
 from ..formats.text_encoders import hash_encoder
 from .evaluator import SYNONYM_ATTACK, Evaluator
 from .generation import Subject
@@ -79,13 +80,18 @@ class EvaluationCache:
     def load(self) -> Measurement:
         """Return the saved measurement; an empty one if there is no file.
 
-        Raises AdvUnlearnError if it was made with other settings. Settings of attacks that were not run are ignored.
+        Raises AdvUnlearnError if it was made with other settings, or is damaged. Settings of attacks that were not run
+        are ignored.
         """
         if not self.path.is_file():
             return Measurement()
         try:
-            saved = convert_old(torch.load(self.path, weights_only=True))
+            content = torch.load(self.path, weights_only=True)
+            self._require_intact(content)
+            saved = convert_old(content)
             measured = Measurement(**saved["measurement"])
+        except AdvUnlearnError:
+            raise
         except Exception as error:  # unpickling a damaged file may raise anything
             raise AdvUnlearnError(f"{self.path} cannot be read ({error}); delete it, or leave --resume out") from error
         before = select_relevant(saved["about"], measured)
@@ -97,7 +103,16 @@ class EvaluationCache:
             )
         return measured
 
+    def _require_intact(self, content: Row) -> None:
+        """Raise AdvUnlearnError if the content has another SHA-256 than was saved; old files have none."""
+        digest = content.pop("sha256", None)
+        if digest is not None and hash_tree(content) != digest:
+            raise AdvUnlearnError(
+                f"{self.path} is damaged: its SHA-256 is not the one that was saved; delete it, or leave --resume out"
+            )
+
     def save(self, measured: Measurement) -> None:
         """Save a measurement, complete or not."""
-        content = {"about": self.settings, "measurement": vars(measured)}
+        content: Row = {"about": self.settings, "measurement": vars(measured)}
+        content["sha256"] = hash_tree(content)
         write_atomic(self.path, lambda file: torch.save(content, file))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..files import CLIP_TOKENIZER, TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS
 from ..formats.ldm_keys import build_checkpoint_state
 from ..formats.tensors import write_safetensors
+from ..formats.text_encoders import write_encoder_folder
 from . import path
 
 Shapes = Mapping[str, torch.Size]
@@ -184,13 +185,15 @@ def write_checkpoint(file: str | pathlib.Path) -> pathlib.Path:
 
 
 def write_folder(folder: str | pathlib.Path) -> pathlib.Path:
-    """Write the same weights as a diffusers folder, in fp16; return the folder."""
+    """Write the same weights as a diffusers folder, in fp16, for transformers 4 and 5; return the folder."""
     folder = pathlib.Path(folder)
-    for name, module, state in zip(("unet", "text_encoder", "vae"), wide_modules(), wide_states(), strict=True):
-        prefix = "text_model." if any(k.startswith("text_model.") for k in module.state_dict()) else ""
-        buffers = {k: v for k, v in module.state_dict().items() if k.endswith("position_ids")}
-        module.half().load_state_dict({**buffers, **{prefix + k: v for k, v in state.items()}})
-        module.save_pretrained(folder / name)  # type: ignore[operator]
+    with torch.device("meta"):  # only their configurations are needed
+        unet, text_encoder, vae = wide_modules()
+    unet_state, text_state, vae_state = wide_states()
+    for name, module, state in (("unet", unet, unet_state), ("vae", vae, vae_state)):
+        module.save_config(folder / name)  # type: ignore[operator]
+        write_safetensors(folder / name / UNET_WEIGHTS[0], state, {"format": "pt"})
+    write_encoder_folder(folder / "text_encoder", text_state, text_encoder.config.to_dict(), {})  # type: ignore[operator,union-attr]
     shutil.copytree(CLIP_TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
     shutil.copytree(path() / "scheduler", folder / "scheduler", dirs_exist_ok=True)
     shutil.copyfile(path() / "model_index.json", folder / "model_index.json")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from advunlearn.cli.main import main
+from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation import evaluator as evaluate
 from advunlearn.evaluation.cases import Cases, make_cases
 from advunlearn.evaluation.evaluator import Evaluator
@@ -124,6 +125,13 @@ def test_other_settings_and_broken_files_are_refused(
     assert "cannot be read" in refused()
 
 
+def damage_a_value(path: pathlib.Path) -> None:
+    """Change one number of a saved measurement, as a flipped bit would."""
+    content = torch.load(path, weights_only=True)
+    content["measurement"]["images"]["clean"][0, 0, 0, 0] += 2**-20
+    torch.save(content, path)
+
+
 def test_the_file_of_an_earlier_version_is_read_by_the_current_names(tmp_path: pathlib.Path) -> None:
     subject = {"encoder": "a", "denoiser": "b"}
     rows, image = [{"case": 0, "success": True}], torch.zeros(1, 3, 2, 2)
@@ -146,5 +154,9 @@ def test_the_file_of_an_earlier_version_is_read_by_the_current_names(tmp_path: p
     measured = cache.load()
     assert set(measured.asr) == {"synonyms"} and set(measured.attacks) == {"synonym_search"}
     assert set(measured.cases) == {"synonyms", "synonym_search"} and set(measured.images) == {"clean", "synonym_search"}
+    cache.save(measured)
+    damage_a_value(cache.path)
+    with pytest.raises(AdvUnlearnError, match="is damaged: its SHA-256 is not the one that was saved; delete it, or"):
+        cache.load()
     cache.save(measured)
     assert vars(cache.load()).keys() == vars(Measurement()).keys() and cache.load().to_dict() == measured.to_dict()

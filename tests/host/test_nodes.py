@@ -268,7 +268,7 @@ BAD_NAME = "../../escaped"
 def test_a_bad_name_is_refused_where_it_is_typed_and_where_it_comes_by_a_link(
     server: Server, base: pathlib.Path, kind: str, name: str, says: str
 ) -> None:
-    graph = sample_graph() | {"text": node("PrimitiveString", value=name)}
+    graph = {"ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT), "text": node("PrimitiveString", value=name)}
     made, widget = {
         "train": (train_graph("a")["train"], "save_name"),
         "attack": (attack_node("a dog", "soft_prefix"), "embedding_name"),

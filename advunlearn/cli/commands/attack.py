@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from safetensors.torch import save
-
 from ...attacks.registry import ATTACKS
 from ...evaluation.evaluator import Subject
 from ...files import write_atomic
+from ...formats.tensors import write_safetensors
 from ...models.encoder_files import embedding_file
 from ...reporting import images
 from ...reporting.report import write_json
@@ -36,7 +35,8 @@ def run(args: Namespace) -> None:
             write_atomic(folder / f"{name}.png", images.png(images.grid(pictures, 4), 2))
         embedding = measured.embeddings.get(args.method)
         if embedding is not None and not ATTACKS[args.method].discrete:
-            write_atomic(folder / f"{args.method}.safetensors", save(embedding_file(embedding, model.text_encoder)))
+            tensors = embedding_file(embedding, model.text_encoder)
+            write_safetensors(folder / f"{args.method}.safetensors", tensors, {"format": "pt"})
     counts = measured.attacks[args.method]
     prompts = [row["prompt"] for row in measured.prompts.get(args.method, [])[:SHOWN_PROMPTS]]
     text = (
