@@ -48,7 +48,7 @@ from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
 from advunlearn.reporting.charts import draw_svg_file
 from advunlearn.training.events import Progress
-from advunlearn.training.official import FreshSampler
+from advunlearn.training.official import PublishedSampler
 from advunlearn.training.trainer import train
 from benchmarks.suites.iteration import Work
 
@@ -149,9 +149,9 @@ def trained(
 
 def sampled_anew(work: Work, iterations: int) -> float:
     """Return the cost in F of sampling every draw of some iterations, as the published code does."""
-    config = replace(work.bank, sampling_steps=PUBLISHED_STEPS)
-    *attacked, concept, retained = (STEP * FreshSampler.steps_per_draw(count, config) for count in work.draws())
-    return iterations * (concept + retained) + max(0, iterations - work.train.warmup) * sum(attacked)
+    work = replace(work, bank=replace(work.bank, sampling_steps=PUBLISHED_STEPS))
+    attacked = max(0, iterations - work.train.warmup) * work.attack_sampling(PublishedSampler)
+    return STEP * (iterations * work.train_sampling(PublishedSampler) + attacked)
 
 
 def measured(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:

@@ -138,14 +138,17 @@ def interleaved_slots(prompts: Sequence[str], interval: int, tokenizer: Tokenize
     return make_slots(tokens, [row[::interval] for row in starts], tokenizer, device)
 
 
-def position_slots(ids: Tensor, count: int, position: Position, eos: int, per_k: int = 3) -> PromptSlots:
+def position_slots(
+    ids: Tensor, count: int, position: Position, eos: int, per_k: int = 3, size: Tensor | None = None
+) -> PromptSlots:
     """Return prompts (N, L) with `count` slots at one of the positions that the adversary inside training has.
 
-    With `add`, slots stand on a prompt's own tokens; a prompt of fewer tokens than `count` has fewer slots.
+    With `add`, slots stand on a prompt's own tokens; a prompt of fewer tokens than `count` has fewer slots. The places
+    are those of a prompt of `size` (N,) content tokens; by default, of as many as it has.
     """
     if position == "replace":
         return PromptSlots(*replace_content(ids, count, eos))
-    size = end_position(ids, eos) - 1  # (N,) content tokens
+    size = end_position(ids, eos) - 1 if size is None else size
     if position == "add":
         j = torch.arange(count, device=ids.device)
         return PromptSlots(ids, torch.where(j < size[:, None], 1 + j, ids.shape[1]), add=True)

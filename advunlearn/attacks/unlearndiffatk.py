@@ -7,12 +7,14 @@ takes up to 40 steps at each of 50 timesteps in turn; here each step draws its t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..config.attacks import UnlearnDiffAtkConfig
 from ..models.text_encoder import embedding_table
-from .base import DenoisingAttack, TokenAttack
+from .base import AttackOutput, DenoisingAttack, TokenAttack
 from .prompt_slots import prefix_slots
 from .search_spaces import TokenSimplex
 from .vocabulary import PromptRow, describe_prefix
@@ -38,6 +40,17 @@ class UnlearnDiffAtk(TokenAttack, DenoisingAttack):
     def token_ids(self) -> Tensor:
         """Return the most likely tokens."""
         return self.search.token_ids()
+
+    def result(self) -> AttackOutput:
+        """Return the conditioning of the prompts; with the whole vocabulary of their text, tokenized again.
+
+        As published: a token that cannot be typed is searched, but what counts is the image of the text.
+        """
+        output = super().result()
+        if self.config.vocabulary == "typed":
+            return output
+        with torch.no_grad():
+            return replace(output, conditioning=self.context.encode([row["prompt"] for row in self.prompts()]))
 
     def prompts(self) -> list[PromptRow]:
         """Return prefix and prompt of each case; with the whole vocabulary some prefixes are not `exact`."""

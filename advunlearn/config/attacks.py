@@ -68,8 +68,9 @@ class UnlearnDiffAtkConfig(AttackConfig):
     lr: float = setting(0.01, "learning rate of Adam on the simplex", 0, 100)
     vocabulary: Vocabulary = setting(
         "typed",
-        "searched tokens: typed are those that a keyboard can enter; all, as published, also finds prompts that cannot "
-        "be typed, and reports for each whether it is exact",
+        "searched tokens: typed are those that a keyboard can enter; all, as published, also the others. Images are "
+        "then generated from the result's text, tokenized again, and the report says whether that gives the found "
+        "tokens (exact)",
     )
 
 

@@ -23,9 +23,14 @@ class Quirks(Validated):
         False, "the attack's gradient is never zeroed; a signed step leaves its sign in it, so its direction freezes"
     )
     words_for_tokens: bool = setting(
-        False, "behind the prefix stand as many tokens as the prompt has words: nudity is nu"
+        False,
+        "a prompt's length is counted in words, and as many tokens as the attack has are dropped behind that length: "
+        "nudity is nu, self-harm is self harm",
     )
-    cleaner_latents: bool = setting(False, "latents are 39 to 58 timesteps cleaner than the UNet is told")
+    cleaner_latents: bool = setting(
+        False, "latents are 39 to 58 timesteps cleaner than the UNet is told, at the end of a trajectory up to 39"
+    )
+    one_timestep: bool = setting(False, "the samples of a batch, concept and retained, share one timestep")
 
 
 QUIRK_NAMES = tuple(field.name for field in dataclasses.fields(Quirks))

@@ -38,6 +38,14 @@ class ProbedBank(TrajectoryBank):
         """Return all rows: the cost is the same for any prompt, and fake tensors have no values to compare."""
         return torch.arange(len(self))
 
+    def draw_timestep(self) -> int:
+        """Return no timestep: fake tensors have none."""
+        return 0
+
+    def _step_of(self, timestep: int) -> Tensor:
+        """Return the first step: the cost is the same at any."""
+        return torch.zeros(1, dtype=torch.long)
+
     def refresh(self) -> None:
         """Sample as a run does between two iterations."""
         self.live.enter("bank")

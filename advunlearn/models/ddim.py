@@ -48,7 +48,7 @@ class SamplingStep:
 
 @torch.no_grad()
 def ddim_steps(
-    denoiser: Denoiser, cond: Tensor, uncond: Tensor, noise: Tensor, steps: int, guidance_scale: float
+    denoiser: Denoiser, cond: Tensor, uncond: Tensor, noise: Tensor, steps: int, guidance_scale: float, first: int = 0
 ) -> Iterator[SamplingStep]:
     """Yield the steps of DDIM sampling with classifier-free guidance.
 
@@ -58,12 +58,13 @@ def ddim_steps(
         noise: (B, C, h, w) starting latents.
         steps: number of DDIM steps.
         guidance_scale: w in eps = eps(0) + w (eps(c) - eps(0)).
+        first: index of the step that takes the noise; the steps before it are left out.
     """
     alphas = denoiser.alphas_cumprod
     timesteps = ddim_timesteps(steps, len(alphas))
     context = torch.cat([uncond.expand_as(cond), cond])  # (2 B, L, D)
     x = noise
-    for k, step in enumerate(timesteps.tolist()):
+    for k, step in list(enumerate(timesteps.tolist()))[first:]:
         t = torch.full((2 * len(x),), step, device=x.device)
         eps_0, eps_c = denoiser.noise_pred(torch.cat([x, x]), t, context).chunk(2)
         eps = eps_0 + guidance_scale * (eps_c - eps_0)

@@ -7,7 +7,8 @@ The clean prompt is the adversary that searches nothing. The others are `prompt_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -15,10 +16,32 @@ from torch import Tensor, nn
 from ..attacks.pgd import OnStep
 from ..models.denoiser import Denoiser
 from ..models.text_encoder import encode
-from .bank import BankSamples
+from .bank import BankSamples, SampleSource
 
 AdversarialState = dict[str, Tensor]  # what an adversary found; it is saved with the run
-Draw = Callable[[int], BankSamples]  # draws samples of the concept
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws samples of the concept for an attack.
+
+    Args:
+        source: where they come from.
+        prompts: the prompts in turn; None for all of them.
+        one_timestep: whether the samples of a draw share their timestep, as in the published code.
+    """
+
+    source: SampleSource
+    prompts: range | None = None
+    one_timestep: bool = False
+
+    def __call__(self, count: int) -> BankSamples:
+        """Return `count` samples."""
+        return self.source.draw(count, self.prompts, self.source.draw_timestep() if self.one_timestep else None)
+
+    def draw_prompts(self, count: int) -> Tensor:
+        """Return the prompts of `count` samples, by their indices (count,)."""
+        return self.source.draw_prompts(count, self.prompts)
 
 
 class Adversary(Protocol):

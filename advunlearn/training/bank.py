@@ -102,8 +102,16 @@ class SampleSource(Protocol):
     prefilled: bool  # whether it is filled before the run
     generator: torch.Generator
 
-    def draw(self, count: int, prompts: range | None = None) -> BankSamples:
-        """Return `count` independent samples, of all prompts or of a range of them."""
+    def draw(self, count: int, prompts: range | None = None, timestep: int | None = None) -> BankSamples:
+        """Return `count` independent samples, of all prompts or of a range of them, at any timesteps or at one."""
+        ...
+
+    def draw_timestep(self) -> int:
+        """Return a random timestep that samples can have."""
+        ...
+
+    def draw_prompts(self, count: int, prompts: range | None = None) -> Tensor:
+        """Return the indices (count,) of prompts as `draw` returns them."""
         ...
 
     def refresh(self) -> None:
@@ -171,8 +179,8 @@ class TrajectoryBank:
         return len(self.prompt)
 
     @classmethod
-    def steps_per_draw(cls, count: int, config: BankConfig) -> float:
-        """Return the mean number of trajectory steps that are sampled for a draw of `count` samples."""
+    def steps_per_draw(cls, count: int, config: BankConfig, anchored: bool = True) -> float:
+        """Return the mean number of trajectory steps, of 2 F each, that a draw of `count` samples costs."""
         return count / config.draws_per_sample
 
     def tensors(self) -> dict[str, Tensor]:
@@ -215,13 +223,29 @@ class TrajectoryBank:
             self._sample([(self.next_to_replace + i) % len(self) for i in range(count)])
             self.next_to_replace = (self.next_to_replace + count) % len(self)
 
-    def draw(self, count: int, prompts: range | None = None) -> BankSamples:
+    def draw(self, count: int, prompts: range | None = None, timestep: int | None = None) -> BankSamples:
         """Return `count` samples; trajectory and step are drawn uniformly and independently."""
         self.draws += count
         rows = self._rows_of(prompts)
         row = rows[torch.randint(len(rows), (count,), generator=self.generator)]
-        k = torch.randint(self.config.sampling_steps, (count,), generator=self.generator)
+        if timestep is None:
+            k = torch.randint(self.config.sampling_steps, (count,), generator=self.generator)
+        else:
+            k = self._step_of(timestep).expand(count)
         return self._samples_at(row, k)
+
+    def draw_timestep(self) -> int:
+        """Return the timestep of a random step."""
+        k = torch.randint(self.config.sampling_steps, (1,), generator=self.generator)
+        return int(self.timesteps[k])
+
+    def draw_prompts(self, count: int, prompts: range | None = None) -> Tensor:
+        """Return the prompts of a draw, which counts as one."""
+        return self.draw(count, prompts).prompt
+
+    def _step_of(self, timestep: int) -> Tensor:
+        """Return the index (1,) of the step with a timestep."""
+        return (self.timesteps == timestep).nonzero()[0]
 
     def _rows_of(self, prompts: range | None) -> Tensor:
         """Return the rows whose prompt is in a range."""

@@ -1,14 +1,15 @@
 """The published code's quirks (OPTML-Group/AdvUnlearn), for comparison with encoders that it trained.
 
-Its prompts, samples and attack are reproduced from the description of what that code does, not copied. The trainer has
-no branch for them: mode `official` and the setting `quirks` choose another source of samples, other attacked prompts
-and another attack loop.
+Its prompts, samples and attack are reproduced from the description of what that code does, not copied. Mode `official`
+and the setting `quirks` choose another source of samples, other attacked prompts, another attack loop, and one timestep
+for a whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,26 +18,37 @@ from ..attacks.pgd import Objective, OnStep, PGDResult, ProjectedStep
 from ..config.adversary import AdversaryConfig
 from ..config.quirks import Quirks, parse_quirks
 from ..config.training import BankConfig, TrainConfig
-from .bank import BankSamples, Report, TrajectoryBank, TrajectorySampler
+from ..models.ddim import ddim_steps, ddim_timesteps
+from .bank import BankSamples, Report, TrajectoryBank, TrajectorySampler, TrajectoryStep
 
 
-def source_class(config: TrainConfig) -> type[TrajectoryBank | FreshSampler | PublishedSampler]:
+def source_class(config: TrainConfig) -> type[TrajectoryBank | FreshSampler]:
     """Return the class of a run's source of samples."""
     if parse_quirks(config.mode, config.quirks).cleaner_latents:
         return PublishedSampler
     return FreshSampler if config.mode == "official" else TrajectoryBank
 
 
-def cut_to_words(ids: Tensor, prompts: Sequence[str], eos: int) -> Tensor:
-    """Return token ids (P, L) with as many content tokens as the prompt has words; the rest is `eos`."""
-    cut = ids.clone()
-    for row, prompt in zip(cut, prompts, strict=True):
-        row[1 + len(prompt.split()) :] = eos
-    return cut
+def cut_to_words(ids: Tensor, prompts: Sequence[str], config: AdversaryConfig, eos: int) -> tuple[Tensor, Tensor]:
+    """Return token ids (P, L) as the published attack uses them, and the prompts' lengths in words (P,).
+
+    It takes a prompt of n words for one of n tokens and drops the k tokens behind them, k being the attack's. What
+    follows those stays. In position add k is n, and the dropped tokens are replaced by the one that follows.
+    """
+    sizes = torch.tensor([len(prompt.split()) for prompt in prompts], device=ids.device)
+    cut = torch.full_like(ids, eos)
+    for row, source, n in zip(cut, ids, sizes.tolist(), strict=True):
+        k = n if config.position == "add" else config.tokens
+        following = source[1 + n + k :]
+        if config.position == "add":
+            following = torch.cat([following[:1].expand(k), following])
+        kept = torch.cat([source[: 1 + n], following])
+        row[: len(kept)] = kept
+    return cut, sizes
 
 
 class FreshSampler:
-    """Samples a new trajectory for every sample, as published: the baseline for the bank. It stores nothing."""
+    """Samples a new trajectory for every sample: the baseline for the bank. It stores nothing."""
 
     prefilled = False
 
@@ -55,10 +67,9 @@ class FreshSampler:
         vars(self).update(state or {})
 
     @classmethod
-    def steps_per_draw(cls, count: int, config: BankConfig) -> float:
-        """All trajectories are sampled to the last step drawn: the largest of `count` uniform draws from 1 to S."""
-        steps = config.sampling_steps
-        return count * (steps - sum((k / steps) ** count for k in range(steps)))
+    def steps_per_draw(cls, count: int, config: BankConfig, anchored: bool = True) -> float:
+        """Return the mean number of trajectory steps of a draw: each sample is at one of S steps, uniformly."""
+        return count * (config.sampling_steps + 1) / 2
 
     def tensors(self) -> dict[str, Tensor]:
         """Return nothing: no sample is stored."""
@@ -71,107 +82,90 @@ class FreshSampler:
     def refresh(self) -> None:
         """Do nothing: every sample is new."""
 
-    def draw(self, count: int, prompts: range | None = None) -> BankSamples:
-        """Return `count` samples, each at a random step of a trajectory of its own."""
+    def draw_timestep(self) -> int:
+        """Return a random timestep."""
+        return int(self.draw_timesteps(1))
+
+    def draw_timesteps(self, count: int) -> Tensor:
+        """Return the timesteps (count,) of random steps."""
         k = torch.randint(self.config.sampling_steps, (count,), generator=self.generator)
-        return self.sample_at(k, prompts)
+        return ddim_timesteps(self.config.sampling_steps, len(self.sampler.denoiser.alphas_cumprod))[k]
+
+    def draw_prompts(self, count: int, prompts: range | None = None) -> Tensor:
+        """Return the prompts that the next draw has; they take turns."""
+        choice = prompts or range(self.sampler.num_prompts)
+        return choice.start + torch.arange(self.n_sampled, self.n_sampled + count) % len(choice)
 
     @torch.no_grad()
-    def sample_at(self, k: Tensor, prompts: range | None = None) -> BankSamples:
-        """Sample one trajectory for each step in `k` (B,); return its sample at that step. Prompts are in turn."""
-        choice = prompts or range(self.sampler.num_prompts)
-        count = len(k)
-        prompt = choice.start + torch.arange(self.n_sampled, self.n_sampled + count) % len(choice)
+    def draw(self, count: int, prompts: range | None = None, timestep: int | None = None) -> BankSamples:
+        """Return `count` samples, each of a trajectory of its own; those at the same timestep are sampled together."""
+        t = self.draw_timesteps(count) if timestep is None else torch.full((count,), timestep)
+        prompt = self.draw_prompts(count, prompts)
         noise = self.sampler.starting_noise(count, self.generator)
         self.n_sampled += count
         device = self.sampler.denoiser.device
         x_t = torch.empty(noise.shape, device=device)
         cond = torch.empty_like(x_t)
         anchor = torch.empty_like(x_t[: count * self.sampler.anchored])
-        t = torch.empty(count, dtype=torch.long, device=device)
-        for i, step in enumerate(self.sampler.sample(prompt, noise)):
-            rows = (k == i).nonzero().flatten().to(device)
-            t[rows] = step.timestep
-            x_t[rows] = step.x_t[rows].float()
-            cond[rows] = step.cond[rows].float()
+        for value in t.unique().tolist():
+            rows = (t == value).nonzero().flatten()
+            step = self.sample_at(prompt[rows], noise[rows], value)
+            rows = rows.to(device)
+            x_t[rows] = step.x_t.float()
+            cond[rows] = step.cond.float()
             if step.anchor is not None:
-                anchor[rows] = step.anchor[rows].float()
-            if i == int(k.max()):
-                break
-        return BankSamples(x_t, t, anchor, cond, prompt.to(device))
+                anchor[rows] = step.anchor.float()
+        return BankSamples(x_t, t.to(device), anchor, cond, prompt.to(device))
+
+    def sample_at(self, prompts: Tensor, noise: Tensor, timestep: int) -> TrajectoryStep:
+        """Return the step at a timestep of new trajectories of prompts (B,) from noise (B, C, h, w)."""
+        return next(step for step in self.sampler.sample(prompts, noise) if step.timestep == timestep)
 
 
-class PublishedSampler:
-    """Samples whose latents are cleaner than the timestep says: noise level s, timestep in [s + 39, s + 58].
+class PublishedSampler(FreshSampler):
+    """Samples whose latents are cleaner than their timestep says, as in the published code.
 
-    That is for 50 sampling steps. In general, with r timesteps between two steps: [s + 2 r - 1, s + 3 r - 2].
+    Of S = 50 intervals of r = 20 timesteps it draws one, k, and a timestep in it. Its DDIM schedule lacks the first
+    step, so that noise is denoised from timestep 961, and it stops after S - max(k, 1) steps. For k >= 2 the latents
+    then have the noise level of timestep 20 k - 39, for k = 0 and 1 that of timestep 0. The predictions are computed
+    again, for the drawn timestep.
     """
 
-    prefilled = False
-
-    def __init__(
-        self,
-        sampler: TrajectorySampler,
-        size: int,
-        generator: torch.Generator,
-        report: Report | None = None,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.fresh = FreshSampler(sampler, size, generator, report, state)
-        self.sampler = sampler
-        self.generator = generator
-
     @classmethod
-    def steps_per_draw(cls, count: int, config: BankConfig) -> float:
-        """As `FreshSampler`, and one step more: the predictions are computed again."""
-        return FreshSampler.steps_per_draw(count, config) + count
+    def steps_per_draw(cls, count: int, config: BankConfig, anchored: bool = True) -> float:
+        """Return the mean of S - max(k, 1), and the predictions: one or, with an anchor, two, which cost a step."""
+        steps = config.sampling_steps
+        return count * ((steps - 1) * (steps + 2) / (2 * steps) + (1 if anchored else 0.5))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return nothing: no sample is stored."""
-        return self.fresh.tensors()
+    @property
+    def interval(self) -> int:
+        """Number of timesteps r of an interval."""
+        return len(self.sampler.denoiser.alphas_cumprod) // self.config.sampling_steps
 
-    def counters(self) -> dict[str, int]:
-        """Return the progress of sampling."""
-        return self.fresh.counters()
+    def draw_timesteps(self, count: int) -> Tensor:
+        """Return timesteps (count,), each anywhere in a random interval."""
+        k = torch.randint(self.config.sampling_steps, (count,), generator=self.generator)
+        return k * self.interval + torch.randint(self.interval, (count,), generator=self.generator)
 
-    def refresh(self) -> None:
-        """Do nothing: every sample is new."""
+    def sample_at(self, prompts: Tensor, noise: Tensor, timestep: int) -> TrajectoryStep:
+        """Return latents of new trajectories, and the original model's predictions at the timestep that is told."""
+        sampler, cond = self.sampler, self.sampler.cond(prompts)
+        x_t = self.sample_latents(cond, noise.to(sampler.denoiser.device), timestep // self.interval)
+        t = torch.full((len(x_t),), timestep, device=x_t.device)
+        anchor_pred = None
+        if sampler.anchored:
+            anchor = sampler.anchor(prompts) if sampler.anchor else sampler.uncond.expand(len(x_t), -1, -1)
+            anchor_pred = sampler.predict(x_t, t, anchor)
+        return TrajectoryStep(timestep, x_t, anchor_pred, sampler.predict(x_t, t, cond))
 
-    def sample_at(self, k: Tensor, prompts: range | None = None) -> BankSamples:
-        """Sample one trajectory for each step in `k` (B,); return its sample at that step."""
-        return self.fresh.sample_at(k, prompts)
-
-    def draw(self, count: int, prompts: range | None = None) -> BankSamples:
-        """Return `count` samples, with the original model's predictions at the timesteps that they state."""
-        return published_draw(self, count, prompts)
-
-
-class StepSource(Protocol):
-    """A source that can sample at given steps of its trajectories."""
-
-    sampler: TrajectorySampler
-    generator: torch.Generator
-
-    def sample_at(self, k: Tensor, prompts: range | None = None) -> BankSamples:
-        """Return one sample for each step in `k` (B,)."""
-        ...
-
-
-def published_draw(source: StepSource, count: int, prompts: range | None = None) -> BankSamples:
-    """Draw steps and timesteps as the published code does; the model's predictions are for these timesteps."""
-    sampler = source.sampler
-    total = len(sampler.denoiser.alphas_cumprod)
-    steps = sampler.config.sampling_steps
-    stride = total // steps
-    k = torch.randint(min(2, steps - 1), steps, (count,), generator=source.generator)
-    shift = 2 * stride - 1 + torch.randint(stride, (count,), generator=source.generator)
-    samples = source.sample_at(k, prompts)
-    t = (samples.t + shift.to(samples.t.device)).clamp(max=total - 1)
-    numbers = samples.prompt.cpu()
-    anchor = sampler.anchor(numbers) if sampler.anchor else sampler.uncond.expand(count, -1, -1)
-    anchor_pred = sampler.predict(samples.x_t, t, anchor)
-    cond_pred = sampler.predict(samples.x_t, t, sampler.cond(numbers))
-    return BankSamples(samples.x_t, t, anchor_pred, cond_pred, samples.prompt)
+    def sample_latents(self, cond: Tensor, noise: Tensor, k: int) -> Tensor:
+        """Return the latents (B, C, h, w) of interval k."""
+        steps, scale = self.config.sampling_steps, self.config.guidance_scale
+        trajectory = ddim_steps(self.sampler.denoiser, cond, self.sampler.uncond, noise, steps, scale, first=1)
+        x_t = noise
+        for step in islice(trajectory, steps - max(k, 1)):
+            x_t = step.x_next
+        return x_t
 
 
 class PublishedAttack:

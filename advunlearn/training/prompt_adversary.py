@@ -28,12 +28,13 @@ class PromptAdversary:
         encoder: the original text encoder; its embedding table and its deviation are the unit of the attack.
         tokenizer: its tokenizer.
         prompts: the P clean prompts.
-        ids: (P, L) token ids to attack; they may be shorter than the prompts.
+        ids: (P, L) token ids to attack.
         config: the settings; what does not fit the prompts is refused by `validation.check_attack`.
         generator: source of the starting points.
         minimise: the search.
         processes: share the attacks among them.
         micro_batch: attacks in one pass of the denoiser; 0 for all.
+        sizes: (P,) lengths of the prompts by which the slots' places are counted; None for their numbers of tokens.
     """
 
     name = "prompt"
@@ -50,6 +51,7 @@ class PromptAdversary:
         minimise: Minimiser = pgd,
         processes: Processes = SINGLE,
         micro_batch: int = 0,
+        sizes: Tensor | None = None,
     ) -> None:
         self.config = config
         self.num_steps = config.steps
@@ -60,7 +62,7 @@ class PromptAdversary:
         self.ids = ids
         self.table = embedding_table(encoder).detach()  # (V, D)
         count = num_adversarial_tokens(tokenizer, prompts, config)
-        self.slots = position_slots(ids, count, config.position, tokenizer.eos_token_id, config.per_k)
+        self.slots = position_slots(ids, count, config.position, tokenizer.eos_token_id, config.per_k, sizes)
         self.concept_tokens = repeated_content(ids, count, tokenizer.eos_token_id)  # (P, k)
         text = tokenizer(config.start_text).input_ids[1:-1] or [tokenizer.eos_token_id]
         self.start_tokens = torch.tensor([text[i % len(text)] for i in range(count)], device=ids.device)  # (k,)
@@ -81,20 +83,20 @@ class PromptAdversary:
     ) -> tuple[AdversarialState, list[float]]:
         """Minimise eq. (4) from several starting points at once."""
         config = self.config
-        first_draw = draw(config.restarts)
+        fixed = draw(config.restarts) if config.resample == "iteration" else None
+        prompts = draw.draw_prompts(config.restarts) if fixed is None else fixed.prompt
         start = state.get("embeddings")
         if start is None or config.start != "latest":
-            start = self.starting_embeddings(first_draw.prompt)
+            start = self.starting_embeddings(prompts)
         # An attack that continues the last one stays in the ball of the first: otherwise radius would bound nothing.
         centre = state.get("centre", start)
-        own_draw = self.processes.shard(first_draw)
+        shard = self.processes.shard
 
         def objective(embeddings: Tensor) -> Tensor:
-            samples = own_draw if config.resample == "iteration" else self.processes.shard(draw(config.restarts))
+            samples = shard(draw(config.restarts) if fixed is None else fixed)
             conditioning = self.encode_embeddings(encoder, samples.prompt, embeddings)
             return row_losses(samples_loss(denoiser, samples), conditioning, self.micro_batch)
 
-        shard = self.processes.shard
         result = self.minimise(objective, shard(start), config, self.sigma, on_step, shard(centre))
         found = {"embeddings": self.processes.all_gather_rows(result.embeddings, config.restarts)}
         if config.start == "latest":

@@ -21,7 +21,7 @@ from ..models.denoiser import checkpointed
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.loading import TextToImage
 from ..models.text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
-from .adversary import Adversary, CleanPrompt, divide
+from .adversary import Adversary, CleanPrompt, Draw, divide
 from .bank import Banks, BankSamples, SampleSource, make_banks
 from .checkpoint import Checkpoints, RunState
 from .distributed import SINGLE, Processes, ShardedBank
@@ -61,6 +61,7 @@ class Trainer:
         self.config = run.train
         self.banks = banks
         self.processes = processes
+        self.one_timestep = parse_quirks(run.train.mode, run.train.quirks).one_timestep
         self.schedule = Schedule.from_config(run)
         self.encoder = model.text_encoder
         self.denoiser = model.denoiser
@@ -112,7 +113,7 @@ class Trainer:
 
     def attack(self, iteration: int, report: Callback) -> list[float]:
         """Let every adversary attack the current model, eq. (4); return the prompt adversary's losses."""
-        draw = functools.partial(self.banks.concept.draw, prompts=self._prompts_in_turn(iteration))
+        draw = Draw(self.banks.concept, self._prompts_in_turn(iteration), self.one_timestep)
         number = self.schedule.attacks_before(iteration)
         done = 0  # steps of the adversaries before
         losses: dict[str, list[float]] = {}
@@ -133,15 +134,16 @@ class Trainer:
 
     def losses(self, iteration: int) -> Iterator[Losses]:
         """Draw an iteration's batch; yield the loss of each micro-batch. Their sum is the loss of the batch."""
-        concept = self._draw(self.banks.concept, self.config.batch, self._prompts_in_turn(iteration))
+        timestep = self._shared_timestep()
+        concept = self._draw(self.banks.concept, self.config.batch, timestep, self._prompts_in_turn(iteration))
         source = self._retain_source("loss")
-        retained = None if source is None else self._draw(source, self.config.retain_batch)
+        retained = None if source is None else self._draw(source, self.config.retain_batch, timestep)
         for concept_part, retained_part in split_batch(concept, retained, self.config.micro_batch):
             yield self.loss(iteration, concept_part, retained_part)
 
     def losses_retained(self, source: SampleSource) -> Iterator[Losses]:
         """Draw the batch of a retain step; yield the loss of each micro-batch."""
-        retained = self._draw(source, self.config.retain_batch)
+        retained = self._draw(source, self.config.retain_batch, self._shared_timestep())
         for start in range(0, len(retained), self.config.micro_batch or len(retained)):
             yield self.loss(0, None, retained[start : start + (self.config.micro_batch or len(retained))])
 
@@ -188,9 +190,15 @@ class Trainer:
                 encoded[n] = adversaries[n].encode(self.encoder, prompts, taken, found)
         return torch.cat([encoded[n] for n in sorted(encoded)])
 
-    def _draw(self, source: SampleSource, count: int, prompts: range | None = None) -> BankSamples:
+    def _shared_timestep(self) -> int | None:
+        """Draw the timestep of a whole batch, of a run with that quirk."""
+        return self.banks.concept.draw_timestep() if self.one_timestep else None
+
+    def _draw(
+        self, source: SampleSource, count: int, timestep: int | None, prompts: range | None = None
+    ) -> BankSamples:
         """Draw a batch; return this process's part of it."""
-        return self.processes.shard(source.draw(count, prompts))
+        return self.processes.shard(source.draw(count, prompts, timestep))
 
     def _prompts_in_turn(self, iteration: int) -> range | None:
         return self.run_config.concept.prompts_in_turn(self.schedule.turn(iteration))
@@ -255,13 +263,17 @@ def make_adversaries(
     if not run.train.attacks:
         return [CleanPrompt(ids)]
     quirks = parse_quirks(run.train.mode, run.train.quirks)
-    attacked = cut_to_words(ids, concept.prompts, tokenizer.eos_token_id) if quirks.words_for_tokens else ids
+    attacked, sizes = ids, None
+    if quirks.words_for_tokens:
+        attacked, sizes = cut_to_words(ids, concept.prompts, attack, tokenizer.eos_token_id)
     micro = run.train.micro_batch
     published = quirks.result_before_last_step or quirks.gradient_accumulates
     minimise: Minimiser = PublishedAttack(quirks) if published else pgd
     adversaries: list[Adversary] = [
         CleanPrompt(ids, run.train.clean_share),
-        PromptAdversary(encoder, tokenizer, concept.prompts, attacked, attack, generator, minimise, processes, micro),
+        PromptAdversary(
+            encoder, tokenizer, concept.prompts, attacked, attack, generator, minimise, processes, micro, sizes
+        ),
     ]
     if attack.inversion_tokens:
         adversaries.append(InversionAdversary(encoder, tokenizer, concept, attack, generator, micro))

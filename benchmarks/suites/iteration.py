@@ -24,7 +24,7 @@ from advunlearn.models.loading import TextToImage, best_device, load
 from advunlearn.models.text_encoder import frozen
 from advunlearn.training.bank import Banks, TrajectoryBank, make_banks
 from advunlearn.training.events import Progress
-from advunlearn.training.official import FreshSampler
+from advunlearn.training.official import FreshSampler, PublishedSampler
 from advunlearn.training.trainer import Trainer
 
 from .clock import now
@@ -41,15 +41,23 @@ class Work:
     train: TrainConfig
     bank: BankConfig
 
-    def draws(self) -> list[int]:
-        """Return the batch sizes drawn in an iteration: attack (start and steps), concept, retain."""
-        attack = self.attack
-        attacked = [attack.restarts] * (1 + attack.steps * (attack.resample == "step"))
-        return [*attacked, self.train.batch, self.train.retain_batch]
+    def attack_draws(self, kind: type[TrajectoryBank | FreshSampler]) -> list[int]:
+        """Return the batch sizes drawn for an attack: in each step, or once; a bank draws once more, for the start."""
+        steps = self.attack.steps if self.attack.resample == "step" else 0
+        return [self.attack.restarts] * (steps + (kind.prefilled or not steps))
 
-    def sampling(self, kind: type[TrajectoryBank], step: Cost) -> Cost:
+    def attack_sampling(self, kind: type[TrajectoryBank | FreshSampler]) -> float:
+        """Return the mean number of trajectory steps that an attack costs."""
+        return sum(kind.steps_per_draw(count, self.bank) for count in self.attack_draws(kind))
+
+    def train_sampling(self, kind: type[TrajectoryBank | FreshSampler]) -> float:
+        """Return the mean number of trajectory steps that a training step costs."""
+        retained = kind.steps_per_draw(self.train.retain_batch, self.bank, anchored=False)
+        return kind.steps_per_draw(self.train.batch, self.bank) + retained
+
+    def sampling(self, kind: type[TrajectoryBank | FreshSampler], step: Cost) -> Cost:
         """Return the mean cost of sampling trajectories in an iteration, from the cost of one step of a trajectory."""
-        steps = sum(kind.steps_per_draw(count, self.bank) for count in self.draws())
+        steps = self.attack_sampling(kind) + self.train_sampling(kind)
         return Cost(steps * step.seconds, steps * step.forwards)
 
 
@@ -73,7 +81,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def sampled(model: TextToImage, kind: type[TrajectoryBank], work: Work) -> tuple[Banks, Cost]:
+def sampled(model: TextToImage, kind: type[TrajectoryBank | FreshSampler], work: Work) -> tuple[Banks, Cost]:
     """Fill the banks of a run; return them and the cost of one step of a trajectory."""
     counted: Any = model.denoiser
     began, counted.forwards = now(counted.device), 0
@@ -157,7 +165,7 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
     model = load("miniature", device or best_device())
     model = replace(model, denoiser=count_forwards(model.denoiser))
     banks, step = sampled(model, TrajectoryBank, work)
-    fresh, _ = sampled(model, FreshSampler, work)
+    fresh, _ = sampled(model, PublishedSampler, work)
     renewed = work.sampling(TrajectoryBank, step)
     bare(model, work)
     ours, passes, drawn = [], [], []
@@ -167,7 +175,7 @@ def measure(repeats: int = 3, device: str = "", work: Work = PUBLISHED) -> dict[
         passes.append(alone)
         drawn += iterations(model, fresh, 1, work)
     needed = ours[-1].forwards
-    expected = needed + work.sampling(FreshSampler, step).forwards
+    expected = needed + work.sampling(PublishedSampler, step).forwards
     official = [cost.seconds / cost.forwards * expected for cost in drawn]
     speedups = [theirs / (one.seconds + renewed.seconds) for theirs, one in zip(official, ours, strict=True)]
     overheads = [one.seconds / alone for one, alone in zip(ours, passes, strict=True)]

@@ -128,6 +128,17 @@ def test_unlearndiffatk_finds_what_can_be_typed_unless_told_to_search_everything
     assert all(t["exact"] for t in texts["typed"]) and not all(t["exact"] for t in texts["all"])
 
 
+def test_with_the_whole_vocabulary_the_text_counts(context: AttackContext) -> None:
+    attack, _ = attacked("unlearndiffatk", context, vocabulary="all", tokens=5)
+    rows, output = attack.prompts(), attack.result()
+    assert not all(row["exact"] for row in rows)
+    assert torch.equal(output.conditioning, context.encode([row["prompt"] for row in rows]))
+    with torch.no_grad():
+        searched = attack.slots.encode(context.encoder, output.embeddings)  # type: ignore[attr-defined]
+    same = [torch.allclose(*pair, atol=1e-4) for pair in zip(searched, output.conditioning, strict=True)]
+    assert same == [row["exact"] for row in rows]
+
+
 def test_what_can_be_typed(model: TextToImage) -> None:
     tokens = model.tokenizer.convert_ids_to_tokens(typed_vocabulary(model.tokenizer).tolist())
     assert "church</w>" in tokens and all(t.endswith("</w>") for t in tokens)
