@@ -39,8 +39,6 @@ KINDS_BY_NAME = {
     "patch_embedding": "a CLIP vision encoder",
     "model.layers.0.self_attn": "a language model (Llama, Qwen or Gemma)",
     "input_blocks": "a UNet or a checkpoint without its text encoder",
-    "double_blocks": "a diffusion transformer or a checkpoint without its text encoder",
-    "joint_blocks": "a diffusion transformer or a checkpoint without its text encoder",
     "controlnet_": "a ControlNet",
     "motion_modules": "a motion module",
     "encoder.down_blocks": "a diffusers autoencoder",
@@ -49,12 +47,26 @@ KINDS_BY_NAME = {
 
 UNET_PREFIX = "model.diffusion_model."  # of the UNet in a checkpoint in the original layout
 SD1 = "a Stable Diffusion 1.x checkpoint"
+SDXL = "an SDXL checkpoint"
 # Checkpoints in the original layout by the width of their conditioning, and by the input channels of their UNet.
 CHECKPOINTS_BY_CONTEXT_WIDTH = {
     768: SD1,
     1024: "a Stable Diffusion 2 checkpoint",
-    2048: "an SDXL checkpoint",
+    2048: SDXL,
     1280: "an SDXL refiner checkpoint",
+}
+# Diffusion transformers by the start of a tensor's name in their own layout, the most specific first.
+TRANSFORMERS_BY_NAME = {
+    "txt_in.individual_token_refiner.": "HunyuanVideo",
+    "visual_transformer_blocks.": "Kandinsky 5",
+    "caption_projection.": "HiDream",
+    "distilled_guidance_layer.": "Chroma",
+    "joint_blocks.": "Stable Diffusion 3",
+    "double_blocks.": "Flux",
+    "double_layers.": "AuraFlow",
+    "cap_embedder.": "Lumina",
+    "head.modulation": "Wan",
+    "clf.1.": "Stable Cascade",
 }
 PURPOSES_BY_CHANNELS = {
     4: "",
@@ -96,7 +108,17 @@ def detect_weights_kind(names: Sequence[str], shape: Callable[[str], tuple[int, 
         )
     if names and all(name in ("clip_l", "clip_g", "*") or name.startswith("<") for name in names):
         return EMBEDDING
+    if transformer := name_transformer(names):
+        return f"a diffusion transformer ({transformer})"
     return next((kind for mark, kind in KINDS_BY_NAME.items() if any(mark in name for name in names)), "")
+
+
+def name_transformer(names: Sequence[str]) -> str:
+    """Return the model of a diffusion transformer in its own layout, with or without a checkpoint's prefix, or ""."""
+    bare = [name.removeprefix(UNET_PREFIX) for name in names]
+    return next(
+        (model for start, model in TRANSFORMERS_BY_NAME.items() if any(name.startswith(start) for name in bare)), ""
+    )
 
 
 def detect_checkpoint_kind(names: Sequence[str], shape: Callable[[str], tuple[int, ...]]) -> str:
@@ -106,7 +128,10 @@ def detect_checkpoint_kind(names: Sequence[str], shape: Callable[[str], tuple[in
     """
     conv_in = UNET_PREFIX + "input_blocks.0.0.weight"
     if conv_in not in names:
-        is_transformer = any(name.startswith(UNET_PREFIX) and "_blocks.0." in name for name in names)
+        is_checkpoint = any(name.startswith(UNET_PREFIX) for name in names)
+        if is_checkpoint and (transformer := name_transformer(names)):
+            return f"a checkpoint of a diffusion transformer ({transformer})"
+        is_transformer = is_checkpoint and any("blocks.0." in name for name in names)
         return "a checkpoint of a diffusion transformer" if is_transformer else detect_weights_kind(names, shape)
     to_k = next((name for name in names if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight")), None)
     width = get_size(shape(to_k), -1) if to_k else 0

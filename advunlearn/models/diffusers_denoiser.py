@@ -51,6 +51,11 @@ class DiffusersDenoiser:
                 f"the UNet takes {config['in_channels']} channels and returns {config['out_channels']}: "
                 "an inpainting model; use the text-to-image model it was made from"
             )
+        if config["time_cond_proj_dim"]:
+            raise AdvUnlearnError(
+                "the UNet takes the guidance scale as an input: it is distilled to a few steps (LCM); use the "
+                "text-to-image model it was made from"
+            )
         embeds = config["addition_embed_type"]
         if embeds not in (None, "text_time"):
             raise AdvUnlearnError(

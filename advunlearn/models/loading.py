@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,9 @@ from .. import miniature
 from ..errors import AdvUnlearnError, shorten_error
 from ..files import CLIP_TOKENIZER, TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS
 from ..formats import single_file
+from ..formats.single_file import SECOND_TEXT_ENCODER
+from ..formats.supported import require_many_steps, require_schedule
+from ..formats.text_encoders import ConfigDict
 from ..formats.weights import find_snapshot, find_weights_file, open_weights
 from .ddim import scale_batch
 from .denoiser import Denoiser
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 SUBFOLDERS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")  # of a diffusers folder
-SECOND_TEXT_ENCODER = "text_encoder_2"  # of Stable Diffusion XL
 # How an error names the entries of `output_loading_info`.
 LOADING_FAULTS = {"missing_keys": "lacks", "unexpected_keys": "has unknown"}
 
@@ -88,7 +91,7 @@ def find_model(name: str) -> pathlib.Path:
     if name == "miniature":
         return miniature.path()
     path = find_snapshot(pathlib.Path(name))
-    if path.is_file() and path.suffix in single_file.CHECKPOINT_SUFFIXES:
+    if path.is_file() and path.suffix.lower() in single_file.CHECKPOINT_SUFFIXES:
         return path
     missing = [part for part in SUBFOLDERS if not (path / part).is_dir()]
     if missing:
@@ -112,8 +115,7 @@ def load(
     autoencoder have `dtype`, except that SDXL's autoencoder, which overflows in fp16, is in fp32 instead.
 
     Args:
-        name: 'miniature', a diffusers folder of Stable Diffusion 1.x or XL, or a single-file checkpoint of Stable
-            Diffusion 1.x.
+        name: 'miniature', or a diffusers folder or a single-file checkpoint of Stable Diffusion 1.x or XL.
         device: device of the model.
         dtype: dtype of the frozen parts.
         prediction_type: 'epsilon' or 'v_prediction'; 'auto': read it from the folder's scheduler or the file.
@@ -143,6 +145,8 @@ def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str,
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
     from diffusers.utils import is_accelerate_available
 
+    require_many_steps(str(folder))
+    require_schedule(read_config(folder / "scheduler"), str(folder))
     vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
     encoder = _read_text_encoder(folder, attention)
     tokenizer = read_tokenizer(folder / "tokenizer", encoder)
@@ -155,6 +159,12 @@ def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str,
     changes = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True, **changes)
     return Components(tokenizer, encoder, unet, nn.Module.to(vae, vae_dtype), scheduler)
+
+
+def read_config(folder: pathlib.Path) -> ConfigDict:
+    """Return the configuration of a component in its folder of diffusers."""
+    name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def _read_text_encoder(folder: pathlib.Path, attention: str | None) -> nn.Module:
@@ -230,20 +240,36 @@ def _without_progress_bar() -> Iterator[None]:
 def _read_file(path: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: str | None) -> Components:
     """Read a single-file checkpoint; the tokenizer is the shipped one of CLIP."""
     from diffusers import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     with open_weights(path) as weights:
         configs = single_file.infer_configs(weights, prediction_type)
         states = single_file.read_states(weights, configs)
-    options = {"attn_implementation": attention} if attention else {}
-    config = CLIPTextConfig(**{**configs["text_encoder"], **options})
-    with _without_progress_bar():
-        encoder = CLIPTextModel.from_pretrained(None, config=config, state_dict=states["text_encoder"])
+    encoder = _make_text_encoder(configs, states, attention)
     unet, vae = single_file.build_meta_modules(configs)
-    for part, state in ((unet, states["unet"]), (vae, states["vae"])):
-        part.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
+    dtypes = {"unet": dtype, "vae": choose_vae_dtype(vae, encoder, dtype)}
+    for part, name in ((unet, "unet"), (vae, "vae")):
+        part.load_state_dict({k: v.to(dtypes[name]) for k, v in states.pop(name).items()}, assign=True)
     tokenizer = read_tokenizer(CLIP_TOKENIZER, encoder)
-    return Components(tokenizer, encoder.float(), unet, vae, DDIMScheduler.from_config(configs["scheduler"]))
+    return Components(tokenizer, encoder, unet, vae, DDIMScheduler.from_config(configs["scheduler"]))
+
+
+def _make_text_encoder(
+    configs: Mapping[str, ConfigDict], states: dict[str, dict[str, Tensor]], attention: str | None
+) -> nn.Module:
+    """Return the text encoder of a checkpoint, or both of Stable Diffusion XL, in fp32; take their tensors away."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    options = {"attn_implementation": attention} if attention else {}
+
+    def make(kind: Any, part: str) -> Any:
+        config = CLIPTextConfig(**{**configs[part], **options})
+        with _without_progress_bar():
+            return kind.from_pretrained(None, config=config, state_dict=states.pop(part)).float()
+
+    first = make(CLIPTextModel, "text_encoder")
+    if SECOND_TEXT_ENCODER not in configs:
+        return first
+    return DualTextEncoder(first, make(CLIPTextModelWithProjection, SECOND_TEXT_ENCODER))
 
 
 def choose_vae_dtype(vae: Any, encoder: nn.Module, dtype: torch.dtype) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 
@@ -12,15 +11,17 @@ from torch import nn
 from ..errors import AdvUnlearnError
 from ..files import CLIP_TOKENIZER
 from ..formats import single_file
+from ..formats.single_file import SECOND_TEXT_ENCODER
+from ..formats.supported import require_schedule
 from ..formats.text_encoders import ConfigDict
 from ..formats.weights import open_weights
 from .loading import (
-    SECOND_TEXT_ENCODER,
     Components,
     TextToImage,
     assemble,
     choose_vae_dtype,
     find_model,
+    read_config,
     read_tokenizer,
     uses_plain_attention,
 )
@@ -56,6 +57,7 @@ def _blank_parts(path: pathlib.Path, device: torch.device, dtype: torch.dtype) -
     from diffusers import DDIMScheduler
 
     configs = _read_configs(path)
+    require_schedule(configs["scheduler"], str(path))
     folder = path / "tokenizer"
     encoder = _blank_text_encoder(configs, "eager" if uses_plain_attention(device, dtype) else "sdpa")
     tokenizer = read_tokenizer(folder if folder.is_dir() else CLIP_TOKENIZER, encoder)
@@ -83,9 +85,4 @@ def _read_configs(path: pathlib.Path) -> dict[str, ConfigDict]:
         with open_weights(path) as weights:
             return single_file.infer_configs(weights)
     parts = ("unet", "vae", "text_encoder", SECOND_TEXT_ENCODER, "scheduler")
-    return {part: _read_config(path / part) for part in parts if (path / part).is_dir()}
-
-
-def _read_config(folder: pathlib.Path) -> ConfigDict:
-    name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
-    return json.loads((folder / name).read_text(encoding="utf-8"))
+    return {part: read_config(path / part) for part in parts if (path / part).is_dir()}

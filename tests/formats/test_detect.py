@@ -42,7 +42,7 @@ OTHERS: dict[str, tuple[Tensors, str]] = {
         "it is a CLIP vision encoder",
     ),
     "llama": ({"model.layers.0.self_attn.q_proj.weight": torch.zeros(1)}, "it is a language model"),
-    "flux": ({"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, "it is a diffusion transformer"),
+    "flux": ({"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, "it is a diffusion transformer (Flux)"),
     "unknown": ({"b": torch.zeros(1), "a": torch.zeros(1)}, "its first tensor is 'a'"),
     "empty": ({}, "its first tensor is 'nothing'"),
 }

@@ -46,6 +46,17 @@ def checkpoint(channels: int = 4, width: int = 768, clip: bool = True, vae: bool
     return state | ({"first_stage_model.decoder.conv_in.weight": torch.zeros(1)} if vae else {})
 
 
+def sdxl(channels: int = 4, width: int = 2048, **more: torch.Tensor) -> Tensors:
+    """Return what tells a complete SDXL checkpoint."""
+    second = openclip_layout(1280, 32, "conditioner.embedders.1.model.")
+    return checkpoint(channels, width) | second | {key.replace("__", "."): value for key, value in more.items()}
+
+
+def transformer(*names: str) -> Callable[[pathlib.Path], str]:
+    """Return how to write a checkpoint of a diffusion transformer, in ComfyUI's layout."""
+    return safetensors(lambda: {UNET + name: torch.zeros(1) for name in names} | t5_layout("text_encoders.t5xxl."))
+
+
 def without(state: Tensors, *names: str) -> Tensors:
     return {k: v for k, v in state.items() if k not in names}
 
@@ -57,12 +68,14 @@ class Evil:
         return (print, ("this must never run",))
 
 
-def safetensors(make: Callable[[], Tensors]) -> Callable[[pathlib.Path], str]:
+def safetensors(
+    make: Callable[[], Tensors], name: str = "file.safetensors", metadata: dict[str, str] | None = None
+) -> Callable[[pathlib.Path], str]:
     """Return how to write a safetensors file; its name is returned."""
 
     def write(folder: pathlib.Path) -> str:
-        save_file({k: v.clone() for k, v in make().items()}, folder / "file.safetensors")
-        return "file.safetensors"
+        save_file({k: v.clone() for k, v in make().items()}, folder / name, metadata)
+        return name
 
     return write
 
@@ -166,9 +179,31 @@ FILES: dict[str, Callable[[pathlib.Path], str]] = {
     "SD 1.x for inpainting": safetensors(lambda: checkpoint(9)),
     "instruct-pix2pix": safetensors(lambda: checkpoint(8)),
     "SD 2": safetensors(lambda: checkpoint(4, 1024, False) | openclip_layout(1024, 24, "cond_stage_model.model.")),
-    "SDXL": safetensors(lambda: checkpoint(4, 2048)),
-    "SDXL for inpainting": safetensors(lambda: checkpoint(9, 2048)),
-    "Flux": safetensors(lambda: {UNET + "double_blocks.0.img_attn.qkv.weight": torch.zeros(1)} | t5_layout("t5xxl.")),
+    "SDXL with half of its tensors": safetensors(sdxl),
+    "SDXL without CLIP-G": safetensors(lambda: checkpoint(4, 2048)),
+    "SDXL for inpainting": safetensors(lambda: sdxl(9)),
+    "SDXL for image editing": safetensors(lambda: sdxl(8)),
+    "SDXL's refiner": safetensors(lambda: sdxl(4, 1280)),
+    "SDXL Turbo": safetensors(sdxl, "sd_xl_turbo_1.0_fp16.safetensors"),
+    "SDXL Lightning": safetensors(sdxl, "juggernautXL_v9Rdphoto2Lightning.safetensors"),
+    "Hyper-SDXL, by its title": safetensors(sdxl, metadata={"modelspec.title": "my merge with Hyper-SDXL 8 steps"}),
+    "SDXL LCM, a LoRA merged": safetensors(sdxl, "sdxl-lcm.safetensors"),
+    "SDXL LCM, the whole UNet": safetensors(
+        lambda: sdxl(model__diffusion_model__time_embed__cond_proj__weight=torch.zeros(1))
+    ),
+    "CosXL": safetensors(lambda: sdxl(edm_vpred__sigma_max=torch.zeros(1))),
+    "Playground 2.5": safetensors(lambda: sdxl(edm_mean=torch.zeros(1), edm_std=torch.zeros(1))),
+    "SDXL with flow matching": safetensors(sdxl, metadata={"modelspec.prediction_type": "rectified_flow"}),
+    "SD 1.x LCM": safetensors(checkpoint, "dreamshaper_8LCM.safetensors"),
+    "SD 3": transformer("joint_blocks.0.context_block.attn.qkv.weight"),
+    "Flux": transformer("double_blocks.0.img_attn.qkv.weight"),
+    "Flux, the transformer alone": safetensors(lambda: {"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}),
+    "HunyuanVideo": transformer(
+        "txt_in.individual_token_refiner.blocks.0.norm1.weight", "double_blocks.0.img_attn.qkv.weight"
+    ),
+    "HiDream": transformer("caption_projection.0.linear.weight", "double_stream_blocks.0.block.attn1.to_q.weight"),
+    "Kandinsky 5": transformer("visual_transformer_blocks.0.cross_attention.key_norm.weight"),
+    "another transformer": transformer("blocks.0.attn.qkv.weight"),
     "a LoRA as model": safetensors(lambda: LORA),
     "an encoder alone as model": safetensors(encoder),
     "a UNet in diffusers' names": safetensors(lambda: {"down_blocks.0.resnets.0.norm1.weight": torch.zeros(1)}),

@@ -59,6 +59,19 @@ def test_a_part_that_does_not_fit_is_refused(
     [
         ("unet/config.json", {"in_channels": 9}, "the UNet takes 9 channels and returns 4: an inpainting model"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "the scheduler predicts 'sample'; only"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "a flow-matching model",
+        ),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "it is a flow-matching model"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "a model of EDM's noise schedule"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "LCMScheduler"},
+            "distilled to a few steps without guidance",
+        ),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "takes the guidance scale as an input"),
     ],
 )
 def test_another_kind_of_model_is_refused(
@@ -67,6 +80,10 @@ def test_another_kind_of_model_is_refused(
     folder = shutil.copytree(miniature.path(), tmp_path / "model")
     config = json.loads((folder / part).read_text())
     (folder / part).write_text(json.dumps(config | change))
+    if "time_cond_proj_dim" in change:
+        tensors = load_file(folder / UNET)
+        tensors["time_embedding.cond_proj.weight"] = torch.zeros(64, 256).half()
+        save_file(tensors, folder / UNET, {"format": "pt"})
     if "in_channels" in change:
         tensors = load_file(folder / UNET)
         save_file(tensors | {"conv_in.weight": torch.zeros(64, 9, 3, 3).half()}, folder / UNET, {"format": "pt"})

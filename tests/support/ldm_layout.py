@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from advunlearn.formats.openclip import to_openclip
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -21,6 +23,8 @@ FIXED = {
     "conv_out": "out.2",
     "time_embedding.linear_2": "time_embed.2",
     "conv_norm_out": "out.0",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 VAE = [
     (r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
@@ -78,3 +82,17 @@ def checkpoint(
         square = ".attentions." in name and tensor.dim() == 2  # a convolution of one pixel there
         state["first_stage_model." + vae_name(name, levels)] = tensor[:, :, None, None] if square else tensor
     return state | {"cond_stage_model.transformer." + k: v for k, v in text.items()}
+
+
+def sdxl_checkpoint(
+    unet: Mapping[str, Tensor],
+    layers: int,
+    vae: Mapping[str, Tensor],
+    levels: int,
+    text: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return a whole SDXL checkpoint; both text encoders have `text_model.` keys, the second one its projection."""
+    state = checkpoint(unet, layers, vae, levels, {})
+    state |= {"conditioner.embedders.0.transformer." + k: v for k, v in text.items()}
+    return state | {"conditioner.embedders.1.model." + k: v for k, v in to_openclip(second).items()}
