@@ -5,11 +5,21 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attack import AdversarialPromptAttack
+from .attack_settings import (
+    CCESettings,
+    MMASettings,
+    P4DSettings,
+    PEZSettings,
+    RingABellSettings,
+    SoftPrefixSettings,
+    UnlearnDiffAtkSettings,
+)
 from .encoders import LoadRobustCLIP, SaveRobustCLIP
-from .evaluate import EvaluateRobustness
+from .evaluate import EvaluateRobustness, EvaluationSettings
 from .judges import LoadClassifierJudge, LoadCLIPJudge, LoadJudge, LoadNudityJudge
-from .saved_graphs import accept_old_names
+from .saved_graphs import accept_old_graphs
 from .train import TrainAdvUnlearnEncoder
+from .training_settings import AttackSettings, BankSettings, TrainingSettings
 
 NODES: list[type[io.ComfyNode]] = [
     TrainAdvUnlearnEncoder,
@@ -21,6 +31,17 @@ NODES: list[type[io.ComfyNode]] = [
     LoadNudityJudge,
     LoadClassifierJudge,
     LoadCLIPJudge,
+    TrainingSettings,
+    AttackSettings,
+    BankSettings,
+    EvaluationSettings,
+    UnlearnDiffAtkSettings,
+    SoftPrefixSettings,
+    P4DSettings,
+    PEZSettings,
+    RingABellSettings,
+    MMASettings,
+    CCESettings,
 ]
 
 
@@ -34,5 +55,5 @@ class AdvUnlearnExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> AdvUnlearnExtension:
     """Return the extension; the host calls this once at its start."""
-    accept_old_names()
+    accept_old_graphs()
     return AdvUnlearnExtension()

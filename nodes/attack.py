@@ -12,7 +12,8 @@ from ..advunlearn.config.concept import ConceptConfig, quote_name
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import check_name, find_name_fault
-from .widgets import advanced, output, resolution, schema, settings, widget
+from .attack_settings import attack_settings_input, check_attack_settings
+from .widgets import output, resolution, schema, seed, settings, widget
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
 ATTACKS = (*PREFIX_ATTACKS, *(name for name in ATTACK_NAMES if name not in (*PREFIX_ATTACKS, *JUDGE_ONLY)))
@@ -35,6 +36,11 @@ class AdversarialPromptAttack(io.ComfyNode):
                 io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
                 io.Clip.Input("clip", tooltip="the CLIP to attack, for example a robust one"),
                 io.String.Input("prompt", default="a church", tooltip="the prompt that names the concept"),
+                io.String.Input(
+                    "concept",
+                    default="",
+                    tooltip="name of the concept in the prompt, for ring_a_bell, mma and cce (empty: the whole prompt)",
+                ),
                 io.Combo.Input(
                     "attack",
                     options=list(ATTACKS),
@@ -46,7 +52,7 @@ class AdversarialPromptAttack(io.ComfyNode):
                 widget(EvaluateConfig, "attack_steps", id="steps", least=1),
                 widget(EvaluateConfig, "attack_tokens", id="tokens"),
                 widget(AdversaryConfig, "restarts"),
-                widget(EvaluateConfig, "seed"),
+                seed(EvaluateConfig),
                 resolution("size of the target image if none is connected"),
                 io.String.Input(
                     "embedding_name",
@@ -61,15 +67,8 @@ class AdversarialPromptAttack(io.ComfyNode):
                 io.Latent.Input("target", optional=True, tooltip="latents of an image that shows the concept"),
                 io.Image.Input("image", optional=True, tooltip="an image that shows the concept; needs vae"),
                 io.Vae.Input("vae", optional=True, tooltip="encodes the image"),
-                widget(EvaluateConfig, "attack_lr", fold=True),
-                widget(EvaluateConfig, "prefix_lr", fold=True),
-                widget(EvaluateConfig, "prefix_radius", fold=True),
-                advanced(
-                    io.String,
-                    "concept",
-                    default="",
-                    optional=True,
-                    tooltip="name of the concept in the prompt, for ring_a_bell, mma and cce (empty: the whole prompt)",
+                attack_settings_input(
+                    "the settings node of the chosen attack; without one, the defaults that it shows"
                 ),
             ],
             outputs=[
@@ -102,6 +101,7 @@ class AdversarialPromptAttack(io.ComfyNode):
         model: Any,
         clip: Any,
         prompt: str,
+        concept: str,
         attack: str,
         steps: int,
         tokens: int,
@@ -112,13 +112,14 @@ class AdversarialPromptAttack(io.ComfyNode):
         target: Any = None,
         image: Any = None,
         vae: Any = None,
-        concept: str = "",
+        attack_settings: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         """Run the attack; return its best result as conditioning, as text and as an embedding.
 
-        Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for a prompt that is too
-        long or has weights or embeddings, for an image without a VAE, and for an invalid name.
+        Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for the settings of another
+        attack, for a prompt that is too long or has weights or embeddings, for an image without a VAE, and for an
+        invalid name.
         """
         from ..advunlearn.attacks.base import AttackContext, ReferenceModel
         from ..advunlearn.attacks.registry import attack_class
@@ -129,6 +130,7 @@ class AdversarialPromptAttack(io.ComfyNode):
         check_name(embedding_name)  # again: `validate_inputs` does not see the value of a link
         if original_clip is None and "original encoder" in attack_class(attack).needs:
             raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
+        overrides = check_attack_settings(attack_settings, [attack]).get(attack)
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
         bar = host.Bar(steps, cls.hidden.unique_id)
         with host.enable_gradients():
@@ -152,7 +154,12 @@ class AdversarialPromptAttack(io.ComfyNode):
                 concept=ConceptConfig(concept=concept.strip() or quote_name(" ".join(prompt.split()))),
             )
             result = attack_prompt(
-                context, attack, restarts=restarts, config=config, on_step=lambda step, loss: bar.update(step)
+                context,
+                attack,
+                restarts=restarts,
+                config=config,
+                overrides=overrides,
+                on_step=lambda step, loss: bar.update(step),
             )
             embedding = folders.save_embedding(embedding_name, result.embeddings)
             # CLIP Text Encode has a syntax of its own (brackets, weights), so the text may not give these tokens back.

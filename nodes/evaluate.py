@@ -10,8 +10,12 @@ from comfy_api.latest import io
 from ..advunlearn.config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, choose_attacks
 from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.evaluation import EvaluateConfig
+from .attack_settings import attack_settings_input, check_attack_settings
 from .judges import Judge
-from .widgets import advanced, output, resolution, schema, settings, widget
+from .training_settings import SUBCATEGORY
+from .widgets import output, resolution, schema, seed, settings, widget
+
+Evaluation = io.Custom("ADVUNLEARN_EVALUATION")
 
 # Entries of the menu that stand for several attacks or for none.
 GROUPS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
@@ -19,6 +23,7 @@ MENU = ("both", *DEFAULT_ATTACKS, *(name for name in ATTACK_NAMES if name not in
 UNITS = 100  # of the progress bar, per attack
 # Smaller than the library's defaults: people wait for a graph.
 DEFAULTS = {"cases": 8, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
+BUDGET = ("judge_interval", "attack_tokens", "sampling_steps", "guidance_scale", "repeats", "restarts")
 
 
 class EvaluateRobustness(io.ComfyNode):
@@ -48,38 +53,27 @@ class EvaluateRobustness(io.ComfyNode):
                 ),
                 widget(EvaluateConfig, "cases", default=DEFAULTS["cases"]),
                 widget(EvaluateConfig, "attack_steps", default=DEFAULTS["attack_steps"]),
-                widget(EvaluateConfig, "seed"),
-                resolution("size of the images"),
-                widget(EvaluateConfig, "judge_interval", default=DEFAULTS["judge_interval"], fold=True),
-                widget(EvaluateConfig, "attack_tokens", fold=True),
-                widget(EvaluateConfig, "sampling_steps", fold=True),
-                widget(EvaluateConfig, "guidance_scale", fold=True),
-                widget(EvaluateConfig, "repeats", default=DEFAULTS["repeats"], fold=True),
-                advanced(
-                    io.String,
+                io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
-                    optional=True,
                     tooltip="your own prompts for the concept, one per line (empty: made from its name)",
                 ),
-                advanced(
-                    io.String,
+                io.String.Input(
                     "retained_prompts",
                     default="",
                     multiline=True,
-                    optional=True,
                     tooltip="your own retained prompts, one per line: prompt | label, with a label of the judge, or "
                     "only a prompt (empty: the miniature's objects with its judge, none with other judges)",
                 ),
-                advanced(
-                    io.String,
-                    "synonyms",
-                    default="",
-                    multiline=True,
+                resolution("size of the images"),
+                seed(EvaluateConfig),
+                Evaluation.Input(
+                    "evaluation",
                     optional=True,
-                    tooltip="synonyms of the concept for the attack synonym_search, one per line (empty: known ones)",
+                    tooltip="AdvUnlearn Evaluation Settings; without one, the defaults that it shows",
                 ),
+                attack_settings_input("settings of test attacks; without them, the defaults that their nodes show"),
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="one row each: before and after, clean and attacked"),
@@ -99,14 +93,16 @@ class EvaluateRobustness(io.ComfyNode):
         judge: Any,
         attack: str,
         resolution: int,
-        prompts: str = "",
-        retained_prompts: str = "",
-        synonyms: str = "",
+        prompts: str,
+        retained_prompts: str,
+        evaluation: Any = None,
+        attack_settings: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         """Evaluate both CLIPs; return images, table and scores.
 
-        Raises AdvUnlearnError for a concept or a label that the judge does not know.
+        Raises AdvUnlearnError for a concept or a label that the judge does not know, and for the settings of attacks
+        that do not run.
         """
         from ..advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
         from ..advunlearn.prompts.prompt_files import parse_lines
@@ -114,7 +110,8 @@ class EvaluateRobustness(io.ComfyNode):
         from ..advunlearn.reporting.images import overview
         from . import clip_l, host
 
-        concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, values)
+        options = {**DEFAULTS, "synonyms": "", **(evaluation or {})}
+        concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, {**options, **values})
         report: dict[str, Any] = {"concept": concept.name, "models": {}}
         rows = {}
         with host.enable_gradients():
@@ -122,10 +119,12 @@ class EvaluateRobustness(io.ComfyNode):
             inputs = EvaluationInputs(
                 prompts=parse_lines(prompts),
                 retained=parse_lines(retained_prompts),
-                synonyms=parse_lines(synonyms),
+                synonyms=parse_lines(options["synonyms"]),
+                attack_settings=attack_settings or {},
             )
             evaluator = Evaluator(before, judge, concept, config, inputs)
             names = choose_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)
+            check_attack_settings(attack_settings, names)
             bar = host.Bar(2 * UNITS * max(1, len(names)), cls.hidden.unique_id)
             report |= evaluator.describe()
             after = clip_l.make_text_encoder(clip_after, before.denoiser.device)
@@ -143,3 +142,32 @@ class EvaluateRobustness(io.ComfyNode):
             bar.update(bar.total)
             image = host.to_image(overview(rows))
         return io.NodeOutput(image, tables.format_table(report), json.dumps(report))
+
+
+class EvaluationSettings(io.ComfyNode):
+    """The rest of an evaluation's budget."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="AdvUnlearnEvaluationSettings",
+            display_name="AdvUnlearn Evaluation Settings",
+            category=SUBCATEGORY,
+            description="Sampling, attack budget and synonyms of Evaluate Robustness.",
+            inputs=[
+                *(widget(EvaluateConfig, name, default=DEFAULTS.get(name), optional=True) for name in BUDGET),
+                io.String.Input(
+                    "synonyms",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="synonyms of the concept for the attack synonym_search, one per line (empty: known ones)",
+                ),
+            ],
+            outputs=[output(Evaluation, "evaluation", tooltip="for the input evaluation of Evaluate Robustness")],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        """Return the settings by name."""
+        return io.NodeOutput(values)

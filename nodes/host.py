@@ -162,6 +162,11 @@ def check_model(model: Any) -> None:
 class HostModel(TextToImage):
     """MODEL, CLIP and VAE as the library's text-to-image model; `vae` is the host's VAE or None."""
 
+    @property
+    def resolution(self) -> int:
+        """Size of the images in pixels."""
+        return 8 * self.denoiser.latent_shape[-1]
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, C, h, w) into images (B, 3, H, W) in [0, 1] with the host's VAE."""
@@ -182,14 +187,30 @@ class HostModel(TextToImage):
         return (colours / 2 + 0.5).clamp(0, 1)
 
 
+def is_miniature(model: Any) -> bool:
+    """Return whether a MODEL is the miniature, as its checkpoint for this host has it."""
+    from ..advunlearn.miniature import fingerprint
+
+    bias = model.model.diffusion_model.input_blocks[0][0].bias
+    return bias is not None and fingerprint.is_miniature(bias)
+
+
+def own_resolution(model: Any) -> int:
+    """Return the size in pixels of the images that a MODEL was made for."""
+    from ..advunlearn.memory.plan import PUBLISHED_RESOLUTION
+    from ..advunlearn.miniature import fingerprint
+
+    return fingerprint.RESOLUTION if is_miniature(model) else PUBLISHED_RESOLUTION
+
+
 def make_model(
-    model: Any, clip: Any, vae: Any = None, resolution: int = 512, dtype: torch.dtype | None = None
+    model: Any, clip: Any, vae: Any = None, resolution: int = 0, dtype: torch.dtype | None = None
 ) -> HostModel:
     """Make the library's text-to-image model of the user's MODEL, CLIP and VAE.
 
     Args:
         model, clip, vae: the host's objects; they are not changed.
-        resolution: image size in pixels, 8 per latent.
+        resolution: image size in pixels, 8 per latent (0: the model's own).
         dtype: dtype in which the UNet computes; None: the host's choice.
 
     Raises AdvUnlearnError for a model of another kind and for a CLIP that stops before its last layer.
@@ -201,7 +222,8 @@ def make_model(
             f"this CLIP stops at layer {clip.layer_idx} (CLIP Set Last Layer); connect the CLIP before that node, and "
             "set the last layer of the output instead"
         )
-    denoiser = HostDenoiser(model, resolution // 8, dtype)
+    check_model(model)
+    denoiser = HostDenoiser(model, (resolution or own_resolution(model)) // 8, dtype)
     encoder = make_text_encoder(clip, denoiser.device)
     denoiser.load()  # last, so that loading the encoder cannot unload it again
     return HostModel("host", CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), encoder, denoiser, vae)

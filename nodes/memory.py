@@ -16,7 +16,7 @@ from ..advunlearn.config.training import RunConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.memory.estimate import estimate
 from ..advunlearn.memory.fake_tensors import TooLong
-from ..advunlearn.memory.fit import advise, describe_fit, fit_same_result
+from ..advunlearn.memory.fit import advise, choose_plan, describe_fit, fit_same_result
 from ..advunlearn.memory.plan import GIB, Estimate, Plan
 from .host import HostModel
 
@@ -31,8 +31,8 @@ class TooLarge(AdvUnlearnError):
     """A run needs more memory than is free."""
 
 
-def fit_run(model: HostModel, run: RunConfig, prompts: Sequence[str]) -> tuple[RunConfig, str]:
-    """Return the run with the largest micro-batch that fits, and one line for the report: the estimated memory.
+def fit_run(model: HostModel, run: RunConfig, prompts: Sequence[str], mode: str = "auto") -> tuple[RunConfig, str]:
+    """Return the run with the micro-batch that it uses, and one line for the report: the estimated memory.
 
     Call it before anything is sampled.
 
@@ -40,13 +40,13 @@ def fit_run(model: HostModel, run: RunConfig, prompts: Sequence[str]) -> tuple[R
         model: the loaded model, with the resolution to train at.
         run: the run configuration.
         prompts: the retained prompts.
+        mode: the setting `memory`, see `choose_plan`.
 
     Raises TooLarge, with settings that would fit, for a run that needs more memory than is free.
     """
     try:
-        resolution = model.denoiser.latent_shape[-1] * 8
-        plan = Plan(run=run, resolution=resolution)
-        return _Check(model, prompts).fit(plan)
+        plan = Plan(run=run, resolution=model.resolution)
+        return _Check(model, prompts).fit(plan, mode)
     except (TooLarge, host.InterruptProcessingException):
         raise
     except Exception as error:  # another pack's module may do what fake tensors cannot; that must not stop the run
@@ -66,18 +66,21 @@ class _Check:
         self.free = host.get_free_memory(self.device)
         self.measure = functools.cache(self._measure)
 
-    def fit(self, plan: Plan) -> tuple[RunConfig, str]:
+    def fit(self, start: Plan, mode: str) -> tuple[RunConfig, str]:
         """Return a run that fits with the same result, and the line of the report. Raises TooLarge if there is none."""
+        plan = choose_plan(mode, self.measure, start, None)
         needed = self.measure(plan)
         if not self._fits(needed) and self.device.type != "cpu":
             self.model.denoiser.load(_additional(needed))  # type: ignore[attr-defined]  # unloads other models
             self.free = host.get_free_memory(self.device)
-        fit = fit_same_result(self.measure, plan, self.free + needed.weights)
+        fit = (plan, needed) if self._fits(needed) else None
+        if fit is None and mode == "auto":
+            fit = fit_same_result(self.measure, plan, self.free + needed.weights)
         if fit is not None:
             chosen, needed = fit
-            changes = "".join(f", {k.replace('_', '-')} {str(v).lower()}" for k, v in chosen.changes(plan).items())
+            changes = "".join(f", {k.replace('_', '-')} {str(v).lower()}" for k, v in chosen.changes(start).items())
             return chosen.run, (
-                f"memory (estimated before the run){changes}: {needed.peak / GIB:.1f} GB at most, "
+                f"memory {mode} (estimated before the run){changes}: {needed.peak / GIB:.1f} GB at most, "
                 f"{needed.steady / GIB:.1f} GB between iterations; banks of {needed.bank / GIB:.2f} GB in main memory"
             )
         advice = advise(self.measure, plan, self.free + needed.weights)

@@ -26,7 +26,7 @@ from typing import Any, get_type_hints
 from ..config.base import Validated, choices
 from ..config.concept import ConceptConfig
 from ..config.io import ModelConfig, OutputConfig, RetainConfig
-from ..config.presets import AUTO, CUSTOM, PRESETS, resolve_preset
+from ..config.presets import AUTO, CUSTOM, PRESETS, resolve_preset, shorten_warmup
 from ..config.renamed import current_name
 from ..config.training import SECTIONS, RunConfig, TrainConfig
 from ..errors import AdvUnlearnError
@@ -128,12 +128,13 @@ def apply_config(
 
 
 def _shorter_warmup(args: argparse.Namespace, defaults: Mapping[str, object]) -> dict[str, object]:
-    """Return a warm-up of a fifth of the iterations if only these are given, and the default would leave none."""
+    """Return a shorter warm-up if only the iterations are given, and the default would leave none for the attack."""
     iterations, warmup = (flag_dest(TrainConfig, name) for name in ("iterations", "warmup"))
     given = vars(args)
-    if iterations not in given or warmup in given or given[iterations] > defaults.get(warmup, TrainConfig().warmup):
+    if iterations not in given or warmup in given:
         return {}
-    return {warmup: given[iterations] // 5}
+    default = defaults.get(warmup, TrainConfig().warmup)
+    return {warmup: shorten_warmup(given[iterations], default)}  # type: ignore[arg-type]
 
 
 def is_miniature(model: str) -> bool:

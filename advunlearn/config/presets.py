@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
-Preset = Mapping[str, Mapping[str, object]]  # section of `RunConfig` -> setting -> value
+from ..errors import AdvUnlearnError
+from .concept import bare_name
+from .training import SECTIONS, RunConfig, TrainConfig
+
+Sections = Mapping[str, Mapping[str, object]]  # section of `RunConfig` -> setting -> value
 
 AUTO = "auto"  # the miniature's settings for the miniature, the published ones of the concept's kind for other models
 CUSTOM = "custom"
 MINIATURE = "miniature"
 
 
-def _make_preset(retain_weight: float, kind: str, **concept: str) -> Preset:
+def _make_preset(retain_weight: float, kind: str, **concept: str) -> Sections:
     """Return the settings that all published encoders share, with those that differ."""
     return {
         "concept": {"kind": kind, "negative_guidance": 1.0, **concept},
@@ -47,7 +52,7 @@ def _make_preset(retain_weight: float, kind: str, **concept: str) -> Preset:
     }
 
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, Sections] = {
     CUSTOM: {},
     MINIATURE: {},  # the defaults of the settings were chosen on it
     "nudity": _make_preset(0.3, "prompt", concept="nudity"),
@@ -74,3 +79,76 @@ def resolve_preset(name: str, kind: str, is_miniature: bool) -> str:
 def preset_values(name: str, section: str) -> dict[str, object]:
     """Return a preset's values for one section of `RunConfig`; {} if the preset does not set any."""
     return dict(PRESETS[name].get(section, {}))
+
+
+def shorten_warmup(iterations: int, warmup: int) -> int:
+    """Return the warm-up of a run: as given, or a fifth of the iterations if none would be left for the attack."""
+    return warmup if iterations > warmup else iterations // 5
+
+
+def make_run(preset: str, changes: Sections) -> RunConfig:
+    """Return the settings of a preset with some of them changed.
+
+    Without a warm-up in `changes`, a run that is shorter than the preset's warm-up has a warm-up of a fifth.
+
+    Args:
+        preset: one of `PRESETS`.
+        changes: settings that override the preset's; an empty concept stands for the preset's.
+
+    Raises AdvUnlearnError for a concept or a kind that the preset is not for, and for a value out of range.
+    """
+    values = {section: {**preset_values(preset, section), **changes.get(section, {})} for section in SECTIONS}
+    values["concept"] = _agree_on_concept(preset, values["concept"])
+    given, train = changes.get("train", {}), values["train"]
+    if "iterations" in given and "warmup" not in given:
+        warmup = train.get("warmup", TrainConfig().warmup)
+        train["warmup"] = shorten_warmup(given["iterations"], warmup)  # type: ignore[arg-type]
+    return RunConfig.from_dict(values)
+
+
+def _agree_on_concept(preset: str, values: Mapping[str, object]) -> dict[str, object]:
+    """Return the section `concept`; an empty concept becomes the preset's. Raises AdvUnlearnError, see `make_run`."""
+    own = preset_values(preset, "concept")
+    name, kind = str(values.get("concept", "")), str(values.get("kind", ""))
+    if concept := str(own.get("concept", "")):
+        if name.strip() and bare_name(name) != concept:
+            raise AdvUnlearnError(
+                f"preset {preset} is for the concept {concept}, but concept is {name.strip()!r}; set concept to "
+                f"{concept}, or preset to {AUTO}"
+            )
+        return {**values, "concept": concept}
+    if own and (kind == "style") != (own["kind"] == "style"):
+        raise AdvUnlearnError(
+            f"preset {preset} is for the kind {own['kind']}, but kind is {kind}; set kind to {own['kind']}, or preset "
+            f"to {AUTO}"
+        )
+    return dict(values)
+
+
+def describe_settings(run: RunConfig) -> str:
+    """Return all settings of a run, a line for each section."""
+    sections = {
+        section: ", ".join(f"{name} {format_value(value)}" for name, value in values.items() if value != "")
+        for section, values in run.to_dict().items()
+    }
+    return "\n".join(f"{section}: {settings}" for section, settings in sections.items())
+
+
+def describe_preset_values(section: str, name: str) -> str:
+    """Return the values that the presets give one setting: "0.25", or "miniature 2; nudity 0.3; object, style 0.5"."""
+    default = next(field.default for field in dataclasses.fields(SECTIONS[section]) if field.name == name)  # type: ignore[arg-type]
+    by_value: dict[str, list[str]] = {}
+    for preset in PRESETS:
+        if preset != CUSTOM:  # has the values of the miniature
+            value = format_value(preset_values(preset, section).get(name, default))
+            by_value.setdefault(value, []).append(preset)
+    if len(by_value) == 1:
+        return next(iter(by_value))
+    return "; ".join(f"{', '.join(presets)} {value}" for value, presets in by_value.items())
+
+
+def format_value(value: object) -> str:
+    """Return a setting's value as text: 1e-05, true, mixed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,13 @@ from .word_forms import find_phrases, is_same_phrase
 SHIPPED_SETS = ("coco", "imagenet")
 
 
+def resolve_retain_set(name: str, is_miniature: bool) -> str:
+    """Return the retain set that "auto" stands for, or the name itself."""
+    if name != "auto":
+        return name
+    return "miniature" if is_miniature else "coco"
+
+
 def make_retain_prompts(
     concept: ConceptConfig, retain_set: str, own: Sequence[str] = (), left_out: Sequence[str] | None = None
 ) -> list[str]:

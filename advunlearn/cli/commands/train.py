@@ -143,8 +143,9 @@ def describe_settings(args: Namespace, model: TextToImage, run: RunConfig, name:
         if value != defaults[key]
     ]
     sys.stderr.write(f"preset {args.preset}; settings that differ from the defaults: {', '.join(changed) or 'none'}\n")
-    retain_set = settings(RetainConfig, args).retain_set
-    for warning in find_warnings(model, run, retain_set, is_miniature(name)):
+    small = is_miniature(name)
+    retain_set = retain.resolve_retain_set(settings(RetainConfig, args).retain_set, small)
+    for warning in find_warnings(model, run, retain_set, small):
         sys.stderr.write(f"warning: {warning}\n")
 
 
@@ -184,9 +185,7 @@ def read_retain_inputs(
     config: RetainConfig, model: str, verbose: bool = True
 ) -> tuple[str, list[str], list[str] | None]:
     """Return the retain set, the user's own lines, and phrases to leave out; verbose: describe the file on stderr."""
-    retain_set = config.retain_set
-    if retain_set == "auto":
-        retain_set = "miniature" if model == "miniature" else "coco"
+    retain_set = retain.resolve_retain_set(config.retain_set, is_miniature(model))
     own = open_prompts(config.retain, "retained prompt", config.prompt_column, verbose) if config.retain else None
     left_out = None if config.retain_without == "auto" else config.retain_without.split(",")
     return retain_set, own.prompts if own else [], left_out
