@@ -47,8 +47,8 @@ class TestAttackSettings(io.ComfyNode):
             node_id=f"AdvUnlearn{cls.title.replace(' ', '').replace('-', '')}Settings",
             display_name=f"{cls.title} Settings",
             category=SUBCATEGORY,
-            description=f"The settings of the test attack {names}, for Adversarial Prompt Attack and Evaluate "
-            "Robustness. Steps and tokens are on those nodes.",
+            description=f"The settings of {names}, for Adversarial Prompt Attack and Evaluate Robustness. Steps and "
+            "tokens are on those nodes.",
             search_aliases=["attack settings", *cls.attacks],
             inputs=[
                 *(cls._make_widget(field.name) for field in dataclasses.fields(cls.config) if field.name not in BUDGET),

@@ -192,7 +192,7 @@ def is_miniature(model: Any) -> bool:
     from ..advunlearn.miniature import fingerprint
 
     bias = model.model.diffusion_model.input_blocks[0][0].bias
-    return bias is not None and fingerprint.is_miniature(bias)
+    return bias is not None and fingerprint.matches_miniature(bias)
 
 
 def own_resolution(model: Any) -> int:

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.io import ModelConfig, RetainConfig
-from ..advunlearn.config.presets import AUTO, PRESETS, describe_settings, make_run, resolve_preset
+from ..advunlearn.config.presets import AUTO, PRESETS, describe_all_settings, make_run, resolve_preset
 from ..advunlearn.config.training import SECTIONS, RunConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from ..advunlearn.files import find_name_fault
@@ -190,7 +190,7 @@ def prepare(model: Any, clip: Any, vae: Any, values: Mapping[str, Any]) -> Job:
     log(scope.describe().splitlines(), warnings)
     run, memory_line = memory.fit_run(adapted, run, scope.retained, values["memory"])
     chosen = f"preset {preset}{' (auto)' * (values['preset'] == AUTO)}"
-    described = f"{chosen}, retain set {retain_set}, resolution {adapted.resolution}\n{describe_settings(run)}"
+    described = f"{chosen}, retain set {retain_set}, resolution {adapted.resolution}\n{describe_all_settings(run)}"
     log([memory_line, *described.splitlines()])
     return Job(
         adapted,

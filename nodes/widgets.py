@@ -73,7 +73,7 @@ def preset_widget(section: str, name: str, *, id: str = "", only: Sequence[str] 
         usual = [field.default, *(preset_values(preset, section).get(name, 0) for preset in PRESETS)]
         options |= {"default": hint(PRESET_NUMBER), **_number_options(field, hint, PRESET_NUMBER, usual)}
         return (io.Int if hint is int else io.Float).Input(
-            id or name, tooltip=f"{field.metadata['help']} ({PRESET_NUMBER}: the preset's, {values})", **options
+            id or name, tooltip=f"{field.metadata['help']}. {PRESET_NUMBER}: the preset's value, {values}", **options
         )
     if hint is str:
         return io.String.Input(id or name, default="", tooltip=field.metadata["help"], **options)
@@ -81,7 +81,7 @@ def preset_widget(section: str, name: str, *, id: str = "", only: Sequence[str] 
     return io.Combo.Input(
         id or name,
         options=[PRESET_CHOICE, *allowed],
-        tooltip=f"{field.metadata['help']} ({PRESET_CHOICE}: the preset's, {values})",
+        tooltip=f"{field.metadata['help']}. {PRESET_CHOICE}: the preset's value, {values}",
         **options,
     )
 

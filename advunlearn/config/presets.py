@@ -116,7 +116,7 @@ def _agree_on_concept(preset: str, values: Mapping[str, object]) -> dict[str, ob
                 f"preset {preset} is for the concept {concept}, but concept is {name.strip()!r}; set concept to "
                 f"{concept}, or preset to {AUTO}"
             )
-        return {**values, "concept": concept}
+        values = {**values, "concept": concept}
     if own and (kind == "style") != (own["kind"] == "style"):
         raise AdvUnlearnError(
             f"preset {preset} is for the kind {own['kind']}, but kind is {kind}; set kind to {own['kind']}, or preset "
@@ -125,10 +125,11 @@ def _agree_on_concept(preset: str, values: Mapping[str, object]) -> dict[str, ob
     return dict(values)
 
 
-def describe_settings(run: RunConfig) -> str:
-    """Return all settings of a run, a line for each section."""
+def describe_all_settings(run: RunConfig) -> str:
+    """Return all settings of a run as its mode uses them, a line for each section."""
+    run = dataclasses.replace(run, attack=run.attack.in_mode(run.train.mode))
     sections = {
-        section: ", ".join(f"{name} {format_value(value)}" for name, value in values.items() if value != "")
+        section: ", ".join(f"{name} {show_value(value)}" for name, value in values.items() if value != "")
         for section, values in run.to_dict().items()
     }
     return "\n".join(f"{section}: {settings}" for section, settings in sections.items())
@@ -140,14 +141,14 @@ def describe_preset_values(section: str, name: str) -> str:
     by_value: dict[str, list[str]] = {}
     for preset in PRESETS:
         if preset != CUSTOM:  # has the values of the miniature
-            value = format_value(preset_values(preset, section).get(name, default))
+            value = show_value(preset_values(preset, section).get(name, default))
             by_value.setdefault(value, []).append(preset)
     if len(by_value) == 1:
         return next(iter(by_value))
     return "; ".join(f"{', '.join(presets)} {value}" for value, presets in by_value.items())
 
 
-def format_value(value: object) -> str:
+def show_value(value: object) -> str:
     """Return a setting's value as text: 1e-05, true, mixed."""
     if isinstance(value, bool):
         return str(value).lower()

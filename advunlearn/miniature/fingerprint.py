@@ -14,7 +14,7 @@ from . import path
 RESOLUTION = 64  # of its images, in pixels
 
 
-def is_miniature(conv_in_bias: Tensor) -> bool:
+def matches_miniature(conv_in_bias: Tensor) -> bool:
     """Return whether a UNet is the miniature's, also in the width of Stable Diffusion 1.5.
 
     Args:

@@ -35,27 +35,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 10},
     "AdvUnlearnTrain": {
         "iterations": 12,
-        "warmup": 4,
-        "lr": 3e-4,
-        "batch": 2,
         "retain_set": "none",
         "retain_prompts": "\n".join(f"a {name}" for name in RETAINED),
-        "retain_batch": 3,
-        "attack_steps": 1,
-        "attack_restarts": 1,
-        "bank_trajectories": 6,
-        "bank_retain_trajectories": 8,
-        "bank_sampling_steps": 6,
-        "sample_every": 0,
     },
+    "AdvUnlearnTrainingSettings": {"warmup": 4, "lr": 3e-4, "batch": 2, "retain_batch": 3, "sample_every": 0},
+    "AdvUnlearnAttackSettings": {"steps": 1, "restarts": 1},
+    "AdvUnlearnBankSettings": {"trajectories": 6, "retain_trajectories": 8, "sampling_steps": 6},
     "AdvUnlearnAttack": {"steps": 4, "restarts": 1},
     "AdvUnlearnEvaluate": {
         "cases": 2,
         "attack_steps": 1,
-        "judge_interval": 1,
-        "sampling_steps": 8,
         "retained_prompts": "\n".join(f"a {name} | {name}" for name in RETAINED),
     },
+    "AdvUnlearnEvaluationSettings": {"judge_interval": 1, "sampling_steps": 8},
 }
 
 
@@ -100,57 +92,52 @@ def load_graph(prompt: str = "a church", **values: Any) -> Graph:
     return sample_graph(prompt, clip=("robust", 0)) | {"robust": node("AdvUnlearnLoadRobustCLIP", **values)}
 
 
-def train_graph(name: str, **changes: object) -> Graph:
-    """Return a graph that trains on the miniature, by default ESD for two iterations of one sample."""
-    values = {
+# The least that trains: ESD for two iterations of one sample.
+LEAST: dict[str, dict[str, Any]] = {
+    "train": {
         "concept": "church",
-        "preset": "custom",
         "kind": "object",
-        "mode": "esd",
+        "preset": "custom",
         "iterations": 2,
-        "attack_steps": 1,
-        "lr": 3e-4,
         "retain_set": "none",
-        "retain_weight": 0.0,
-        "seed": 0,
-        "resolution": 64,
-        "save_name": name,
-        "resume": False,
-        "sample_every": 0,
         "retain_prompts": "",
-        "negative_guidance": 1.0,
-        "schedule": "mixed",
+        "resolution": 0,
+        "memory": "auto",
+        "seed": 0,
+        "save_name": "robust_clip",
+        "resume": False,
+    },
+    "training": {
+        "mode": "esd",
+        "lr": 3e-4,
+        "retain_weight": 0.0,
         "warmup": 1,
         "batch": 1,
-        "clean_share": 0.25,
         "retain_batch": 1,
-        "retain_mode": "loss",
-        "trainable": "layers",
-        "num_layers": 0,
-        "final_norm": "auto",
-        "checkpointing": False,
-        "dtype": "default",
-        "attack_step_size": 0.5,
-        "attack_update": "sign",
-        "attack_tokens": 2,
-        "attack_position": "prefix",
-        "attack_per_k": 3,
-        "attack_start": "token",
-        "attack_start_text": "",
-        "attack_restarts": 1,
-        "attack_interval": 1,
-        "attack_resample": "step",
-        "attack_radius": 0.0,
-        "attack_norm": "linf",
-        "attack_unit": "sigma",
-        "bank_trajectories": 2,
-        "bank_retain_trajectories": 2,
-        "bank_sampling_steps": 2,
-        "bank_guidance_scale": 3.0,
-    }
-    return {
+        "sample_every": 0,
+    },
+    "attack": {"steps": 1, "tokens": 2, "restarts": 1},
+    "bank": {"trajectories": 2, "retain_trajectories": 2, "sampling_steps": 2},
+}
+SETTINGS_NODES = {
+    "training": "AdvUnlearnTrainingSettings",
+    "attack": "AdvUnlearnAttackSettings",
+    "bank": "AdvUnlearnBankSettings",
+}
+
+
+def train_graph(name: str, **changes: Any) -> Graph:
+    """Return a graph that trains on the miniature, by default the least that trains.
+
+    Args:
+        name: the name under which the encoder is saved.
+        changes: inputs of the training node, and by the names training, attack and bank those of its settings nodes.
+    """
+    nodes = {socket: node(kind, **LEAST[socket] | changes.pop(socket, {})) for socket, kind in SETTINGS_NODES.items()}
+    inputs = LEAST["train"] | {"save_name": name} | changes | {socket: (socket, 0) for socket in nodes}
+    return nodes | {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-        "train": node("AdvUnlearnTrain", model=("ckpt", 0), clip=("ckpt", 1), **(values | changes)),
+        "train": node("AdvUnlearnTrain", model=("ckpt", 0), clip=("ckpt", 1), **inputs),
         "name": node("PreviewAny", source=("train", 1)),
         "report": node("PreviewAny", source=("train", 3)),
     }

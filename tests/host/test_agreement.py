@@ -15,23 +15,15 @@ from safetensors.torch import load_file
 
 from advunlearn.miniature import checkpoint
 
-from .graphs import train_graph
+from .graphs import Graph, train_graph
 from .server import PACK, Server, node
 
 pytestmark = pytest.mark.host
-TRAIN = {"mode": "advunlearn", "iterations": 3, "lr": 1e-3, "batch": 2, "retain_weight": 1.0, "retain_batch": 2}
-BUDGET = {
-    "cases": 2,
-    "attack_steps": 1,
-    "judge_interval": 1,
-    "attack_tokens": 3,
-    "sampling_steps": 5,
-    "guidance_scale": 3.0,
-    "repeats": 0,
-    "seed": 1000,
-}
+TRAINING = {"mode": "advunlearn", "lr": 1e-3, "batch": 2, "retain_weight": 1.0, "retain_batch": 2}
+BUDGET = {"cases": 2, "attack_steps": 1, "seed": 1000}
+SETTINGS = {"judge_interval": 1, "attack_tokens": 3, "sampling_steps": 5, "guidance_scale": 3.0, "repeats": 0}
 RETAINED = ["a dog", "a castle"]
-NODE_ONLY = {"preset", "resolution", "save_name", "resume", "retain_prompts", "sample_every", "dtype"}
+NODE_ONLY = {"resolution", "save_name", "resume", "retain_prompts", "sample_every"}
 
 
 def start_command(name: str, *words: str, **flags: Any) -> subprocess.Popen[str]:
@@ -51,6 +43,15 @@ def finish_command(process: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(stdout)
 
 
+def list_flags(graph: Graph) -> dict[str, Any]:
+    """Return the flags that stand for the inputs of a graph's training node and of its settings nodes."""
+    flags = {}
+    for node_name, prefix in {"train": "", "training": "", "attack": "attack_", "bank": "bank_"}.items():
+        inputs = graph[node_name]["inputs"].items()
+        flags |= {prefix + k: v for k, v in inputs if not isinstance(v, list) and k not in NODE_ONLY}
+    return flags
+
+
 def counts(row: dict[str, Any]) -> dict[str, int]:
     """Return the judge's counts of one model."""
     success = {name: count["success"] for name, count in row["asr"].items()}
@@ -63,8 +64,8 @@ def test_a_run_and_its_evaluation_agree_with_the_command_line(
     wide = checkpoint.write_folder(tmp_path / "model")
     prompts = tmp_path / "retained.txt"
     prompts.write_text("\n".join(RETAINED))
-    graph = train_graph("agree", retain_prompts="\n".join(RETAINED), **TRAIN)
-    flags = {k: v for k, v in graph["train"]["inputs"].items() if not isinstance(v, list) and k not in NODE_ONLY}
+    graph = train_graph("agree", retain_prompts="\n".join(RETAINED), iterations=3, training=TRAINING)
+    flags = list_flags(graph)
 
     # The same settings, seeds and weights on the command line, at the same time.
     training = start_command("train", model=wide, out=tmp_path / "run", retain=prompts, **flags)
@@ -80,7 +81,9 @@ def test_a_run_and_its_evaluation_agree_with_the_command_line(
     assert moved.norm() > 0
     assert apart.norm() < 0.05 * moved.norm(), (apart.norm() / moved.norm()).item()
 
-    options = BUDGET | {"concept": "church", "judge": "miniature", "model": wide, "attacks": "unlearndiffatk"}
+    options = (
+        BUDGET | SETTINGS | {"concept": "church", "judge": "miniature", "model": wide, "attacks": "unlearndiffatk"}
+    )
     evaluation = start_command("evaluate", str(encoder), out=tmp_path / "report", **options)
     graph |= {
         "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
@@ -94,9 +97,13 @@ def test_a_run_and_its_evaluation_agree_with_the_command_line(
             concept="church",
             kind="object",
             attack="unlearndiffatk",
-            resolution=64,
+            resolution=0,
+            prompts="",
+            retained_prompts="",
+            evaluation=("settings", 0),
             **BUDGET,
         ),
+        "settings": node("AdvUnlearnEvaluationSettings", **SETTINGS),
         "scores": node("PreviewAny", source=("evaluate", 2)),
     }
     there = json.loads(server.run(graph)["scores"]["text"][0])["models"]

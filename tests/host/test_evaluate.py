@@ -16,6 +16,7 @@ from .server import HostError, Server, host_python, missing_packages, node
 pytestmark = pytest.mark.host
 MINIATURE = node("AdvUnlearnLoadJudge", judge="miniature")
 BLUE = "a key, on a blue background\na key, on a red background"
+LEAST = {"judge_interval": 1, "attack_tokens": 2, "sampling_steps": 5}
 RETAINED = "# retained\na cat, on a red background | red\na cup"
 
 
@@ -33,7 +34,9 @@ def models(base: pathlib.Path) -> pathlib.Path:
     return place
 
 
-def graph(judge: dict[str, Any], concept: str = "church", **changes: Any) -> dict[str, Any]:
+def graph(
+    judge: dict[str, Any], concept: str = "church", evaluation: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
     """Return an evaluation with a judge; the output of the CLIP after is constant."""
     values = {
         "kind": "object",
@@ -42,16 +45,14 @@ def graph(judge: dict[str, Any], concept: str = "church", **changes: Any) -> dic
         "attack_steps": 0,
         "seed": 1000,
         "resolution": 64,
-        "judge_interval": 1,
-        "attack_tokens": 2,
-        "sampling_steps": 5,
-        "guidance_scale": 3.0,
-        "repeats": 1,
+        "prompts": "",
+        "retained_prompts": "",
     }
     return {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "mute": node("AdvUnlearnLoadRobustCLIP", encoder="mute.safetensors", strength=1.0, clip=("ckpt", 1)),
         "judge": judge,
+        "settings": node("AdvUnlearnEvaluationSettings", **LEAST | (evaluation or {})),
         "evaluate": node(
             "AdvUnlearnEvaluate",
             model=("ckpt", 0),
@@ -60,6 +61,7 @@ def graph(judge: dict[str, Any], concept: str = "church", **changes: Any) -> dic
             vae=("ckpt", 2),
             judge=("judge", 0),
             concept=concept,
+            evaluation=("settings", 0),
             **(values | changes),
         ),
         "text": node("PreviewAny", source=("evaluate", 1)),
@@ -88,13 +90,9 @@ def test_before_and_after_are_counted_and_shown_clean_and_attacked(server: Serve
     assert image.width > 200 and image.height == 4 * 134 - 6
 
 
-def test_any_attack_and_the_users_names_of_the_concept_in_a_graph_with_earlier_names(
-    server: Server, models: pathlib.Path
-) -> None:
-    made = graph(MINIATURE, attack="routes", cases=1, repeats=0, routes="a dog\nchapel\nKirche")
-    inputs = made["evaluate"]["inputs"]
-    inputs["attack_every"] = inputs.pop("judge_interval")
-    report = json.loads(server.run(made)["scores"]["text"][0])
+def test_the_attack_on_synonyms_tries_the_users(server: Server, models: pathlib.Path) -> None:
+    evaluation = {"repeats": 0, "synonyms": "a dog\nchapel\nKirche"}
+    report = measure(server, MINIATURE, attack="synonym_search", cases=1, evaluation=evaluation)
     attacks = [row["attacks"] for row in report["models"].values()]
     assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_synonyms"][0] == "a dog"
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.host
 
 def test_a_run_that_is_too_large_is_refused_before_it_begins(server: Server, base: pathlib.Path) -> None:
     # A bank of 51 GB; a smaller micro-batch cannot help.
-    graph = train_graph("huge", bank_trajectories=100_000, bank_sampling_steps=1000)
+    graph = train_graph("huge", bank={"trajectories": 100_000, "sampling_steps": 1000})
     with pytest.raises(
         HostError, match=r"training would need \d+\.\d GB in addition .*are free on cpu.*no settings would fit"
     ):

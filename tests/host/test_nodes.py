@@ -20,6 +20,7 @@ from advunlearn.cli.folder_lock import lock_folder
 from .conftest import CHECKPOINT
 from .graphs import (
     IMAGES,
+    SETTINGS_NODES,
     get_images,
     is_same_image,
     load_graph,
@@ -31,24 +32,14 @@ from .graphs import (
 from .server import HostError, Server, node
 
 pytestmark = pytest.mark.host
-IDS = (
-    "Train",
-    "Attack",
-    "LoadRobustCLIP",
-    "SaveRobustCLIP",
-    "Evaluate",
-    "LoadJudge",
-    "LoadNudityJudge",
-    "LoadClassifierJudge",
-    "LoadCLIPJudge",
-)
 
 
 def test_every_node_is_there_with_a_tooltip_on_every_input_and_output(server: Server) -> None:
-    info = server.get("object_info")
-    for name in IDS:
-        described = info[f"AdvUnlearn{name}"]
-        assert described["category"] == "AdvUnlearn" and described["description"]
+    nodes = {name: described for name, described in server.get("object_info").items() if name.startswith("AdvUnlearn")}
+    assert len(nodes) == 20
+    for name, described in nodes.items():
+        kind = "AdvUnlearn/settings" if name.endswith("Settings") else "AdvUnlearn"
+        assert described["category"] == kind and described["description"]
         inputs = {**described["input"].get("required", {}), **described["input"].get("optional", {})}
         assert all(options[1].get("tooltip") for options in inputs.values()), name
         assert len(described["output_tooltips"]) == len(described["output"]) and all(described["output_tooltips"]), name
@@ -94,16 +85,7 @@ def test_a_patched_clip_is_saved_with_its_patches_as_a_file_and_as_a_lora(
 
 
 def test_training_leaves_the_users_clip_alone_and_reports_the_run(server: Server) -> None:
-    """The graph has the inputs' earlier names, as one that was saved with an earlier version."""
     graph = train_graph("small")
-    inputs = graph["train"]["inputs"]
-    for old, new in (
-        ("layers", "num_layers"),
-        ("retain_by", "retain_mode"),
-        ("attack_every", "attack_interval"),
-        ("attack_redraw", "attack_resample"),
-    ):
-        inputs[old] = inputs.pop(new)
     before = sample_images(server, sample_graph())
     outputs = server.run(graph | sample_graph(clip=("train", 0)))
     report = outputs["report"]["text"][0]
@@ -116,7 +98,7 @@ def test_training_leaves_the_users_clip_alone_and_reports_the_run(server: Server
 def test_a_cancelled_run_that_is_resumed_ends_bit_for_bit_like_one_without_a_break(
     server: Server, base: pathlib.Path
 ) -> None:
-    changes: dict[str, Any] = {"mode": "advunlearn", "iterations": 3}
+    changes: dict[str, Any] = {"training": {"mode": "advunlearn"}, "iterations": 3}
     unbroken = server.run(train_graph("unbroken", **changes))["name"]["text"][0]
     prompt_id = server.queue(train_graph("cut", **changes))
     folder = base / "output" / "advunlearn" / "cut"
@@ -135,14 +117,15 @@ def test_a_cancelled_run_that_is_resumed_ends_bit_for_bit_like_one_without_a_bre
 @pytest.mark.parametrize(
     ("mode", "changes", "n_retained"),
     [
-        ("fast", {"checkpointing": True, "attack_position": "replace", "retain_set": "imagenet"}, 992),
-        ("official", {"dtype": "bfloat16", "retain_set": "none", "bank_sampling_steps": 4}, 1),
+        ("fast", {"memory": "low", "attack": {"position": "replace"}, "retain_set": "imagenet"}, 992),
+        ("official", {"retain_set": "none", "bank": {"sampling_steps": 4}}, 1),
     ],
 )
 def test_the_other_adversarial_modes_run_and_report_their_losses(
     server: Server, mode: str, changes: dict[str, Any], n_retained: int
 ) -> None:
-    graph = train_graph(mode, mode=mode, retain_weight=1.0, retain_prompts="a red house", **changes)
+    training = {"mode": mode, "retain_weight": 1.0} | ({"dtype": "bfloat16"} if mode == "official" else {})
+    graph = train_graph(mode, training=training, retain_prompts="a red house", **changes)
     report = server.run(graph)["report"]["text"][0]
     assert "attack_end" in report and re.search(r", retain \d", report), report
     assert f"retains {n_retained} prompts" in report, report
@@ -150,7 +133,9 @@ def test_the_other_adversarial_modes_run_and_report_their_losses(
 
 @pytest.mark.parametrize("with_vae", [True, False])
 def test_a_run_on_two_concepts_shows_its_losses_and_its_samples(server: Server, with_vae: bool) -> None:
-    graph = train_graph("two", concept="church\ncastle", iterations=1, sample_every=1, retain_prompts="a dog")
+    graph = train_graph(
+        "two", concept="church\ncastle", iterations=1, training={"sample_every": 1}, retain_prompts="a dog"
+    )
     if with_vae:
         graph["train"]["inputs"]["vae"] = ["ckpt", 2]
     server.last_picture = None
@@ -159,16 +144,6 @@ def test_a_run_on_two_concepts_shows_its_losses_and_its_samples(server: Server, 
     assert shown is not None and shown.width == 512 and shown.height > 400  # the curves, and the samples below them
     samples = np.asarray(shown)[320:, :512].astype(float)
     assert samples.std() > 20  # not an empty strip
-
-
-def test_a_preset_overrides_the_settings(server: Server) -> None:
-    prompt_id = server.queue(train_graph("preset", preset="nudity", mode="advunlearn", retain_prompts="a dog"))
-    # Two banks of two trajectories, then the published 1000 iterations: 200 of warm-up, then 30 attack steps each.
-    total = server.wait_for_progress("train", 1)["max"]
-    server.request("interrupt", {})
-    with pytest.raises(HostError, match="execution_interrupted"):
-        server.wait(prompt_id)
-    assert total == 2 + 2 + 1000 + 800 * 30
 
 
 def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
@@ -180,9 +155,7 @@ def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "resolution": 64,
         "embedding_name": f"adv_{attack}",
-        "attack_lr": 0.05,
-        "prefix_lr": 0.3,
-        "prefix_radius": 1.0,
+        "concept": "",
     }
     clips = {"model": ("ckpt", 0), "clip": ("ckpt", 1)}
     return node("AdvUnlearnAttack", prompt=prompt, attack=attack, **clips, **(values | changes))
@@ -244,7 +217,7 @@ def test_an_attack_aims_at_the_connected_target(server: Server) -> None:
 
 def test_bad_input_is_refused_in_one_sentence(server: Server, base: pathlib.Path) -> None:
     with pytest.raises(HostError, match="warmup is 2 of 2 iterations"):
-        server.run(train_graph("bad", mode="advunlearn", warmup=2))
+        server.run(train_graph("bad", training={"mode": "advunlearn", "warmup": 2}))
     (base / "models" / "text_encoders" / "t5.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(HostError, match="is not a readable safetensors file"):
         server.run(load_graph(encoder="t5.safetensors"))
@@ -269,6 +242,7 @@ def test_a_bad_name_is_refused_where_it_is_typed_and_where_it_comes_by_a_link(
     server: Server, base: pathlib.Path, kind: str, name: str, says: str
 ) -> None:
     graph = {"ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT), "text": node("PrimitiveString", value=name)}
+    graph |= {socket: made for socket, made in train_graph("a").items() if socket in SETTINGS_NODES}
     made, widget = {
         "train": (train_graph("a")["train"], "save_name"),
         "attack": (attack_node("a dog", "soft_prefix"), "embedding_name"),

@@ -43,3 +43,12 @@ def test_unusual_settings_are_named(
 def test_the_miniature_may_have_its_own_settings(model: TextToImage, full_size: TextToImage) -> None:
     for miniature in (model, full_size):
         assert find_warnings(miniature, RunConfig(), "miniature", is_miniature=True) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [(0, 0), (64, 0), (96, 0), (43, 0), (97, 1), (42, 1)]
+)  # the run's images have 64 pixels
+def test_a_resolution_far_from_the_models_own_is_named(model: TextToImage, own: int, expected: int) -> None:
+    warnings = find_warnings(model, RunConfig(), "miniature", is_miniature=True, own_resolution=own)
+    assert len(warnings) == expected
+    assert all(f"resolution is 64, but the model was made for images of {own} pixels" in text for text in warnings)

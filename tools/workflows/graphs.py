@@ -68,57 +68,32 @@ def picture(
 
 
 def train(iterations: int = 30) -> Graph:
-    """Train on the miniature; the API requires every setting by name."""
-    return node(
-        "AdvUnlearnTrain",
-        model=("1", 0),
-        clip=("1", 1),
-        vae=("1", 2),
-        concept="church",
-        preset="custom",
-        kind="object",
-        mode="advunlearn",
-        sample_every=15,
-        num_layers=0,
-        attack_unit="sigma",
-        iterations=iterations,
-        attack_steps=3,
-        lr=3e-4,
-        retain_set="miniature",
-        retain_weight=2.0,
-        seed=0,
-        resolution=64,
-        save_name="robust_clip",
-        resume=False,
-        retain_prompts="",
-        negative_guidance=1.0,
-        warmup=8,
-        batch=6,
-        clean_share=0.25,
-        retain_batch=6,
-        trainable="layers",
-        attack_step_size=0.5,
-        attack_update="sign",
-        attack_tokens=3,
-        attack_start="token",
-        attack_restarts=3,
-        attack_resample="step",
-        attack_radius=0.0,
-        bank_trajectories=24,
-        bank_retain_trajectories=40,
-        bank_sampling_steps=8,
-        bank_guidance_scale=3.0,
-        checkpointing=False,
-        dtype="default",
-        retain_mode="loss",
-        final_norm="auto",
-        schedule="mixed",
-        attack_position="prefix",
-        attack_per_k=3,
-        attack_start_text="",
-        attack_interval=1,
-        attack_norm="linf",
-    )
+    """Train on the miniature in a minute or two: nodes 2 (training) and 100 to 102 (its settings)."""
+    return {
+        "2": node(
+            "AdvUnlearnTrain",
+            model=("1", 0),
+            clip=("1", 1),
+            vae=("1", 2),
+            concept="church",
+            kind="object",
+            preset="auto",
+            iterations=iterations,
+            retain_set="auto",
+            retain_prompts="",
+            resolution=0,
+            memory="auto",
+            seed=0,
+            save_name="robust_clip",
+            resume=False,
+            training=("100", 0),
+            attack=("101", 0),
+            bank=("102", 0),
+        ),
+        "100": node("AdvUnlearnTrainingSettings", lr=3e-4, warmup=8, batch=6, retain_batch=6, sample_every=15),
+        "101": node("AdvUnlearnAttackSettings", steps=3, tokens=3, restarts=3),
+        "102": node("AdvUnlearnBankSettings", trajectories=24, retain_trajectories=40, sampling_steps=8),
+    }
 
 
 def attack(clip: tuple[str, int], prompt: str, steps: int = 30, **more: Any) -> Graph:
@@ -133,11 +108,9 @@ def attack(clip: tuple[str, int], prompt: str, steps: int = 30, **more: Any) -> 
         tokens=5,
         restarts=4,
         seed=1000,
-        resolution=64,
+        resolution=0,
         embedding_name="adversarial",
-        attack_lr=0.05,
-        prefix_lr=0.3,
-        prefix_radius=1.0,
+        concept="",
         **more,
     )
 
@@ -156,7 +129,7 @@ def train_workflow() -> Graph:
     }
     return (
         loader()
-        | {"2": train()}
+        | train()
         | shown
         | picture(10, ("2", 0), "a church", "erased")
         | picture(20, ("2", 0), "a castle", "kept")
@@ -175,8 +148,7 @@ def attack_workflow() -> Graph:
 
 def before_after() -> Graph:
     """Train and evaluate: the evaluation attacks the CLIP before and after."""
-    nodes = {
-        "2": train(),
+    nodes = train() | {
         "3": node("AdvUnlearnLoadJudge", judge="miniature"),
         "4": node(
             "AdvUnlearnEvaluate",
@@ -191,13 +163,12 @@ def before_after() -> Graph:
             cases=6,
             attack_steps=10,
             seed=1000,
-            resolution=64,
-            judge_interval=5,
-            attack_tokens=5,
-            sampling_steps=8,
-            guidance_scale=3.0,
-            repeats=1,
+            resolution=0,
+            prompts="",
+            retained_prompts="",
+            evaluation=("103", 0),
         ),
+        "103": node("AdvUnlearnEvaluationSettings", judge_interval=5, sampling_steps=8),
         "5": node("SaveImage", "before and after", images=("4", 0), filename_prefix="advunlearn/evaluation"),
         "6": node("PreviewAny", "report", source=("4", 1)),
         "7": node("PreviewAny", "scores", source=("4", 2)),

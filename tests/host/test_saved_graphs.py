@@ -1,0 +1,168 @@
+"""Graphs in the API's format that were saved with earlier inputs of the nodes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from .graphs import CHECKPOINT, Graph
+from .server import HostError, Server, node
+
+pytestmark = pytest.mark.host
+# Every input that the training node had before its settings nodes, some by still earlier names.
+OLD_TRAINING: dict[str, Any] = {
+    "concept": "church",
+    "preset": "custom",
+    "kind": "object",
+    "mode": "advunlearn",
+    "iterations": 4,
+    "attack_steps": 7,
+    "lr": 3e-4,
+    "retain_set": "none",
+    "retain_weight": 1.5,
+    "seed": 3,
+    "resolution": 64,
+    "save_name": "old",
+    "resume": False,
+    "sample_every": 0,
+    "retain_prompts": "a dog",
+    "negative_guidance": 2.0,
+    "schedule": "joined",
+    "warmup": 1,
+    "batch": 2,
+    "clean_share": 0.5,
+    "retain_batch": 1,
+    "retain_by": "step",
+    "trainable": "attention",
+    "layers": 2,
+    "final_norm": "freeze",
+    "checkpointing": True,
+    "dtype": "default",
+    "attack_step_size": 0.4,
+    "attack_update": "sign",
+    "attack_tokens": 2,
+    "attack_position": "suffix",
+    "attack_per_k": 3,
+    "attack_start": "random",
+    "attack_start_text": "",
+    "attack_restarts": 1,
+    "attack_every": 2,
+    "attack_redraw": "iteration",
+    "attack_radius": 0.5,
+    "attack_norm": "l2",
+    "attack_unit": "sigma",
+    "bank_trajectories": 2,
+    "bank_retain_trajectories": 2,
+    "bank_sampling_steps": 2,
+    "bank_guidance_scale": 2.0,
+    "attack_inversion_tokens": 0,
+}
+
+
+def old_graph(**changes: Any) -> Graph:
+    """Return a graph that trains with the earlier inputs."""
+    return {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "train": node("AdvUnlearnTrain", model=("ckpt", 0), clip=("ckpt", 1), **OLD_TRAINING | changes),
+        "report": node("PreviewAny", source=("train", 3)),
+    }
+
+
+def test_an_earlier_training_graph_trains_with_all_its_settings(server: Server) -> None:
+    report = server.run(old_graph())["report"]["text"][0].splitlines()
+    settings = dict(
+        line.split(": ", 1) for line in report if line.startswith(("concept:", "train:", "attack:", "bank:"))
+    )
+    assert report[0] == "advunlearn on 'church' (object): 4 iterations, seed 3"
+    assert settings["concept"] == "concept church, kind object, negative_guidance 2, schedule joined"
+    for section, expected in {
+        "train": (
+            "mode advunlearn, iterations 4, warmup 1",
+            "trainable attention, final_norm freeze, encoders both, num_layers 2, lr 0.0003, batch 2, clean_share 0.5",
+            "retain_weight 1.5, retain_batch 1, retain_mode step",
+            "checkpointing true",
+        ),
+        "attack": (
+            "steps 7, step_size 0.4, update sign, tokens 2, position suffix",
+            "start random, restarts 1, attack_interval 2, resample iteration, radius 0.5, norm l2",
+        ),
+        "bank": ("trajectories 2, retain_trajectories 2, sampling_steps 2, guidance_scale 2",),
+    }.items():
+        assert all(text in settings[section] for text in expected), settings[section]
+
+
+def test_an_earlier_preset_still_overrides_the_settings_but_not_the_concept(server: Server) -> None:
+    prompt_id = server.queue(old_graph(preset="nudity", concept="nudity"))
+    # Two banks of two trajectories, then the published 1000 iterations: 200 of warm-up, then 30 attack steps each.
+    total = server.wait_for_progress("train", 1)["max"]
+    server.request("interrupt", {})
+    with pytest.raises(HostError, match="execution_interrupted"):
+        server.wait(prompt_id)
+    assert total == 2 + 2 + 1000 + 400 * 30  # the attack's interval is 2
+    with pytest.raises(HostError, match="preset nudity is for the concept nudity, but concept is 'van gogh'"):
+        server.queue(old_graph(preset="nudity", concept="van gogh"))
+
+
+@pytest.mark.parametrize(("attack", "setting"), [("unlearndiffatk", "attack_lr"), ("soft_prefix", "prefix_radius")])
+def test_an_earlier_attack_graph_attacks_with_its_learning_rate_and_radius(
+    server: Server, attack: str, setting: str
+) -> None:
+    def losses(**changes: float) -> list[float]:
+        inputs: dict[str, Any] = {"attack_lr": 0.05, "prefix_lr": 0.3, "prefix_radius": 1.0} | changes
+        graph = {
+            "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+            "attack": node(
+                "AdvUnlearnAttack",
+                model=("ckpt", 0),
+                clip=("ckpt", 1),
+                prompt="a church",
+                attack=attack,
+                steps=2,
+                tokens=2,
+                restarts=1,
+                seed=0,
+                resolution=64,
+                embedding_name="old",
+                **inputs,
+            ),
+            "losses": node("PreviewAny", source=("attack", 3)),
+        }
+        return json.loads(server.run(graph)["losses"]["text"][0])["loss"]
+
+    usual, changed = losses(), losses(**{setting: 0.01})
+    assert usual != changed
+
+
+def test_an_earlier_evaluation_graph_has_its_budget_and_its_synonyms(server: Server) -> None:
+    graph = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
+        "evaluate": node(
+            "AdvUnlearnEvaluate",
+            model=("ckpt", 0),
+            clip_before=("ckpt", 1),
+            clip_after=("ckpt", 1),
+            vae=("ckpt", 2),
+            judge=("judge", 0),
+            concept="church",
+            kind="object",
+            attack="routes",
+            cases=1,
+            attack_steps=0,
+            seed=1000,
+            resolution=64,
+            attack_every=1,
+            attack_tokens=2,
+            sampling_steps=5,
+            guidance_scale=3.0,
+            repeats=0,
+            routes="a dog\nchapel\nKirche",
+        ),
+        "scores": node("PreviewAny", source=("evaluate", 2)),
+    }
+    report = json.loads(server.run(graph)["scores"]["text"][0])
+    attacks = [row["attacks"] for row in report["models"].values()]
+    assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_synonyms"][0] == "a dog"
+    assert all("retained_accuracy" not in row["utility"] for row in report["models"].values())  # repeats is 0

@@ -1,0 +1,172 @@
+"""The settings of a run in the real ComfyUI: what a dropped node has, presets, and settings nodes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from .graphs import CHECKPOINT, Graph, train_graph
+from .server import HostError, Server, node
+
+pytestmark = pytest.mark.host
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+MOST_WIDGETS = 12
+
+
+def describe_inputs(server: Server, name: str) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return the type and the options of each input of a node."""
+    described = server.get(f"object_info/AdvUnlearn{name}")[f"AdvUnlearn{name}"]["input"]
+    inputs = {**described.get("required", {}), **described.get("optional", {})}
+    return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in inputs.items()}
+
+
+def dropped_node(server: Server, name: str, **links: Any) -> dict[str, Any]:
+    """Return a node with the values that its widgets have when it is put into a graph."""
+    values = {}
+    for key, (kind, options) in describe_inputs(server, name).items():
+        if isinstance(kind, list) or kind in WIDGETS:
+            offered = options.get("options") or (kind if isinstance(kind, list) else [None])
+            values[key] = options.get("default", offered[0])
+    return node(f"AdvUnlearn{name}", **values | links)
+
+
+def dropped_training(server: Server, **changes: Any) -> Graph:
+    """Return a graph with a dropped training node on the miniature."""
+    links = {"model": ("ckpt", 0), "clip": ("ckpt", 1)}
+    return {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "train": dropped_node(server, "Train", **links, **changes),
+        "report": node("PreviewAny", source=("train", 3)),
+    }
+
+
+def cancel_when_it_trains(server: Server, graph: Graph) -> int:
+    """Queue a graph, cancel it at its first sign of progress, and return the length of the progress bar."""
+    prompt_id = server.queue(graph)
+    total = server.wait_for_progress("train", 1)["max"]
+    server.request("interrupt", {})
+    with pytest.raises(HostError, match="execution_interrupted"):
+        server.wait(prompt_id)
+    return total
+
+
+@pytest.mark.parametrize("name", ["Train", "Attack", "Evaluate"])
+def test_a_node_has_few_widgets_and_a_seed_that_stays(server: Server, name: str) -> None:
+    inputs = describe_inputs(server, name)
+    widgets = [key for key, (kind, _) in inputs.items() if isinstance(kind, list) or kind in WIDGETS]
+    assert len(widgets) <= MOST_WIDGETS, widgets
+    assert inputs["seed"][1]["control_after_generate"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "step"),
+    [
+        ("TrainingSettings", "lr", 1e-7),  # 1e-05 is usual
+        ("TrainingSettings", "retain_weight", 0.01),
+        ("AttackSettings", "step_size", 1e-5),  # 0.001 is published
+        ("UnlearnDiffAtkSettings", "lr", 1e-3),  # 0.05 by default
+        ("LoadNudityJudge", "threshold", 0.01),
+    ],
+)
+def test_a_number_has_the_digits_that_its_usual_values_need(server: Server, name: str, key: str, step: float) -> None:
+    options = describe_inputs(server, name)[key][1]
+    assert options["step"] == options["round"] == pytest.approx(step)
+
+
+def test_a_dropped_node_trains_the_miniature_with_its_own_settings(server: Server) -> None:
+    # Two banks of 96 and 192 trajectories, then 100 iterations, of which 80 have 8 attack steps each.
+    assert cancel_when_it_trains(server, dropped_training(server, save_name="dropped")) == 96 + 192 + 100 + 80 * 8
+
+
+def test_a_preset_that_is_chosen_by_name_has_the_published_settings(server: Server) -> None:
+    total = cancel_when_it_trains(server, dropped_training(server, save_name="published", preset="object"))
+    assert total == 96 + 192 + 1000 + 800 * 30  # 200 iterations of warm-up
+
+
+def test_a_settings_node_changes_what_it_shows_and_leaves_the_rest_to_the_preset(server: Server) -> None:
+    unchanged = {
+        f"{socket}_settings": dropped_node(server, f"{socket.title()}Settings")
+        for socket in ("training", "attack", "bank")
+    }
+    sockets = {socket: (f"{socket}_settings", 0) for socket in ("training", "attack", "bank")}
+    graph = dropped_training(server, save_name="settings", iterations=5, **sockets) | unchanged
+    graph["bank_settings"]["inputs"] |= {"trajectories": 3, "retain_trajectories": 2}
+    # The warm-up of a short run is a fifth of it.
+    assert cancel_when_it_trains(server, graph) == 3 + 2 + 5 + 4 * 8
+    graph["attack_settings"]["inputs"]["steps"] = 2
+    graph["training_settings"]["inputs"]["warmup"] = 2
+    assert cancel_when_it_trains(server, graph) == 3 + 2 + 5 + 3 * 2
+
+
+def test_the_report_has_the_preset_all_settings_and_warnings(server: Server) -> None:
+    graph = train_graph("told", resolution=128, training={"checkpointing": "on", "schedule": "joined"})
+    report = server.run(graph)["report"]["text"][0]
+    for text in (
+        "preset custom, retain set none, resolution 128",
+        "warning: resolution is 128, but the model was made for images of 64 pixels",
+        "schedule joined",
+        "lr 0.0003",
+        "checkpointing true",
+        "attack: steps 1, step_size 0.5",
+        "bank: trajectories 2",
+    ):
+        assert text in report, report
+    assert "resolution is 128" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"preset": "nudity", "concept": "van gogh"}, "preset nudity is for the concept nudity, but concept is 'van"),
+        ({"preset": "style"}, "preset style is for the kind style, but kind is object"),
+        ({"concept": " "}, "concept is empty"),
+        ({"concept": "a cat and a dog"}, "may be one concept or several"),
+    ],
+)
+def test_a_preset_for_another_concept_is_refused_before_the_graph_runs(
+    server: Server, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(HostError, match=says):
+        server.queue(dropped_training(server, **changes))
+
+
+def test_running_again_with_nothing_changed_does_not_train_again(server: Server) -> None:
+    graph = train_graph("twice")
+    first = server.run(graph)
+    prompt_id = server.queue(graph)
+    messages = dict(server.wait(prompt_id)["status"]["messages"])
+    assert "train" in messages["execution_cached"]["nodes"]
+    assert not list((server.base / "output" / "clip").glob("twice_00002_*")), first
+
+
+def test_a_dropped_attack_runs_with_the_settings_of_its_attack(server: Server) -> None:
+    graph = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "pez": dropped_node(server, "PEZSettings", lr=0.5),
+        "mma": dropped_node(server, "MMASettings", candidates=2, top=2, more=("pez", 0)),
+        "attack": dropped_node(
+            server,
+            "Attack",
+            model=("ckpt", 0),
+            clip=("ckpt", 1),
+            original_clip=("ckpt", 1),
+            attack="pez",
+            steps=2,
+            restarts=1,
+            attack_settings=("mma", 0),
+        ),
+        "losses": node("PreviewAny", source=("attack", 3)),
+    }
+
+    def losses() -> list[float]:
+        return json.loads(server.run(graph)["losses"]["text"][0])["loss"]
+
+    fast = losses()
+    graph["pez"]["inputs"]["lr"] = 0.1
+    slow = losses()
+    assert fast[0] == slow[0] and fast[1] != slow[1]
+    graph["attack"]["inputs"] |= {"attack": "unlearndiffatk"}
+    with pytest.raises(HostError, match="has the settings of pez, mma, but the attack is unlearndiffatk"):
+        server.run(graph)
