@@ -35,16 +35,16 @@ def cut_to_words(ids: Tensor, prompts: Sequence[str], config: AdversaryConfig, e
     It takes a prompt of n words for one of n tokens and drops the k tokens behind them, k being the attack's. What
     follows those stays. In position add k is n, and the dropped tokens are replaced by the one that follows.
     """
-    sizes = torch.tensor([len(prompt.split()) for prompt in prompts], device=ids.device)
+    sizes = [len(prompt.split()) for prompt in prompts]
     cut = torch.full_like(ids, eos)
-    for row, source, n in zip(cut, ids, sizes.tolist(), strict=True):
+    for row, source, n in zip(cut, ids, sizes, strict=True):
         k = n if config.position == "add" else config.tokens
         following = source[1 + n + k :]
         if config.position == "add":
             following = torch.cat([following[:1].expand(k), following])
         kept = torch.cat([source[: 1 + n], following])
         row[: len(kept)] = kept
-    return cut, sizes
+    return cut, torch.tensor(sizes, device=ids.device)
 
 
 class FreshSampler:
