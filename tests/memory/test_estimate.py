@@ -325,3 +325,10 @@ def test_work_of_rarer_attacks_and_of_retain_steps_is_counted_as_by_hand(shape: 
     # Iterations 4 and 8 attack. A retain step is 2 samples of 3 F.
     assert (f.attack, f.train) == (18, 3 * 3 + 3 * 2 * 3)
     assert f.total == 100 + 10 * 27 + 2 * 18
+
+
+def test_mode_official_is_estimated_with_its_quirks(shape: TextToImage) -> None:
+    # Lengths in words and the one timestep have no values to read on fake tensors. A step attacks 2 samples of 3 F.
+    plan = changed(PLAN, train={"mode": "official"})
+    f = estimate(shape, plan, RETAINED, CPU).forwards
+    assert (f.bank, f.attack, f.train) == (0, 3 * 2 * 3, (3 + 2) * 3)
