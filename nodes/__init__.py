@@ -16,6 +16,7 @@ from .attack_settings import (
 )
 from .encoders import LoadRobustCLIP, SaveRobustCLIP
 from .evaluate import EvaluateRobustness, EvaluationSettings
+from .guard import host as guard
 from .judges import LoadClassifierJudge, LoadCLIPJudge, LoadJudge, LoadNudityJudge
 from .saved_graphs import accept_old_graphs
 from .train import TrainAdvUnlearnEncoder
@@ -46,11 +47,11 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class AdvUnlearnExtension(ComfyExtension):
-    """The node pack."""
+    """The node pack, and the guard where the operator has turned it on."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes."""
-        return NODES
+        return [*NODES, *guard.install()]
 
 
 async def comfy_entrypoint() -> AdvUnlearnExtension:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -129,6 +130,39 @@ def make_clip(tensors: Mapping[str, Tensor]) -> Any:
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
     )
+
+
+def refuse_embeddings(clip: Any) -> Any:
+    """Return a clone of a CLIP that reads `embedding:NAME` in a prompt as plain text, for all of its text encoders.
+
+    Raises AdvUnlearnError if its tokenizer has no folder of embeddings that could be turned off.
+    """
+    clone = clip.clone()
+    clone.tokenizer, turned_off = _without_embeddings(clip.tokenizer)
+    if not turned_off:
+        raise AdvUnlearnError(
+            f"embeddings cannot be refused for this CLIP: its tokenizer {type(clip.tokenizer).__name__} is of an "
+            "unknown kind; set embeddings to allow, or connect another CLIP"
+        )
+    return clone
+
+
+def _without_embeddings(tokenizer: Any) -> tuple[Any, int]:
+    """Return a copy of a tokenizer, and of those inside it, without folders of embeddings, and how many those are.
+
+    A copy, because all clones of a CLIP share one tokenizer.
+    """
+    clone = copy.copy(tokenizer)
+    turned_off = 0
+    if hasattr(clone, "embedding_directory"):
+        clone.embedding_directory = None
+        return clone, 1
+    for name, inner in vars(tokenizer).items():
+        if hasattr(inner, "tokenize_with_weights"):
+            replacement, count = _without_embeddings(inner)
+            setattr(clone, name, replacement)
+            turned_off += count
+    return clone, turned_off
 
 
 def tokenizes_to(clip: Any, text: str, ids: Sequence[int]) -> bool:

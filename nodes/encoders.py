@@ -19,6 +19,7 @@ from .widgets import output, schema
 # ComfyUI saves checkpoints itself, and the published code does not run in it.
 FORMATS = {kind: text for kind, text in CONVERSIONS.items() if kind not in ("checkpoint", "pt")}
 NONE = "none"
+EMBEDDINGS = ("allow", "refuse")
 
 
 class LoadRobustCLIP(io.ComfyNode):
@@ -64,6 +65,14 @@ class LoadRobustCLIP(io.ComfyNode):
                     f"huggingface.co/{hub.RELEASED_REPO} into models/advunlearn (up to 500 MB) the first time the "
                     "node runs",
                 ),
+                io.Combo.Input(
+                    "embeddings",
+                    options=list(EMBEDDINGS),
+                    default=EMBEDDINGS[0],
+                    optional=True,
+                    tooltip="refuse: embedding:NAME in a prompt is read as plain text, so that a prompt has only what "
+                    "can be typed; concept inversion and soft prefixes are then out of its reach",
+                ),
             ],
             outputs=[io.Clip.Output("CLIP", tooltip="a copy of the CLIP with the new CLIP-L")],
         )
@@ -93,7 +102,9 @@ class LoadRobustCLIP(io.ComfyNode):
         return (encoder, released, status.st_mtime_ns, status.st_size) if status else (encoder, released)
 
     @classmethod
-    def execute(cls, encoder: str, strength: float, clip: Any = None, released: str = NONE) -> io.NodeOutput:
+    def execute(
+        cls, encoder: str, strength: float, clip: Any = None, released: str = NONE, embeddings: str = EMBEDDINGS[0]
+    ) -> io.NodeOutput:
         """Return the CLIP with the encoder. Raises AdvUnlearnError if the encoder does not fit."""
         from ..advunlearn.formats.text_encoders import read_encoder
         from . import clip_l
@@ -107,8 +118,10 @@ class LoadRobustCLIP(io.ComfyNode):
         source = encoder if released == NONE else f"the released encoder {released!r}"
         if clip is None:
             clip_l.check(tensors, source)
-            return io.NodeOutput(clip_l.make_clip(tensors))
-        return io.NodeOutput(clip_l.replace_encoder(clip, tensors, strength, source))
+            robust = clip_l.make_clip(tensors)
+        else:
+            robust = clip_l.replace_encoder(clip, tensors, strength, source)
+        return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust)
 
 
 def download(name: str) -> pathlib.Path:

@@ -22,6 +22,7 @@ from ..config.io import CONVERSIONS, PROMPT_COLUMN, ModelConfig, OutputConfig, R
 from ..config.presets import AUTO, PRESETS
 from ..config.renamed import current_attack
 from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
+from ..config.verification import DEFAULT_BUDGET, VERIFY_BUDGETS, VerifyConfig
 from ..files import JsonDict
 from ..formats.released import RELEASED_ENCODERS
 
@@ -171,6 +172,12 @@ def add_evaluate(sub: argparse.ArgumentParser) -> None:
     )
     add_measurement_flags(sub)
     add_utility_flags(sub)
+    sub.add_argument(
+        "--pictures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="save the image of every case in OUT/cases; report.json has their names (default: yes)",
+    )
 
 
 def add_attack(sub: argparse.ArgumentParser) -> None:
@@ -200,8 +207,13 @@ def attack_name(text: str) -> str:
     )
 
 
-def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
-    """Add the flags that `evaluate` and `attack` share: judge, prompts, and the settings of attacks and judges."""
+def add_measurement_flags(sub: argparse.ArgumentParser, defaults: Mapping[str, object] | None = None) -> None:
+    """Add the flags for judge, prompts, and the settings of attacks and judges.
+
+    Args:
+        sub: the parser of a command.
+        defaults: the command's defaults of the budget, where they differ from the settings' own.
+    """
     sub.add_argument(
         "--judge",
         metavar="JUDGE",
@@ -228,7 +240,7 @@ def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
         "the original model)",
     )
     add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
-    add_flags(sub, EvaluateConfig)
+    add_flags(sub, EvaluateConfig, defaults=defaults)
     for prefix, config in FLAG_PREFIXES.items():
         shared = {name: make_flag(setting) for name, setting in config.shared.items()}
         add_flags(sub, config, prefix + "-", defaults=shared)
@@ -237,7 +249,7 @@ def add_measurement_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def add_utility_flags(sub: argparse.ArgumentParser) -> None:
-    """Add the flags for retained prompts, image metrics, and saved images."""
+    """Add the flags for retained prompts and image metrics."""
     sub.add_argument(
         "--retained",
         metavar="FILE",
@@ -265,11 +277,45 @@ def add_utility_flags(sub: argparse.ArgumentParser) -> None:
         help="also measure the LPIPS between retained images and the original model's images from the same noise, with "
         "a TorchScript network that takes two images (docs/guide/evaluation.md)",
     )
+
+
+def add_verify(sub: argparse.ArgumentParser) -> None:
+    """Add the flags of `verify`."""
+    sub.add_argument("encoder", metavar="ENCODER", help="the text encoder to verify")
+    add_flags(sub, ModelConfig)
+    base = "the original model, before erasing: the same as --model"
+    sub.add_argument("--base", dest="ModelConfig.model", default=argparse.SUPPRESS, metavar="MODEL", help=base)
     sub.add_argument(
-        "--pictures",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="save the image of every case in OUT/cases; report.json has their names (default: yes)",
+        "--budget",
+        choices=tuple(VERIFY_BUDGETS),
+        default=DEFAULT_BUDGET,
+        help="; ".join(f"{name}: {describe_verify_budget(name)}" for name in VERIFY_BUDGETS)
+        + " (default: %(default)s)",
+    )
+    add_flags(sub, VerifyConfig)
+    sub.add_argument(
+        "--attacks",
+        nargs="+",
+        type=attack_name,
+        default=[],
+        metavar="NAME",
+        help="all, or some attacks, instead of those of the budget; for a service that takes typed text only: "
+        "unlearndiffatk synonym_search",
+    )
+    sub.add_argument(
+        "--resume",
+        action="store_true",
+        help="reuse the measurements in --out that were made with these settings, and measure only what is missing",
+    )
+    add_measurement_flags(sub, dict.fromkeys(VERIFY_BUDGETS[DEFAULT_BUDGET].settings, "by --budget"))
+    add_utility_flags(sub)
+
+
+def describe_verify_budget(name: str) -> str:
+    """Return the attacks, cases and steps of a budget of `verify`."""
+    budget = VERIFY_BUDGETS[name]
+    return (
+        f"{', '.join(budget.attacks)} on {budget.settings['cases']} cases, {budget.settings['attack_steps']} steps each"
     )
 
 

@@ -47,6 +47,12 @@ COMMANDS = {
         flags.add_evaluate,
         "evaluation",
     ),
+    "verify": Command(
+        "attack a text encoder and compare the result with thresholds: exit code 0 if it passes, 1 if it fails, 2 for "
+        "an error",
+        flags.add_verify,
+        "verification",
+    ),
     "attack": Command("search for prompts that bring the concept back", flags.add_attack, "attack"),
     "sample": Command("generate images", flags.add_sample, "sample.png"),
     "miniature": Command("write the miniature in the shape of Stable Diffusion 1.5", flags.add_miniature),
@@ -81,14 +87,17 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0, 2 for bad input, 130 for an interrupt, 1 for a run that diverged."""
+    """Run a command; return its exit code.
+
+    0 is success, 1 a run that diverged or an encoder that fails its verification, 2 bad input, 130 an interrupt.
+    """
     escape_unknown_characters()
     parser = build_parser()
     args = parser.parse_args(argv)
     _set_environment(args.command)
     try:
         args = config_file.apply_config(args, parser, argv)
-        run_command(args)
+        return run_command(args)
     except (AdvUnlearnError, OSError, ModuleNotFoundError) as error:
         hint = "; install PyTorch and requirements.txt" if isinstance(error, ModuleNotFoundError) else ""
         return _fail(args, 2, " ".join(str(error).split()) + hint)
@@ -107,7 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "which training settings fit, --checkpointing needs the least; every command needs less with "
             "--dtype bfloat16",
         )
-    return 0
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -124,9 +132,9 @@ def escape_unknown_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def run_command(args: argparse.Namespace) -> None:
-    """Import a command's module, which may import torch, and run it."""
-    importlib.import_module(f"{__package__}.commands.{args.command}").run(args)
+def run_command(args: argparse.Namespace) -> int:
+    """Import a command's module, which may import torch, and run it; return its exit code, 0 if it returns none."""
+    return importlib.import_module(f"{__package__}.commands.{args.command}").run(args) or 0
 
 
 def _set_environment(command: str) -> None:
@@ -149,6 +157,6 @@ def _resume_hint(args: argparse.Namespace) -> str:
     if args.command == "train" and (out / config_file.NAME).is_file() and not (out / DONE).is_file():
         saved = "progress is" if (out / STATE).is_file() else "the bank was not complete; the settings are"
         return f"; {saved} saved in {args.out}. Resume with: advunlearn train --resume --out {shlex.quote(args.out)}"
-    if args.command == "evaluate" and any(out.glob("*" + MEASURED)):
+    if args.command in ("evaluate", "verify") and any(out.glob("*" + MEASURED)):
         return f"; finished measurements are saved in {args.out}. Resume with: the same command and --resume"
     return ""

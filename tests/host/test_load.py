@@ -6,7 +6,9 @@ import json
 import pathlib
 
 import pytest
+import torch
 from local_hub import Hub
+from safetensors.torch import save_file
 
 from .conftest import CHECKPOINT, RELEASED
 from .graphs import is_same_image, load_graph, sample_graph, sample_images
@@ -70,3 +72,28 @@ def test_a_released_encoder_is_fetched_when_asked_for_with_progress_and_cancel(s
 def test_what_the_hub_lacks_is_refused_in_one_sentence(server: Server) -> None:
     with pytest.raises(HostError, match="released encoder 'tench' could not be fetched .* into .*tench_unlearned"):
         server.run(load_graph(released="tench"))
+
+
+@pytest.mark.parametrize("clip", [("ckpt", 1), None], ids=["with a CLIP", "without a CLIP"])
+def test_refused_embeddings_are_read_as_text_and_the_input_keeps_its_own(
+    server: Server, base: pathlib.Path, checkpoint: pathlib.Path, clip: tuple[str, int] | None
+) -> None:
+    encoder = base / "models" / "text_encoders" / "whole.safetensors"
+    if not encoder.exists():
+        encoder.hardlink_to(checkpoint)
+    embedding = torch.full((1, 768), 0.05)
+    save_file({"clip_l": embedding}, base / "models" / "embeddings" / "vector.safetensors")
+    values = {"encoder": encoder.name, **({"clip": clip} if clip else {})}
+
+    def draw(prompt: str, embeddings: str) -> torch.Tensor:
+        graph = load_graph(prompt, **values, embeddings=embeddings)
+        if clip is None:
+            del graph["robust"]["inputs"]["clip"]
+        return sample_images(server, graph)
+
+    taken = draw("a embedding:vector", "allow")
+    refused = draw("a embedding:vector", "refuse")
+    assert (taken - refused).abs().mean() > 1e-3
+    # The same tokens, written so that they are no embedding.
+    assert is_same_image(refused, draw("a embedding : vector", "allow"))
+    assert is_same_image(sample_images(server, sample_graph("a embedding:vector")), taken)

@@ -75,9 +75,9 @@ def evaluate(
     print_result(args, result, f"{report.format_table(result)}\nwrote {files}")
 
 
-def make_evaluator(args: Namespace) -> tuple[TextToImage, Evaluator]:
-    """Make the evaluator of `evaluate` and `attack`, with the model it measures."""
-    concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args)
+def make_evaluator(args: Namespace, **budget: object) -> tuple[TextToImage, Evaluator]:
+    """Make the evaluator of a command, with the model it measures; `budget` has the command's own defaults."""
+    concept, config = settings(ConceptConfig, args), settings(EvaluateConfig, args, **budget)
     prompts, retained, synonyms = read_inputs(args)
     model = load_model(settings(ModelConfig, args))
     judge = load_judge(args)
