@@ -17,6 +17,7 @@ from ..advunlearn.formats.detect import PROJECTION, TEXT_PREFIX, count_layers, r
 from ..advunlearn.formats.lora import LORA_TE, LORA_TE1
 from ..advunlearn.formats.text_encoders import load_state
 from ..advunlearn.formats.weights import describe_mismatch, get_shapes
+from ..advunlearn.models.text_encoder import set_clip_skip
 
 CLIP_L = "clip_l.transformer."
 
@@ -79,7 +80,18 @@ def make_text_encoder(clip: Any, device: torch.device) -> Any:
     for position_ids in encoder.buffers():
         position_ids.copy_(torch.arange(position_ids.shape[-1]))
     load_state(encoder, state, "the CLIP")
+    set_clip_skip(encoder, count_skipped(clip.layer_idx, config.num_hidden_layers))
     return encoder.to(device)
+
+
+def count_skipped(layer_idx: int | None, layers: int) -> int:
+    """Return how many layers a CLIP skips, by its layer from CLIP Set Last Layer: -2 skips one.
+
+    The host counts a layer from 0 if it is not negative, and skips none for a layer that does not exist.
+    """
+    if layer_idx is None or abs(layer_idx) > layers or layer_idx == layers:
+        return 0
+    return -1 - layer_idx if layer_idx < 0 else layers - 1 - layer_idx
 
 
 @functools.cache

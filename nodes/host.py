@@ -213,15 +213,11 @@ def make_model(
         resolution: image size in pixels, 8 per latent (0: the model's own).
         dtype: dtype in which the UNet computes; None: the host's choice.
 
-    Raises AdvUnlearnError for a model of another kind and for a CLIP that stops before its last layer.
+    A CLIP that stops before its last layer (CLIP Set Last Layer) is taken as it is. Raises AdvUnlearnError for a model
+    of another kind.
     """
     from transformers import CLIPTokenizer
 
-    if clip.layer_idx not in (None, -1):
-        raise AdvUnlearnError(
-            f"this CLIP stops at layer {clip.layer_idx} (CLIP Set Last Layer); connect the CLIP before that node, and "
-            "set the last layer of the output instead"
-        )
     check_model(model)
     denoiser = HostDenoiser(model, (resolution or own_resolution(model)) // 8, dtype)
     encoder = make_text_encoder(clip, denoiser.device)

@@ -14,7 +14,7 @@ import comfy.model_management as host
 
 from ..advunlearn.config.training import RunConfig
 from ..advunlearn.errors import AdvUnlearnError
-from ..advunlearn.memory.estimate import estimate
+from ..advunlearn.memory.estimate import Estimator
 from ..advunlearn.memory.fake_tensors import TooLong
 from ..advunlearn.memory.fit import advise, choose_plan, describe_fit, fit_same_result
 from ..advunlearn.memory.plan import GIB, Estimate, Plan
@@ -65,6 +65,9 @@ class _Check:
         self.device = self.model.denoiser.device
         self.free = host.get_free_memory(self.device)
         self.measure = functools.cache(self._measure)
+        self.fused = Estimator(self._with_fused_attention(), self.prompts, self.device)
+        # The host's own attention may be divided by what is free, so that memory does not grow with the samples.
+        self.own = Estimator(self.model, self.prompts, self.device, linear=False)
 
     def fit(self, start: Plan, mode: str) -> tuple[RunConfig, str]:
         """Return a run that fits with the same result, and the line of the report. Raises TooLarge if there is none."""
@@ -92,11 +95,11 @@ class _Check:
 
     def _measure(self, plan: Plan) -> Estimate:
         """Return the estimate; with fused attention, a lower bound, if the host's own takes too long to count."""
-        lower_bound = estimate(self._with_fused_attention(), plan, self.prompts, self.device)
+        lower_bound = self.fused(plan)
         if attention.optimized_attention.__name__ not in IN_TORCH or not self._fits(lower_bound):
             return lower_bound
         try:
-            return estimate(self.model, plan, self.prompts, self.device, SECONDS)
+            return self.own(plan, SECONDS)
         except TooLong:
             return lower_bound
 

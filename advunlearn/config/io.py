@@ -18,6 +18,7 @@ CONVERSIONS = {
 }
 
 
+FileDtype = Literal["auto", "float16", "float32"]
 PROMPT_COLUMN = (
     "column of prompts in a table, by its name or, without a header, by its number from 1 (empty: prompt, or the name "
     "that published sets use: sensitive prompt, adv_prompt, ...)"
@@ -39,6 +40,13 @@ class ModelConfig(Validated):
         "training memory: auto splits batches into the largest micro-batches that fit into the free memory of the GPU "
         "(same result up to rounding); fast uses whole batches; low takes one sample at a time with gradient "
         "checkpointing",
+    )
+    clip_skip: int = setting(
+        0,
+        "Stable Diffusion 1.x: layers of the text encoder to skip at the end, as in diffusers (1 is ComfyUI's CLIP "
+        "Set Last Layer -2, which most anime models need)",
+        0,
+        11,
     )
     prediction_type: PredictionType = setting(
         "auto", "what the UNet predicts (auto: as the model states, otherwise epsilon)"
@@ -77,6 +85,11 @@ class OutputConfig(Validated):
     )
     single_file: bool = setting(
         False, "also write the whole trained model as one Stable Diffusion 1.x checkpoint, checkpoint.safetensors"
+    )
+    encoder_dtype: FileDtype = setting(
+        "auto",
+        "dtype of the saved text encoder (auto: float16, as most files of CLIP, or float32 for a file under 64 MiB); "
+        "training and resuming always use float32",
     )
     tracker: str = setting(
         "", "also log to a tracker through accelerate: tensorboard, wandb or another; separate several by commas"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..config.io import FileDtype
 from ..errors import AdvUnlearnError
 from ..files import TEXT_ENCODER_WEIGHTS, JsonDict, write_atomic
 from .detect import PROJECTION, TEXT_PREFIX, detect_weights_kind, get_size, require_width
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 ConfigDict = JsonDict  # the content of a config.json
 
+DTYPE = "advunlearn.dtype"  # metadata key
+SMALL_FILE = 2**26  # bytes in fp32: a file that is small anyway keeps its precision
 ENCODER_FORMAT = "advunlearn.text_encoder.v1"
 # Endings of what stands next to weights: positions, and the scales of fp8 weights, which `_read_scaled` uses.
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
@@ -139,9 +142,32 @@ def encode_metadata(metadata: Mapping[str, object]) -> dict[str, str]:
     return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in metadata.items()}
 
 
-def save_encoder(path: str | pathlib.Path, encoder: nn.Module, metadata: Mapping[str, object]) -> pathlib.Path:
-    """Write an encoder as one safetensors file, atomically. Values of `metadata` that are not text become JSON."""
-    return write_encoder(path, encoder.state_dict(), metadata)
+def save_encoder(
+    path: str | pathlib.Path, encoder: nn.Module, metadata: Mapping[str, object], dtype: torch.dtype | None = None
+) -> pathlib.Path:
+    """Write an encoder as one safetensors file, atomically.
+
+    Args:
+        path: the file.
+        encoder: the encoder; it is not changed.
+        metadata: values that are not text become JSON.
+        dtype: round the weights to that dtype, which the metadata then states; None: write them as they are.
+
+    Raises AdvUnlearnError for a NaN, or a value that the dtype cannot hold.
+    """
+    state = encoder.state_dict()
+    if dtype is not None:
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+        metadata = {**metadata, DTYPE: f"trained in float32, saved in {str(dtype).removeprefix('torch.')}"}
+    return write_encoder(path, state, metadata)
+
+
+def choose_file_dtype(choice: FileDtype, encoder: nn.Module) -> torch.dtype:
+    """Return the dtype of a trained encoder's file; auto: fp16, or fp32 for less than `SMALL_FILE`."""
+    if choice == "auto":
+        size = sum(4 * p.numel() for p in encoder.parameters())
+        choice = "float16" if size >= SMALL_FILE else "float32"
+    return torch.float16 if choice == "float16" else torch.float32
 
 
 def write_encoder(

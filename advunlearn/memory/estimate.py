@@ -6,9 +6,10 @@ be alive are counted. Nothing is computed and nothing is modelled, so a change o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,26 @@ from ..errors import AdvUnlearnError
 from ..models.counting import BACKWARD
 from ..models.ddim import scale_batch
 from ..models.loading import TextToImage
-from ..training.bank import Banks, TrajectoryBank, make_banks
+from ..training.bank import Banks, BankSamples, SampleSource, TrajectoryBank, make_banks
 from ..training.events import Progress
 from ..training.official import source_class
 from ..training.schedule import Schedule
 from ..training.trainer import Trainer
 from .fake_tensors import Deadline, LiveMemory, fake_copy
+from .passes import PassDenoiser, PassRecorder
 from .plan import Estimate, Forwards, Plan
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@dataclass(frozen=True)
+class NotedDraw:
+    """A draw of samples, or of their prompts only, in a phase of a run."""
+
+    phase: str
+    count: int
+    prompts_only: bool = False
 
 
 class ProbedBank(TrajectoryBank):
@@ -33,10 +47,21 @@ class ProbedBank(TrajectoryBank):
     live: LiveMemory
     next_phase: str
     forwards_per_step: int  # F of one step of one trajectory
+    noted: list[NotedDraw]
 
     def _rows_of(self, prompts: range | None) -> Tensor:
         """Return all rows: the cost is the same for any prompt, and fake tensors have no values to compare."""
         return torch.arange(len(self))
+
+    def draw(self, count: int, prompts: range | None = None, timestep: int | None = None) -> BankSamples:
+        """Draw as a run does, and note it."""
+        self.noted.append(NotedDraw(self.live.phase, count))
+        return super().draw(count, prompts, timestep)
+
+    def draw_prompts(self, count: int, prompts: range | None = None) -> Tensor:
+        """Note the draw; all prompts are the first."""
+        self.noted.append(NotedDraw(self.live.phase, count, prompts_only=True))
+        return torch.zeros(count, dtype=torch.long)
 
     def draw_timestep(self) -> int:
         """Return no timestep: fake tensors have none."""
@@ -79,43 +104,63 @@ def fake_model(model: TextToImage, latent_size: int, cost: int) -> TextToImage:
 
     denoiser.__class__ = Counted
     denoiser.latent_shape = (denoiser.latent_shape[0], latent_size, latent_size)
-    vae = fake_copy(model.vae) if isinstance(model.vae, nn.Module) else None
-    return replace(model, denoiser=denoiser, text_encoder=fake_copy(model.text_encoder), vae=vae)
+    return replace(model, denoiser=denoiser, text_encoder=fake_copy(model.text_encoder))
 
 
-def estimate(
-    model: TextToImage,
-    plan: Plan,
-    retain_prompts: Sequence[str],
-    device: torch.device,
-    seconds: float | None = None,
-) -> Estimate:
-    """Return the memory and the work of a run.
+class Estimator:
+    """Estimates runs with one model. What several estimates have in common is measured once.
 
     Args:
         model: the model, with weights or without (`meta_model.skeleton`); it is not changed.
-        plan: the settings.
         retain_prompts: the retained prompts.
         device: where the run would compute; it need not exist. Attention is assumed to be fused, as in diffusers.
-        seconds: time limit; None for no limit.
+        linear: whether the memory of a denoiser's pass grows linearly with its samples. If not, as where a host divides
+            attention by what is free, it is measured for each number of samples.
 
-    Raises AdvUnlearnError if torch has no fake tensors, `fake_tensors.TooLong` after the time limit.
     """
-    try:
-        from torch._subclasses.fake_tensor import FakeTensorMode
-    except ImportError as error:
-        raise AdvUnlearnError(f"an estimate needs torch's FakeTensorMode ({error}); install a newer torch") from error
-    retained = list(retain_prompts) if plan.run.train.retains else []
-    run = shortened(plan.run)
-    cost = 1 + BACKWARD + run.train.checkpointing  # of a prediction with a backward pass
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as live, Deadline(seconds):
-        fake = fake_model(model, plan.resolution // 8, cost)
+
+    def __init__(
+        self, model: TextToImage, retain_prompts: Sequence[str], device: torch.device, linear: bool = True
+    ) -> None:
+        self.model = model
+        self.retain_prompts = list(retain_prompts)
+        self.device = device
+        self.linear = linear
+        self.pass_denoiser = functools.cache(self._pass_denoiser)
+
+    @functools.cached_property
+    def mode(self) -> FakeTensorMode:
+        """The mode in which tensors have no values, one for all estimates."""
+        try:
+            from torch._subclasses.fake_tensor import FakeTensorMode
+        except ImportError as error:
+            raise AdvUnlearnError(
+                f"an estimate needs torch's FakeTensorMode ({error}); install a newer torch"
+            ) from error
+        return FakeTensorMode(allow_non_fake_inputs=True)
+
+    def __call__(self, plan: Plan, seconds: float | None = None) -> Estimate:
+        """Return the memory and the work of a run.
+
+        Args:
+            plan: the settings.
+            seconds: time limit; None for no limit.
+
+        Raises AdvUnlearnError if torch has no fake tensors, `fake_tensors.TooLong` after the time limit.
+        """
+        with self.mode, LiveMemory() as live, Deadline(seconds):
+            return self._estimate(plan, live)
+
+    def _estimate(self, plan: Plan, live: LiveMemory) -> Estimate:
+        run = shortened(plan.run)
+        retained = self.retain_prompts if run.train.retains else []
+        fake = self._fake_model(run, plan.resolution // 8, live)
         weights = live.live
         banks = make_banks(fake, run, retained, torch.Generator(), make=ProbedBank, state={"concept": {}, "retain": {}})
         bank = _count_bytes(tensor for tensors in banks.tensors().values() for tensor in tensors.values())
         trainer = Trainer(fake, run, banks, retained, torch.Generator())
         copied = live.live - weights - bank
-        work = _run_iteration(trainer, live, device)
+        work = _run_iteration(trainer, live, self.device)
         moments = [value for state in trainer.state.adam.state.values() for value in state.values()]
         return Estimate(
             weights=weights,
@@ -125,9 +170,42 @@ def estimate(
             last_good=_count_bytes(trainer.parameters),
             phases={name: live.peaks[name] - bank for name in ("bank", *work)},
             bank=bank,
-            device=device.type,
+            device=self.device.type,
             forwards=_sum_forwards(plan, banks, work),
         )
+
+    def _fake_model(self, run: RunConfig, latent_size: int, live: LiveMemory) -> TextToImage:
+        """Return the model on fake tensors. If the UNet trains, its passes are run, otherwise only their memory counts.
+
+        The autoencoder is not used, only counted.
+        """
+        vae = self.model.vae
+        live.change(_count_module(vae) if isinstance(vae, nn.Module) else 0)
+        if run.train.unet_method:
+            return fake_model(self.model, latent_size, 1 + BACKWARD + run.train.checkpointing)
+        with live.recorded_by(PassRecorder(1, linear=False)):  # the weights are counted below, also the next time
+            denoiser, size = self.pass_denoiser(latent_size, run.train.checkpointing)
+        denoiser.live, denoiser.forwards = live, 0
+        live.change(size)
+        return replace(self.model, denoiser=denoiser, text_encoder=fake_copy(self.model.text_encoder))
+
+    def _pass_denoiser(self, latent_size: int, checkpointing: bool) -> tuple[PassDenoiser, int]:
+        """Return a denoiser that only takes the memory of passes, and the bytes of its weights."""
+        with LiveMemory() as weights:
+            denoiser = self.model.denoiser.with_modules(fake_copy)
+        shape = (denoiser.latent_shape[0], latent_size, latent_size)
+        return PassDenoiser(denoiser, weights, shape, checkpointing, self.linear), weights.live
+
+
+def estimate(
+    model: TextToImage,
+    plan: Plan,
+    retain_prompts: Sequence[str],
+    device: torch.device,
+    seconds: float | None = None,
+) -> Estimate:
+    """Return the memory and the work of one run; see `Estimator`, which is quicker for several plans."""
+    return Estimator(model, retain_prompts, device)(plan, seconds)
 
 
 def shortened(run: RunConfig) -> RunConfig:
@@ -143,11 +221,16 @@ def _count_bytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
+def _count_module(module: nn.Module) -> int:
+    """Return the bytes of a module's weights and buffers."""
+    return _count_bytes((*module.parameters(), *module.buffers()))
+
+
 def _run_iteration(trainer: Trainer, live: LiveMemory, device: torch.device) -> dict[str, int]:
     """Run one iteration, with gradients and moments in place; return the F of an attack step and of training."""
     counted: Any = trainer.denoiser
     for bank in trainer.banks.by_name().values():
-        vars(bank).update(live=live, next_phase="attack" if trainer.config.attacks else "train")
+        vars(bank).update(live=live, noted=[], next_phase="attack" if trainer.config.attacks else "train")
     if device.type != "cpu":  # Adam then updates all weights at once
         trainer.state.adam.param_groups[0]["foreach"] = True
     for parameter in trainer.parameters:
@@ -178,5 +261,30 @@ def _sum_forwards(plan: Plan, banks: Banks, work: dict[str, int]) -> Forwards:
     samples = train.batch + train.retains * retain_steps * train.retain_batch
     iteration = work["train"] * samples // (counted.batch + train.retains * counted.retain_batch)
     one_attack = attack.steps * work.get("attack", 0) + attack.inversion_steps * work.get("inversion", 0)
-    total = fill + train.iterations * iteration + Schedule.from_config(plan.run).num_attacks * one_attack
-    return Forwards(bank=fill, attack=one_attack, train=iteration, total=total)
+    attacks = Schedule.from_config(plan.run).num_attacks
+    sampling = round(_sampling_forwards(plan, banks, attacks))
+    total = fill + train.iterations * iteration + attacks * one_attack + sampling
+    return Forwards(bank=fill, attack=one_attack, train=iteration, sampling=sampling, total=total)
+
+
+def _sampling_forwards(plan: Plan, banks: Banks, attacks: int) -> float:
+    """Return the mean F of the samples that are drawn or renewed during a run."""
+    train, attack = plan.run.train, plan.run.attack.in_mode(plan.run.train.mode)
+    kind = source_class(train)
+
+    def cost(bank: SampleSource, count: int) -> float:
+        probed: Any = bank
+        return kind.steps_per_draw(count, plan.run.bank, probed.sampler.anchored) * probed.forwards_per_step
+
+    iteration = cost(banks.concept, train.batch)
+    if banks.retain is not None:
+        retain_steps = train.retain_steps if train.retain_mode == "step" else 1
+        iteration += retain_steps * cost(banks.retain, train.retain_batch)
+    one_attack = 0.0
+    concept: Any = banks.concept
+    for phase, steps in (("attack", attack.steps), ("inversion", attack.inversion_steps)):
+        # The first draw is for the starting points; there is another one if every step draws.
+        for i, draw in enumerate(draw for draw in concept.noted if draw.phase == phase):
+            if kind.prefilled or not draw.prompts_only:
+                one_attack += cost(concept, draw.count) * (steps if i else 1)
+    return train.iterations * iteration + attacks * one_attack

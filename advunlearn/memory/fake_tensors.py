@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,14 @@ class Deadline(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Recorder(Protocol):
+    """Counts storages in the place of a `LiveMemory`."""
+
+    def change(self, size: int) -> None:
+        """See `LiveMemory.change`."""
+        ...
+
+
 class LiveMemory(TorchDispatchMode):
     """A mode that sees every operation and follows each storage it makes until that is freed.
 
@@ -58,6 +67,7 @@ class LiveMemory(TorchDispatchMode):
         self.live, self.phase = 0, ""
         self.peaks: Counter[str] = Counter()
         self.held: dict[int, weakref.ref[Any]] = {}
+        self.counter: Recorder = self  # of the storages that are made now
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -70,23 +80,46 @@ class LiveMemory(TorchDispatchMode):
         if key in self.held:
             return
 
+        counter = self.counter
+
         def freed(_: Any) -> None:
             del self.held[key]
-            self.live -= size
+            counter.change(-size)
 
         self.held[key] = weakref.ref(storage, freed)
+        counter.change(size)
+
+    def change(self, size: int) -> None:
+        """Count a storage of that many bytes that is made, or with a negative size freed."""
         self.live += size
-        self.peaks[self.phase] = max(self.peaks[self.phase], self.live)
+        self.include(0)
+
+    def include(self, extra: int) -> None:
+        """Note that so many bytes more than now are held for a moment."""
+        self.peaks[self.phase] = max(self.peaks[self.phase], self.live + extra)
+
+    @contextlib.contextmanager
+    def recorded_by(self, recorder: Recorder) -> Iterator[None]:
+        """Let a recorder count the storages that are made in this context."""
+        before, self.counter = self.counter, recorder
+        try:
+            yield
+        finally:
+            self.counter = before
 
     def enter(self, phase: str) -> None:
         """Begin a phase; its peak is at least what is held now."""
         self.phase = phase
-        self.peaks[phase] = max(self.peaks[phase], self.live)
+        self.include(0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation and follow what it returns."""
+        if func is torch.ops.prim.device.default and _is_fake(
+            args[0]
+        ):  # two of three calls, and torch's answer is slow
+            return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
             return 1.0 if args[0].is_floating_point() else 0
         output = func(*args, **(kwargs or {}))

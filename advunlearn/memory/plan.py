@@ -47,13 +47,13 @@ class Plan:
 class Forwards:
     """Work in F: one forward pass of the UNet for one sample; a backward pass to its input counts as two.
 
-    With gradient checkpointing the backward pass contains one more forward pass. Samples that are drawn during the run
-    are not counted.
+    With gradient checkpointing the backward pass contains one more forward pass.
     """
 
     bank: int  # to fill the banks, once
     attack: int  # one attack
     train: int  # one iteration without its attack
+    sampling: int  # samples drawn or renewed during the whole run, on average
     total: int  # the whole run
 
 
@@ -110,7 +110,7 @@ class Estimate:
                 *rows[: len(held)],
                 "peak in each phase:",
                 *rows[len(held) :],
-                f"UNet forward passes: {f.bank} to fill the banks, {f.attack} per attack, {f.train} per iteration; "
-                f"{f.total} in total",
+                f"UNet forward passes: {f.bank} to fill the banks, {f.attack} per attack, {f.train} per iteration, "
+                f"{f.sampling} to draw or renew samples during the run; {f.total} in total",
             ]
         )

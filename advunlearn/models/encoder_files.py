@@ -6,6 +6,7 @@ import copy
 import pathlib
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..config.training import ENCODER_NAMES, Encoders
@@ -78,12 +79,16 @@ def matching_part(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Modul
 
 
 def save_encoders(
-    folder: str | pathlib.Path, encoder: nn.Module, encoders: Encoders, metadata: Mapping[str, object]
+    folder: str | pathlib.Path,
+    encoder: nn.Module,
+    encoders: Encoders,
+    metadata: Mapping[str, object],
+    dtype: torch.dtype | None = None,
 ) -> list[pathlib.Path]:
     """Write the trained ones of Stable Diffusion XL's encoders: `clip_l.safetensors`, `clip_g.safetensors`.
 
     The file of an encoder that was not trained is deleted: an earlier run left it, so it does not match the other one.
-    If `metadata` has `BASE_HASHES`, each file gets the hash of its encoder only.
+    If `metadata` has `BASE_HASHES`, each file gets the hash of its encoder only. `dtype` is that of `save_encoder`.
     """
     shared = {k: v for k, v in metadata.items() if k != BASE_HASHES}
     hashes = metadata.get(BASE_HASHES)
@@ -94,7 +99,7 @@ def save_encoders(
             file.unlink(missing_ok=True)
             continue
         base = {"advunlearn.base_sha256": hashes[name]} if isinstance(hashes, Mapping) else {}
-        written.append(save_encoder(file, part, shared | base))
+        written.append(save_encoder(file, part, shared | base, dtype))
     return written
 
 

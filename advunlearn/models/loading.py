@@ -27,7 +27,7 @@ from .denoiser import Denoiser
 from .diffusers_denoiser import DiffusersDenoiser
 from .encoder_files import part_hashes
 from .sdxl_text_encoder import DualTextEncoder
-from .text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts
+from .text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts, get_clip_skip, set_clip_skip
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -71,10 +71,12 @@ class TextToImage:
 
     def fingerprints(self) -> dict[str, object]:
         """Return the values that identify this model; a run resumes only with the model it started with."""
+        clip_skip = get_clip_skip(self.text_encoder)
         return {
             "base": self.base_hash(),
             "denoiser": self.denoiser.fingerprint(),
             "latent_shape": list(self.denoiser.latent_shape),
+            **({"clip_skip": clip_skip} if clip_skip else {}),
         }
 
     def base_hash(self) -> str:
@@ -108,6 +110,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     prediction_type: str = "auto",
+    clip_skip: int = 0,
 ) -> TextToImage:
     """Load a model from disk; nothing is downloaded.
 
@@ -119,6 +122,7 @@ def load(
         device: device of the model.
         dtype: dtype of the frozen parts.
         prediction_type: 'epsilon' or 'v_prediction'; 'auto': read it from the folder's scheduler or the file.
+        clip_skip: layers to skip at the end of Stable Diffusion 1.x's text encoder; see `set_clip_skip`.
 
     Raises AdvUnlearnError, which names the kind of model found, for any other model.
     """
@@ -137,6 +141,7 @@ def load(
             f"model {name!r}: its UNet takes {parts.unet.config.cross_attention_dim} wide conditioning and its text "
             f"encoding is {width} wide; only models like Stable Diffusion 1.x and XL are supported"
         )
+    set_clip_skip(parts.text_encoder, clip_skip)
     return assemble(name, parts, device, dtype)
 
 

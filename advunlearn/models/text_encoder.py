@@ -88,8 +88,12 @@ class SingleTextEncoder:
         return F.embedding(ids, embedding_table(self.clip))
 
     def conditioning_parameters(self, encoders: Encoders) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield all names and parameters."""
-        return self.clip.named_parameters()
+        """Yield all names and parameters, except those of skipped layers."""
+        layers: int = self.clip.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+        skipped = tuple(f"layers.{layers - 1 - i}." for i in range(get_clip_skip(self.clip)))
+        for name, parameter in self.clip.named_parameters():
+            if not any(layer in name for layer in skipped):
+                yield name, parameter
 
 
 def as_text_encoder(encoder: nn.Module) -> TextEncoder:
@@ -136,14 +140,15 @@ def encode(
 
     Args:
         encoder: a transformers CLIPTextModel, or Stable Diffusion XL's two as a DualTextEncoder. If its attribute
-            `compute_dtype` is torch.bfloat16, it computes in bf16; its weights keep their dtype.
+            `compute_dtype` is torch.bfloat16, it computes in bf16; its weights keep their dtype. Its attribute
+            `clip_skip` is the number of layers to skip at the end, see `set_clip_skip`.
         ids: (B, L) token ids, which determine positions, the causal mask and the end of text.
         embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
         at: the k positions: a slice, or (B, k) if they differ between rows; no position twice in a row.
         add: add the embeddings to those of `ids` instead of replacing them.
 
     Returns:
-        (B, L, D) last hidden states after the final layer norm; for two encoders, see `sdxl_text_encoder`.
+        (B, L, D) hidden states after the final layer norm; for two encoders, see `sdxl_text_encoder`.
 
     Raises ValueError when `at` has another number of positions than `embeddings` has tokens.
     """
@@ -153,7 +158,7 @@ def encode(
 
     def hidden_states() -> Tensor:
         with compute:
-            output = encoder(ids).last_hidden_state
+            output = _run_encoder(encoder, ids)
         return output.float() if half else output
 
     if embeddings is None:
@@ -173,6 +178,38 @@ def encode(
         return hidden_states()
     finally:
         handle.remove()
+
+
+def _run_encoder(encoder: nn.Module, ids: Tensor) -> Tensor:
+    """Return the hidden states (B, L, D) of ids (B, L), without the last `clip_skip` layers, after the final norm."""
+    skip = get_clip_skip(encoder)
+    if not skip:
+        return encoder(ids).last_hidden_state
+    states = encoder(ids, output_hidden_states=True).hidden_states
+    norm = next(m for name, m in encoder.named_modules() if name.endswith("final_layer_norm"))
+    return norm(states[-1 - skip])
+
+
+def get_clip_skip(encoder: nn.Module) -> int:
+    """Return the number of layers that are skipped at the end of an encoder."""
+    return int(getattr(encoder, "clip_skip", 0))
+
+
+def set_clip_skip(encoder: nn.Module, clip_skip: int) -> None:
+    """Skip the last layers of a CLIP-L, as diffusers' `clip_skip`: 1 is ComfyUI's CLIP Set Last Layer -2.
+
+    The final layer norm is applied all the same. Copies of the encoder skip as many.
+    Raises AdvUnlearnError for as many layers as the encoder has, and for Stable Diffusion XL.
+    """
+    parts = encoder_parts(encoder)
+    if clip_skip and len(parts) > 1:
+        raise AdvUnlearnError(f"clip_skip is {clip_skip}, but Stable Diffusion XL always skips one layer; set it to 0")
+    layers: int = next(iter(parts.values())).config.num_hidden_layers  # type: ignore[union-attr, assignment]
+    if not 0 <= clip_skip < layers:
+        raise AdvUnlearnError(
+            f"clip_skip is {clip_skip}, but this text encoder has {layers} layers; give at most {layers - 1}"
+        )
+    encoder.clip_skip = clip_skip  # type: ignore[assignment]
 
 
 @torch.no_grad()

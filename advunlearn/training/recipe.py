@@ -12,6 +12,7 @@ from ..config.training import RunConfig
 from ..files import JsonDict
 from ..models.encoder_files import BASE_HASHES, part_hashes
 from ..models.loading import TextToImage
+from ..models.text_encoder import get_clip_skip
 
 
 def environment() -> dict[str, str]:
@@ -47,6 +48,8 @@ def recipe_metadata(model: TextToImage, run: RunConfig, **more: object) -> JsonD
         "advunlearn.environment": environment(),
     }
     metadata |= {f"advunlearn.{key}": value for key, value in more.items()}
+    if clip_skip := get_clip_skip(model.text_encoder):
+        metadata["advunlearn.clip_skip"] = clip_skip
     parts = part_hashes(model.text_encoder)
     if len(parts) > 1:
         metadata[BASE_HASHES] = parts

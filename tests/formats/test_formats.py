@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import pathlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.formats.text_encoders import export_state, read_encoder, save_encoder
+from advunlearn.formats.text_encoders import choose_file_dtype, export_state, read_encoder, save_encoder
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import TextToImage
 
@@ -160,3 +161,24 @@ def test_a_saved_file_can_be_read_by_others_as_the_umask_says(model: TextToImage
     (tmp_path / "plain").write_text("")
     path = save_encoder(tmp_path / "encoder.safetensors", model.text_encoder, {})
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_encoder_of_full_size_is_saved_in_fp16_and_says_so(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    path = save_encoder(tmp_path / "half.safetensors", model.text_encoder, {}, torch.float16)
+    tensors, metadata = read_encoder(path)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    expected = export_state(model.text_encoder)
+    assert all(torch.equal(tensor, expected[name].half()) for name, tensor in tensors.items())
+    assert metadata["advunlearn.dtype"] == "trained in float32, saved in float16"
+    assert next(model.text_encoder.parameters()).dtype == torch.float32  # training and states keep theirs
+    with torch.device("meta"):
+        small, large = (torch.nn.Linear(2**12, rows, bias=False) for rows in (2**11, 2**12))  # 32 and 64 MiB
+    assert choose_file_dtype("auto", small) == choose_file_dtype("float32", large) == torch.float32
+    assert choose_file_dtype("auto", large) == choose_file_dtype("float16", small) == torch.float16
+
+
+def test_a_weight_too_large_for_fp16_is_refused(model: TextToImage, tmp_path: pathlib.Path) -> None:
+    encoder = copy.deepcopy(model.text_encoder)
+    encoder.get_input_embeddings().weight.data[0, 0] = 70_000  # fp16 ends at 65,504
+    with pytest.raises(AdvUnlearnError, match="not written"):
+        save_encoder(tmp_path / "half.safetensors", encoder, {}, torch.float16)

@@ -103,6 +103,19 @@ def patch_and_cancel(host: Any, model: Any, clip: Any, where: tuple[torch.Tensor
     }
 
 
+def compare_skipped_layers(host: Any, model: Any, clip: Any, prompts: list[str]) -> dict[str, list[float]]:
+    """Return how far the library's conditioning is from the host's, and from that of all layers, by CLIP's layer."""
+    whole = torch.cat([clip.encode(p) for p in prompts])
+    out = {}
+    for layer in (-1, -2, -4, -24, 0, 10):
+        skipped = clip.clone()
+        skipped.clip_layer(layer)
+        stock = torch.cat([skipped.encode(p) for p in prompts])
+        hidden = host.make_model(model, skipped, resolution=64).encode(prompts)
+        out[str(layer)] = [(hidden - stock).abs().max().item(), (hidden - whole).abs().max().item()]
+    return out
+
+
 def draw_both(model: Any, clip: Any, vae: Any, small: Any, steps: int = 10, scale: float = 3.0) -> dict[str, float]:
     """Sample from the same noise with the host's sampler and VAE and with the library's; compare the images."""
     ddim = importlib.import_module("pack.advunlearn.models.ddim").ddim_sample
@@ -147,6 +160,7 @@ def main() -> dict[str, Any]:
             out["encoder"] = (hidden - context.repeat_interleave(4, -1)).abs().max().item()
             stock = torch.cat([clip.encode(p) for p in prompts])
             out["stock_encode"] = (hidden - stock).abs().max().item()
+            out["clip_skip"] = compare_skipped_layers(host, model, clip, prompts)
             for kind in ("eps", "v"):
                 if kind == "v":
                     small.denoiser.prediction_type = "v_prediction"

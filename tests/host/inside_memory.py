@@ -53,7 +53,7 @@ def main() -> dict[str, Any]:
                 def fail(*_: Any, error: Exception = error, **__: Any) -> None:
                     raise error
 
-                memory.estimate = fail
+                memory.Estimator.__call__ = fail
                 try:
                     out[name] = memory.fit_run(adapted, run, ["a dog"])[1]
                 except memory.host.InterruptProcessingException:

@@ -144,7 +144,9 @@ def test_a_unet_that_trains_is_copied_in_fp32_with_its_gradients_and_moments(
 def test_work_is_counted_as_by_hand(found: Estimate) -> None:
     f = found.forwards
     assert (f.bank, f.attack, f.train) == (10 * 5 * 2, 3 * 2 * 3, (3 + 2) * 3)
-    assert f.total == 100 + 10 * 15 + 6 * 18  # the warm-up does not attack
+    # A drawn sample renews 1/2 of a step of 2 F: 5 of an iteration, 2 for each of the 4 draws of an attack.
+    assert f.sampling == 10 * 5 + 6 * 4 * 2
+    assert f.total == 100 + 10 * 15 + 6 * 18 + f.sampling  # the warm-up does not attack
 
 
 def test_activations_grow_with_the_batch_and_weights_do_not(shape: TextToImage, found: Estimate) -> None:
@@ -195,7 +197,7 @@ def linear_estimate(plan: Plan) -> Estimate:
         phases={"train": peak},
         bank=0,
         device="cuda",
-        forwards=Forwards(bank=0, attack=0, train=0, total=0),
+        forwards=Forwards(bank=0, attack=0, train=0, sampling=0, total=0),
     )
 
 
@@ -324,7 +326,8 @@ def test_work_of_rarer_attacks_and_of_retain_steps_is_counted_as_by_hand(shape: 
     f = estimate(shape, plan, RETAINED, CPU).forwards
     # Iterations 4 and 8 attack. A retain step is 2 samples of 3 F.
     assert (f.attack, f.train) == (18, 3 * 3 + 3 * 2 * 3)
-    assert f.total == 100 + 10 * 27 + 2 * 18
+    assert f.sampling == 10 * (3 + 3 * 2) + 2 * 4 * 2
+    assert f.total == 100 + 10 * 27 + 2 * 18 + f.sampling
 
 
 def test_mode_official_is_estimated_with_its_quirks(shape: TextToImage) -> None:
@@ -332,3 +335,5 @@ def test_mode_official_is_estimated_with_its_quirks(shape: TextToImage) -> None:
     plan = changed(PLAN, train={"mode": "official"})
     f = estimate(shape, plan, RETAINED, CPU).forwards
     assert (f.bank, f.attack, f.train) == (0, 3 * 2 * 3, (3 + 2) * 3)
+    # A sample costs 2.8 steps of 2 F and its predictions, 2 F, of a retained one 1 F; an attack draws for its 3 steps.
+    assert f.sampling == round(10 * (3 * 7.6 + 2 * 6.6) + 6 * 3 * 2 * 7.6)

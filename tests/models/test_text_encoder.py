@@ -18,6 +18,7 @@ from advunlearn.models.text_encoder import (
     encode,
     frozen,
     gradients_for,
+    set_clip_skip,
     tokenize,
     trainable_parameters,
 )
@@ -141,3 +142,32 @@ def test_bf16_agrees_with_fp32_forwards_and_backwards(model: TextToImage) -> Non
         gradients.append(torch.autograd.grad(output.square().sum(), prefix)[0].flatten(1))
     assert torch.nn.functional.cosine_similarity(*gradients).min() > 0.99
     assert not torch.equal(*gradients)  # it did compute in bf16
+
+
+def test_skipped_layers_have_no_part_in_the_conditioning_and_do_not_train(model: TextToImage) -> None:
+    ids = tokenize(model.tokenizer, ["a church", "a photo of a dog"])
+    encoder = copy.deepcopy(model.text_encoder)
+    plain = encode(encoder, ids)
+    set_clip_skip(encoder, 1)
+    states = encoder(ids, output_hidden_states=True).hidden_states  # of the input and after each of four layers
+    norm = next(m for name, m in encoder.named_modules() if name.endswith("final_layer_norm"))
+    skipped = encode(encoder, ids)
+    assert torch.equal(skipped, norm(states[3])) and not torch.allclose(skipped, plain, atol=0.1)
+    chosen = trainable_parameters(copy.deepcopy(encoder), "all")  # a copy skips as many
+    last = [p for name, p in encoder.named_parameters() if "layers.3." in name]
+    assert len(chosen) == len(list(encoder.parameters())) - len(last) and last
+    for parameter in last:
+        parameter.data.zero_()
+    assert torch.equal(encode(encoder, ids), skipped)
+    set_clip_skip(encoder, 0)
+    with pytest.raises(AdvUnlearnError, match="at most 3"):
+        set_clip_skip(encoder, 4)
+
+
+def test_embeddings_are_replaced_where_layers_are_skipped(model: TextToImage) -> None:
+    encoder = copy.deepcopy(model.text_encoder)
+    set_clip_skip(encoder, 2)
+    ids = tokenize(model.tokenizer, ["a church"])
+    own = embedding_table(encoder)[ids[:, 1:3]]
+    assert torch.allclose(encode(encoder, ids, own, slice(1, 3)), encode(encoder, ids), atol=1e-6)
+    assert not torch.allclose(encode(encoder, ids, own + 1, slice(1, 3)), encode(encoder, ids), atol=0.1)

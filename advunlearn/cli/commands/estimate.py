@@ -8,7 +8,7 @@ from argparse import Namespace
 import torch
 
 from ...config.io import ModelConfig, RetainConfig
-from ...memory.estimate import estimate
+from ...memory.estimate import Estimator
 from ...memory.fit import describe_fit, fit_cards
 from ...memory.plan import Plan
 from ...models.meta_model import skeleton
@@ -29,7 +29,8 @@ def run(args: Namespace) -> None:
         dtype=config.dtype,
         resolution=args.resolution or model(config.dtype).denoiser.latent_shape[-1] * 8,
     )
-    measure = functools.cache(lambda plan: estimate(model(plan.dtype), plan, prompts, device))
+    estimator = functools.cache(lambda dtype: Estimator(model(dtype), prompts, device))
+    measure = functools.cache(lambda plan: estimator(plan.dtype)(plan))
     result = measure(plan)
     fits = {f"{size} GB": describe_fit(plan, advice) for size, advice in fit_cards(measure, plan).items()}
     rows = "".join(f"\n  {card:>5}: {advice}" for card, advice in fits.items())

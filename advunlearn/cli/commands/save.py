@@ -5,10 +5,11 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping
 
+from ...config.io import FileDtype
 from ...config.training import TrainConfig
 from ...errors import AdvUnlearnError
 from ...formats.ldm_keys import map_unet_keys
-from ...formats.text_encoders import save_encoder
+from ...formats.text_encoders import choose_file_dtype, save_encoder
 from ...models.diffusers_denoiser import DiffusersDenoiser
 from ...models.encoder_files import save_encoders
 from ...models.loading import TextToImage
@@ -24,21 +25,22 @@ def save_trained(
     result: TrainResult,
     config: TrainConfig,
     metadata: Mapping[str, object],
+    file_dtype: FileDtype = "auto",
     last_good: bool = False,
 ) -> pathlib.Path:
     """Write what was trained and return its path: `encoder.safetensors`, or the folder `unet`.
 
     For Stable Diffusion XL it is the folder that has a file for each trained encoder. The weights of a run that
-    diverged are written under names that begin with `last-good`.
+    diverged are written under names that begin with `last-good`. `file_dtype` is that of a text encoder's file.
     """
     if config.unet_method and isinstance(result.denoiser, DiffusersDenoiser):
         return save_unet(folder / ("last-good-unet" if last_good else "unet"), result.denoiser.unet, metadata)
+    dtype = choose_file_dtype(file_dtype, result.encoder)
     if len(encoder_parts(result.encoder)) > 1:
         target = folder / "last-good" if last_good else folder
-        return save_encoders(target, result.encoder, config.encoders, metadata)[0].parent
-    return save_encoder(
-        folder / ("last-good.safetensors" if last_good else "encoder.safetensors"), result.encoder, metadata
-    )
+        return save_encoders(target, result.encoder, config.encoders, metadata, dtype)[0].parent
+    path = folder / ("last-good.safetensors" if last_good else "encoder.safetensors")
+    return save_encoder(path, result.encoder, metadata, dtype)
 
 
 def check_single_file(model: TextToImage) -> None:

@@ -17,7 +17,7 @@ from ...config.io import ModelConfig, OutputConfig, RetainConfig
 from ...config.training import RunConfig
 from ...errors import AdvUnlearnError, TrainingDiverged
 from ...files import DONE, STATE
-from ...memory.estimate import estimate
+from ...memory.estimate import Estimator
 from ...memory.fit import choose_plan
 from ...memory.plan import Plan
 from ...models.loading import TextToImage, best_device
@@ -88,7 +88,9 @@ def train_in_folder(work: Callable[..., TrainResult], run_folder: RunFolder, run
         with run_folder:
             return work(callback=follow, checkpoints=run_folder.checkpoints)
     except TrainingDiverged as error:
-        save_trained(run_folder.folder, error.result, run.train, {"advunlearn.error": str(error)}, last_good=True)
+        dtype = run_folder.output.encoder_dtype
+        about = {"advunlearn.error": str(error)}
+        save_trained(run_folder.folder, error.result, run.train, about, dtype, last_good=True)
         raise
     finally:
         bar.close()
@@ -100,7 +102,7 @@ def save(
     """Save what was trained, complete the run folder, and print the result."""
     config, folder = run.to_dict(), run_folder.folder
     metadata = recipe_metadata(model, run)
-    path = save_trained(folder, result, run.train, metadata)
+    path = save_trained(folder, result, run.train, metadata, run_folder.output.encoder_dtype)
     if run_folder.output.single_file:
         save_single_file(folder, model, result, metadata)
     about = scope.to_dict() | {"command": command_line()}
@@ -157,7 +159,7 @@ def fit_memory(model: TextToImage, config: ModelConfig, run: RunConfig, prompts:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device)  # by the loaded model, which the estimate counts too
         free = torch.cuda.mem_get_info(device)[0] + reserved
-    measure = functools.cache(lambda plan: estimate(model, plan, prompts, device))
+    measure = functools.cache(Estimator(model, prompts, device))
     chosen = choose_plan(config.memory, measure, plan, free)
     if changes := chosen.changes(plan):
         settings = ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items())
