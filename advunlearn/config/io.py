@@ -39,7 +39,7 @@ class ModelConfig(Validated):
         "auto",
         "training memory: auto splits batches into the largest micro-batches that fit into the free memory of the GPU "
         "(same result up to rounding); fast uses whole batches; low takes one sample at a time with gradient "
-        "checkpointing",
+        "checkpointing and offloading",
     )
     clip_skip: int = setting(
         0,

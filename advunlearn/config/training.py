@@ -86,6 +86,11 @@ class TrainConfig(Validated):
         "gradient checkpointing: store only the inputs of the UNet's blocks and recompute the rest in the backward "
         "pass; less memory, more time, same weights",
     )
+    offload: bool = setting(
+        False,
+        "keep in main memory what the GPU does not need at the moment: Adam's moments, the last good weights, "
+        "the original text encoder and the autoencoder; less GPU memory, a little more time, same weights",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,7 @@ from ..models.loading import TextToImage
 from ..training.bank import Banks, BankSamples, SampleSource, TrajectoryBank, make_banks
 from ..training.events import Progress
 from ..training.official import source_class
+from ..training.offload import offloaded_modules
 from ..training.schedule import Schedule
 from ..training.trainer import Trainer
 from .fake_tensors import Deadline, LiveMemory, fake_copy
@@ -126,6 +127,7 @@ class Estimator:
         self.retain_prompts = list(retain_prompts)
         self.device = device
         self.linear = linear
+        self.estimates: dict[Plan, Estimate] = {}  # without offload
         self.pass_denoiser = functools.cache(self._pass_denoiser)
 
     @functools.cached_property
@@ -148,8 +150,12 @@ class Estimator:
 
         Raises AdvUnlearnError if torch has no fake tensors, `fake_tensors.TooLong` after the time limit.
         """
-        with self.mode, LiveMemory() as live, Deadline(seconds):
-            return self._estimate(plan, live)
+        kept = replace(plan, run=plan.run.replace(train={"offload": False}))
+        if kept not in self.estimates:
+            with self.mode, LiveMemory() as live, Deadline(seconds):
+                self.estimates[kept] = self._estimate(kept, live)
+        result = self.estimates[kept]
+        return result.with_offload() if plan.run.train.offload else result
 
     def _estimate(self, plan: Plan, live: LiveMemory) -> Estimate:
         run = shortened(plan.run)
@@ -168,6 +174,7 @@ class Estimator:
             gradients=_count_bytes(p.grad for p in trainer.parameters),
             optimiser=_count_bytes(moments),
             last_good=_count_bytes(trainer.parameters),
+            movable=sum(map(_count_module, offloaded_modules(self.model, run.train))),
             phases={name: live.peaks[name] - bank for name in ("bank", *work)},
             bank=bank,
             device=self.device.type,

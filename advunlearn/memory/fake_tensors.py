@@ -156,5 +156,5 @@ def fake_copy(module: Any, dtype: torch.dtype | None = None, memo: dict[int, Any
             tensors[name] = None if tensor is None else memo[id(tensor)]
         setattr(other, kind, {name: tensors[name] for name in getattr(module, kind)})
     other._modules = {k: None if c is None else fake_copy(c, dtype, memo) for k, c in module._modules.items()}
-    other.__deepcopy__ = lambda _: fake_copy(other)
+    other.__deepcopy__ = lambda shared: fake_copy(other, None, shared)
     return other

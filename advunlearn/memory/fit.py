@@ -38,13 +38,16 @@ def fit_micro_batch(measure: Measure, plan: Plan, device_bytes: float) -> Fit | 
 def fit_same_result(measure: Measure, plan: Plan, device_bytes: float) -> Fit | None:
     """Return a plan that fits and trains the same weights up to rounding; None if there is none.
 
-    Micro-batches take no more work. Gradient checkpointing takes one more forward pass for each backward pass, so it is
-    used only if a single sample does not fit without it.
+    Micro-batches take no more work. Offloading takes copies between the devices, gradient checkpointing one more
+    forward pass for each backward pass: each is used only if a single sample does not fit without it.
     """
-    fit = fit_micro_batch(measure, plan, device_bytes)
-    if fit is None and not plan.run.train.checkpointing:
-        fit = fit_micro_batch(measure, replace_train(plan, checkpointing=True), device_bytes)
-    return fit
+    for changes in ({}, {"offload": True}, {"checkpointing": True}, {"offload": True, "checkpointing": True}):
+        candidate = replace_train(plan, **changes)
+        if changes and candidate == plan:
+            continue
+        if fit := fit_micro_batch(measure, candidate, device_bytes):
+            return fit
+    return None
 
 
 def advise(measure: Measure, plan: Plan, device_bytes: float) -> Fit | None:
@@ -80,13 +83,13 @@ def choose_plan(mode: str, measure: Measure, plan: Plan, device_bytes: float | N
 
     Args:
         mode: auto: what fits with the same result, or the plan itself if nothing does; fast: the plan itself; low: one
-            sample at a time, with gradient checkpointing.
+            sample at a time, with gradient checkpointing and offloading.
         measure: estimates a plan.
         plan: the settings; a micro-batch that is set already is kept.
         device_bytes: memory for the run; None if it is not limited.
     """
     if mode == "low":
-        return replace_train(plan, micro_batch=1, checkpointing=True)
+        return replace_train(plan, micro_batch=1, checkpointing=True, offload=True)
     if mode == "fast" or device_bytes is None or plan.run.train.micro_batch:
         return plan
     fit = fit_same_result(measure, plan, device_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
@@ -34,6 +34,7 @@ class Plan:
             "resolution": self.resolution,
             "dtype": self.dtype,
             "micro_batch": self.run.train.micro_batch,
+            "offload": self.run.train.offload,
             "checkpointing": self.run.train.checkpointing,
         }
 
@@ -68,6 +69,8 @@ class Estimate:
     last_good: int  # the weights to return to when a loss is not finite
     phases: Mapping[str, int]  # the peak in each phase: bank, attack, inversion, train
     bank: int  # the banks, in CPU memory
+    movable: int  # of the weights, those that training needs now and then only
+    offloaded: int = 0  # in CPU memory instead of the device's
     device: str
     forwards: Forwards
 
@@ -85,6 +88,17 @@ class Estimate:
     def peak(self) -> int:
         """Peak on the device; on a CPU the banks count as well."""
         return max(self.phases.values()) + (self.bank if self.device == "cpu" else 0)
+
+    def with_offload(self) -> Estimate:
+        """Return the estimate of the same run with `offload`; on a CPU there is nothing to gain."""
+        if self.device == "cpu":
+            return self
+        moved = self.last_good + self.optimiser + self.movable
+        steady = self.steady - moved
+        phases = {name: peak - moved for name, peak in self.phases.items()}
+        phases["bank"] = max(phases["bank"], steady + self.movable)  # new trajectories' prompts are encoded
+        weights = self.weights - self.movable
+        return replace(self, weights=weights, optimiser=0, last_good=0, movable=0, phases=phases, offloaded=moved)
 
     def fits(self, device_bytes: float) -> bool:
         """Return whether a run fits into a device's memory, of which tensors may take the fraction `USABLE`."""
@@ -105,7 +119,8 @@ class Estimate:
         f = self.forwards
         return "\n".join(
             [
-                f"needs {self.peak / GIB:.2f} GiB on {self.device}; banks in CPU memory: {self.bank / GIB:.2f} GiB",
+                f"needs {self.peak / GIB:.2f} GiB on {self.device}; in CPU memory: banks {self.bank / GIB:.2f} GiB, "
+                f"offloaded {self.offloaded / GIB:.2f} GiB",
                 "held between iterations:",
                 *rows[: len(held)],
                 "peak in each phase:",

@@ -26,6 +26,7 @@ from .ddim import scale_batch
 from .denoiser import Denoiser
 from .diffusers_denoiser import DiffusersDenoiser
 from .encoder_files import part_hashes
+from .placement import on_device
 from .sdxl_text_encoder import DualTextEncoder
 from .text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts, get_clip_skip, set_clip_skip
 
@@ -66,7 +67,8 @@ class TextToImage:
         """Decode latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]."""
         scaled = latents / self.vae.config.scaling_factor
         batches = scaled.split(scale_batch(64, latents))
-        images = [self.vae.decode(batch.to(self.vae.dtype)).sample.float() for batch in batches]
+        with on_device([self.vae], latents.device):
+            images = [self.vae.decode(batch.to(self.vae.dtype)).sample.float() for batch in batches]
         return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
 
     def fingerprints(self) -> dict[str, object]:

@@ -7,6 +7,7 @@ the two differ, callers go through the protocol `TextEncoder`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..config.training import ENCODER_NAMES, Encoders, FinalNorm, Trainable
 from ..errors import AdvUnlearnError
+from .placement import on_device
 
 TRAINABLE_PATTERNS: dict[Trainable, str] = {
     "layers": r"\blayers\.",
@@ -212,11 +214,19 @@ def set_clip_skip(encoder: nn.Module, clip_skip: int) -> None:
     encoder.clip_skip = clip_skip  # type: ignore[assignment]
 
 
+def trainable_copy(encoder: nn.Module, encoders: Encoders, device: torch.device) -> nn.Module:
+    """Return a copy of an encoder on a device; of two encoders, one that does not train is shared with the original."""
+    parts = encoder_parts(encoder)
+    shared = {id(part): part for name, part in parts.items() if len(parts) > 1 and encoders not in ("both", name)}
+    return copy.deepcopy(encoder, shared).to(device)
+
+
 @torch.no_grad()
 def encode_prompts(encoder: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
-    """Return the conditioning (B, L, D) of prompts."""
+    """Return the conditioning (B, L, D) of prompts. An encoder on another device is moved there for the moment."""
     ids = tokenize(tokenizer, prompts).to(device)
-    return torch.cat([encode(encoder, rows) for rows in ids.split(128)])
+    with on_device(encoder_parts(encoder).values(), device):
+        return torch.cat([encode(encoder, rows) for rows in ids.split(128)])
 
 
 def trainable_parameters(

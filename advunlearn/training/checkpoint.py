@@ -22,7 +22,12 @@ from .distributed import SINGLE, Processes
 
 BANK = "bank-{}.pt"
 FORMAT = 2  # of the state file; raised when its content changes
-FREE_SETTINGS = ("iterations", "checkpointing", "micro_batch")  # a resumed run may have other values of these
+FREE_SETTINGS = (
+    "iterations",
+    "checkpointing",
+    "micro_batch",
+    "offload",
+)  # a resumed run may have other values of these
 
 
 class Checkpoints:
@@ -117,6 +122,7 @@ class RunState:
         banks: the sources of samples.
         generator: source of the run's own draws.
         processes: all have the same state except for the banks, which are gathered for saving.
+        offload: keep the last good weights on the CPU.
     """
 
     def __init__(
@@ -126,8 +132,10 @@ class RunState:
         banks: Banks,
         generator: torch.Generator,
         processes: Processes = SINGLE,
+        offload: bool = False,
     ) -> None:
         self.parameters = parameters
+        self.offload = offload
         self.adam = adam
         self.banks = banks
         self.processes = processes
@@ -171,7 +179,8 @@ class RunState:
 
     def keep_good_weights(self) -> None:
         """Copy the weights, to return to them if a loss is not finite."""
-        self.good_weights = self.good_weights or [torch.empty_like(p) for p in self.parameters]
+        if not self.good_weights:
+            self.good_weights = [torch.empty_like(p, device="cpu" if self.offload else None) for p in self.parameters]
         torch._foreach_copy_(self.good_weights, [p.detach() for p in self.parameters])
         self.good_iterations = len(self.history)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,16 @@ from ..losses import erase_loss, retain_loss
 from ..models.denoiser import checkpointed
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.loading import TextToImage
-from ..models.text_encoder import encode, frozen, gradients_for, tokenize, trainable_parameters
+from ..models.placement import on_device
+from ..models.text_encoder import (
+    encode,
+    encoder_parts,
+    frozen,
+    gradients_for,
+    tokenize,
+    trainable_copy,
+    trainable_parameters,
+)
 from .adversary import Adversary, CleanPrompt, Draw, divide
 from .bank import Banks, BankSamples, SampleSource, make_banks
 from .checkpoint import Checkpoints, RunState
@@ -29,6 +37,7 @@ from .events import Callback, Progress, TrainResult, report_filling
 from .inversion_adversary import InversionAdversary
 from .micro_batches import split_batch
 from .official import PublishedAttack, cut_to_words, source_class
+from .offload import CPU, OffloadedAdam, offloaded_modules
 from .prompt_adversary import PromptAdversary
 from .schedule import Schedule
 from .validation import check_processes, check_run
@@ -70,17 +79,18 @@ class Trainer:
             self.denoiser = trained = model.denoiser.trainable_copy()
             self.parameters = trained.trainable_parameters(run.train.unet_method)
         else:
-            self.encoder = copy.deepcopy(model.text_encoder)
+            self.encoder = trainable_copy(model.text_encoder, run.train.encoders, model.denoiser.device)
             self.parameters = trainable_parameters(
                 self.encoder, run.train.trainable, run.train.num_layers, run.train.final_norm, run.train.encoders
             )
         device = self.denoiser.device
-        self.adversaries = make_adversaries(model, run, generator, processes)
+        with on_device(encoder_parts(model.text_encoder).values(), device):
+            self.adversaries = make_adversaries(model, run, generator, processes)
         clean_ids = tokenize(model.tokenizer, run.concept.prompts).to(device)  # (P, L)
         self.warmup_adversaries: list[Adversary] = [CleanPrompt(clean_ids)]
         self.retain_ids = tokenize(model.tokenizer, retain_prompts or [""]).to(device)  # (R, L)
-        adam = torch.optim.Adam(self.parameters, lr=run.train.lr)
-        self.state = RunState(self.parameters, adam, banks, generator, processes)
+        adam = (OffloadedAdam if run.train.offload else torch.optim.Adam)(self.parameters, lr=run.train.lr)
+        self.state = RunState(self.parameters, adam, banks, generator, processes, run.train.offload)
 
     def run(self, callback: Callback | None = None, checkpoints: Checkpoints | None = None) -> TrainResult:
         """Train. A callback that returns True stops the run after the current iteration.
@@ -319,12 +329,13 @@ def train(
     if banks is None:
         make = source_class(run.train) if processes.count == 1 else functools.partial(ShardedBank, processes=processes)
         banks = make_banks(model, run, retained, generator, report_filling(callback), make, bank_state)
-    trainer = Trainer(model, run, banks, retain_prompts, generator, processes)
-    trainer.state.settings = settings
-    if state:
-        trainer.state.restore(state)
-        if len(state["history"]) > run.train.iterations:
-            raise AdvUnlearnError(
-                f"the run has already done {len(state['history'])} iterations; set iterations to at least that"
-            )
-    return trainer.run(callback, checkpoints)
+    with on_device(offloaded_modules(model, run.train) if run.train.offload else (), CPU):
+        trainer = Trainer(model, run, banks, retain_prompts, generator, processes)
+        trainer.state.settings = settings
+        if state:
+            trainer.state.restore(state)
+            if len(state["history"]) > run.train.iterations:
+                raise AdvUnlearnError(
+                    f"the run has already done {len(state['history'])} iterations; set iterations to at least that"
+                )
+        return trainer.run(callback, checkpoints)

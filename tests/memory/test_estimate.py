@@ -196,6 +196,7 @@ def linear_estimate(plan: Plan) -> Estimate:
         last_good=0,
         phases={"train": peak},
         bank=0,
+        movable=0,
         device="cuda",
         forwards=Forwards(bank=0, attack=0, train=0, sampling=0, total=0),
     )
@@ -236,7 +237,7 @@ def test_the_setting_memory_chooses_the_plan() -> None:
 
     assert chosen("auto", 20) == {"micro_batch": 16}
     assert chosen("auto", None) == chosen("fast", 5) == chosen("auto", 1) == {}
-    assert chosen("low", 100) == {"micro_batch": 1, "checkpointing": True}
+    assert chosen("low", 100) == {"micro_batch": 1, "checkpointing": True, "offload": True}
     fixed = replace_train(SD15, micro_batch=3)
     assert choose_plan("auto", linear_estimate, fixed, 5 * GIB) == fixed
 

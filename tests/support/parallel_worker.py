@@ -50,6 +50,7 @@ RUNS: dict[str, Settings] = {
         BankConfig(trajectories=5, retain_trajectories=3, sampling_steps=2, draws_per_sample=0.75, dtype="float32"),
     ),
     "half": (TRAIN, ATTACK, replace(BANK, dtype="float16")),
+    "micro": (replace(TRAIN, micro_batch=1), ATTACK, BANK),
     "unet": (TrainConfig(mode="esd_unet", iterations=2, batch=3), ATTACK, BANK),
 }
 FLAGS = "--iterations 3 --warmup 1 --batch 4 --retain-batch 2 --attack-steps 2 --attack-restarts 2 --device cpu "

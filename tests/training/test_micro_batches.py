@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.models.counting import count_forwards
-from advunlearn.models.loading import TextToImage
+from advunlearn.models.loading import TextToImage, load
 from advunlearn.training.bank import BankSamples, make_banks
 from advunlearn.training.micro_batches import row_losses, split_batch
 from advunlearn.training.trainer import Trainer, train
@@ -88,6 +89,17 @@ def test_micro_batches_train_as_the_whole_batch_does(tiny_model: TextToImage, ch
     assert max((a - b).abs().max() for a, b in zip(whole, parts, strict=True)) < 1e-4 * largest
     other = gradients(tiny_model, run.replace(train={"seed": 1, "clean_share": 1.0}))
     assert max((a - b).abs().max() for a, b in zip(whole, other, strict=True)) > 1e-2 * largest  # it can fail
+
+
+def test_micro_batches_in_bf16_differ_by_its_rounding_only(tiny_folder: pathlib.Path) -> None:
+    model = load(str(tiny_folder), dtype=torch.bfloat16)
+    whole, parts, other = (
+        torch.cat([gradient.flatten() for gradient in gradients(model, run)])
+        for run in (RUN, RUN.replace(train={"micro_batch": 2}), RUN.replace(train={"seed": 1}))
+    )
+    # bf16 has 8 bits: a sum in another order differs by 2^-8 of its largest part.
+    assert (parts - whole).norm() < 2e-2 * whole.norm()
+    assert (other - whole).norm() > 0.2 * whole.norm()  # it can fail
 
 
 @pytest.mark.parametrize("mode", ["loss", "step"])
