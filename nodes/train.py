@@ -10,7 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.config.concept import ConceptConfig
-from ..advunlearn.config.io import ModelConfig, RetainConfig
+from ..advunlearn.config.io import FileDtype, ModelConfig, OutputConfig, RetainConfig
 from ..advunlearn.config.presets import AUTO, PRESETS, describe_all_settings, make_run, resolve_preset
 from ..advunlearn.config.training import SECTIONS, RunConfig, TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
@@ -70,7 +70,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         Raises AdvUnlearnError for settings that cannot work, a run that does not fit into memory, and a loss that is
         not finite (the last good weights are saved then).
         """
-        from ..advunlearn.formats.text_encoders import export_state, save_encoder
+        from ..advunlearn.formats.text_encoders import choose_file_dtype, export_state, save_encoder
         from ..advunlearn.reporting.training_summary import summarize_training
         from ..advunlearn.training.checkpoint import Checkpoints
         from ..advunlearn.training.recipe import recipe_metadata
@@ -87,7 +87,8 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             # A run that was cancelled while its bank was filled has no checkpoint and starts from the beginning.
             result = train_or_keep(job, name, progress, checkpoints, values["resume"] and checkpoints.exists())
             path, listed = folders.new_path(name)
-            save_encoder(path, result.encoder, recipe_metadata(job.model, job.run))
+            dtype = choose_file_dtype(job.encoder_dtype, result.encoder)
+            save_encoder(path, result.encoder, recipe_metadata(job.model, job.run), dtype)
             state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
             checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
@@ -160,6 +161,7 @@ class Job:
     warnings: list[str]
     details: list[str]
     sample_every: int
+    encoder_dtype: FileDtype
 
 
 def prepare(model: Any, clip: Any, vae: Any, values: Mapping[str, Any]) -> Job:
@@ -199,6 +201,7 @@ def prepare(model: Any, clip: Any, vae: Any, values: Mapping[str, Any]) -> Job:
         warnings,
         [scope.describe(), memory_line, described],
         options.get("sample_every", SAMPLE_EVERY),
+        options.get("encoder_dtype", OutputConfig.encoder_dtype),
     )
 
 
@@ -227,12 +230,13 @@ def log(lines: Iterable[str], warnings: Iterable[str] = ()) -> None:
 
 def train_or_keep(job: Job, name: str, progress: Any, checkpoints: Any, resume: bool) -> Any:
     """Train. If the loss is not finite, save the last good weights and raise AdvUnlearnError that names their file."""
-    from ..advunlearn.formats.text_encoders import save_encoder
+    from ..advunlearn.formats.text_encoders import choose_file_dtype, save_encoder
     from ..advunlearn.training.trainer import train
 
     try:
         return train(job.model, job.run, job.prompts, callback=progress, checkpoints=checkpoints, resume=resume)
     except TrainingDiverged as error:
         path, listed = folders.new_path(name + "_last_good")
-        save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)})
+        dtype = choose_file_dtype(job.encoder_dtype, error.result.encoder)
+        save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)}, dtype)
         raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error

@@ -8,8 +8,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..advunlearn.config.base import DTYPES
+from ..advunlearn.config.io import OutputConfig
 from ..advunlearn.config.training import SECTIONS
-from .widgets import CATEGORY, output, preset_widget, read_changes, schema
+from .widgets import CATEGORY, output, preset_widget, read_changes, schema, widget
 
 SUBCATEGORY = f"{CATEGORY}/settings"
 COMFYUI_DTYPE = "default"
@@ -17,7 +18,7 @@ MODES = ("advunlearn", "fast", "esd", "official")
 # Settings that Train AdvUnlearn Encoder shows itself, and those of runs that the nodes do not have.
 SHOWN_ELSEWHERE = {
     "concept": ("concept", "kind"),
-    "train": ("iterations", "seed", "train_method", "encoders"),
+    "train": ("iterations", "seed", "train_method", "encoders", "offload"),  # `memory` chooses to offload
 }
 RULE = (
     "Connected, the node changes exactly what it shows; -1, 'preset' and an empty text leave a setting to the preset."
@@ -53,7 +54,7 @@ class TrainingSettings(io.ComfyNode):
     def execute(cls, **values: Any) -> io.NodeOutput:
         """Return the settings that differ from the preset's, by section; `node` has those of the node itself."""
         changes = {section: read_changes(SECTIONS[section], values) for section in ("concept", "train")}
-        node = {name: values[name] for name in ("dtype", "sample_every") if name in values}
+        node = {name: values[name] for name in ("dtype", "sample_every", "encoder_dtype") if name in values}
         return io.NodeOutput({**changes, "node": node})
 
 
@@ -117,4 +118,5 @@ def _node_inputs() -> list[Any]:
             tooltip="show sample images of the concept and of a retained prompt on the node every N iterations "
             "(0: never)",
         ),
+        widget(OutputConfig, "encoder_dtype", optional=True),
     ]
