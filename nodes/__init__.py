@@ -21,6 +21,7 @@ from .judges import LoadClassifierJudge, LoadCLIPJudge, LoadJudge, LoadNudityJud
 from .saved_graphs import accept_old_graphs
 from .train import TrainAdvUnlearnEncoder
 from .training_settings import AttackSettings, BankSettings, TrainingSettings
+from .verify import VerifyRobustCLIP
 
 NODES: list[type[io.ComfyNode]] = [
     TrainAdvUnlearnEncoder,
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadRobustCLIP,
     SaveRobustCLIP,
     EvaluateRobustness,
+    VerifyRobustCLIP,
     LoadJudge,
     LoadNudityJudge,
     LoadClassifierJudge,

@@ -15,7 +15,7 @@ IDS = sorted(NODES)
 
 
 def test_every_node_has_a_help_page_that_names_it() -> None:
-    assert len(IDS) == 20 and all(name.startswith("AdvUnlearn") for name in IDS)
+    assert len(IDS) == 21 and all(name.startswith("AdvUnlearn") for name in IDS)
     for name in IDS:
         title, text = (ROOT / "web" / "docs" / f"{name}.md").read_text().split("\n", 1)
         assert title == f"# {NODES[name]['display_name']}" and len(text) > 100

@@ -1,0 +1,101 @@
+"""Verify an encoder inside the graph: attacks, compared with thresholds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..advunlearn.config.attacks import choose_attacks
+from ..advunlearn.config.concept import ConceptConfig
+from ..advunlearn.config.evaluation import EvaluateConfig
+from ..advunlearn.config.verification import DEFAULT_BUDGET, VERIFY_BUDGETS, VerifyConfig
+from .evaluate import UNITS
+from .judges import Judge
+from .widgets import output, resolution, schema, settings, widget
+
+
+class VerifyRobustCLIP(io.ComfyNode):
+    """Compare an encoder's evaluation with thresholds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="AdvUnlearnVerify",
+            display_name="Verify Robust CLIP",
+            description="Attack a robust CLIP and compare the result with thresholds: attack success rate on the "
+            "concept, accuracy of everything else.",
+            search_aliases=["threshold", "pass or fail", "ASR"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
+                io.Clip.Input("original_clip", tooltip="the CLIP before erasing"),
+                io.Clip.Input("clip", tooltip="the robust CLIP"),
+                io.Vae.Input("vae", tooltip="decodes the images for the judge"),
+                Judge.Input("judge", tooltip="decides what an image shows"),
+                widget(ConceptConfig, "concept"),
+                widget(ConceptConfig, "kind"),
+                io.Combo.Input(
+                    "budget",
+                    options=list(VERIFY_BUDGETS),
+                    default=DEFAULT_BUDGET,
+                    tooltip="quick: two attacks of 40 steps on 20 cases; full: five attacks of 200 steps on 100 cases",
+                ),
+                widget(VerifyConfig, "max_asr"),
+                widget(VerifyConfig, "min_retained"),
+                io.String.Input(
+                    "retained_prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="your own retained prompts, one per line: prompt | label, with a label of the judge "
+                    "(empty: the miniature's objects with its judge; none with other judges, which needs min_retained "
+                    "0)",
+                ),
+                resolution("size of the images"),
+            ],
+            outputs=[
+                output(io.Boolean, "passed", tooltip="whether every threshold is met"),
+                output(io.String, "report", tooltip="a line for each threshold"),
+                output(io.String, "result", tooltip="checks, hashes, settings, prompts and metrics as JSON"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        original_clip: Any,
+        clip: Any,
+        vae: Any,
+        judge: Any,
+        budget: str,
+        retained_prompts: str,
+        resolution: int,
+        **values: Any,
+    ) -> io.NodeOutput:
+        """Return whether the CLIP passes, a report, and the result as JSON.
+
+        Raises AdvUnlearnError for a concept or a label that the judge does not know, and for a threshold that needs
+        retained prompts where there are none.
+        """
+        from ..advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+        from ..advunlearn.evaluation.verification import format_verification, verify
+        from ..advunlearn.prompts.prompt_files import parse_lines
+        from . import clip_l, host
+
+        attacks, config = VERIFY_BUDGETS[budget]
+        with host.enable_gradients():
+            original = host.make_model(model, original_clip, vae, resolution)
+            inputs = EvaluationInputs(retained=parse_lines(retained_prompts))
+            evaluator = Evaluator(original, judge, settings(ConceptConfig, values), EvaluateConfig(**config), inputs)
+            names = choose_attacks(attacks, evaluator.find_missing)
+            bar = host.Bar(UNITS * len(names), cls.hidden.unique_id)
+            evaluator.on_progress = lambda what, step, total: bar.update(
+                UNITS * names.index(what) + UNITS * step // total
+            )
+            subject = Subject(clip_l.make_text_encoder(clip, original.denoiser.device), original.denoiser)
+            result = verify(evaluator, subject, names, settings(VerifyConfig, values)) | {"budget": budget}
+            bar.update(bar.total)
+        return io.NodeOutput(result["passed"], format_verification(result), json.dumps(result))
