@@ -262,7 +262,7 @@ class TokenAttack(SlotAttack):
         """Return the prompts, decoded from all of their tokens."""
         ids = self.token_ids()
         length = self.slots.ids.shape[1]
-        contents = content_tokens(self.slots.fill(ids).cpu(), self.context.targets.eos)
+        contents = content_tokens(self.slots.fill(ids).cpu(), self.context.tokenizer)
         searched = [row[at < length].tolist() for row, at in zip(ids, self.slots.at.cpu(), strict=True)]
         return [describe_prompt(self.context.tokenizer, c, s) for c, s in zip(contents, searched, strict=True)]
 

@@ -50,7 +50,7 @@ class CCE(DenoisingAttack):
         assert concept is not None  # see `needs`
         names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
         template = tokenizer("a painting in the style of" if concept.kind == "style" else "a photo of a")
-        prompts = content_tokens(targets.ids, targets.eos)
+        prompts = content_tokens(targets.ids, tokenizer)
         device = targets.ids.device
         return replacement_slots(prompts, names, template.input_ids[1:-1], self.config.tokens, tokenizer, device)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..config.adversary import Position
 from ..errors import AdvUnlearnError
+from ..models.chunks import content_positions, pack_chunks, unpack_chunks
 from ..models.prompt_tokens import end_position, find_span, insert_slots, num_content_before, replace_content
-from ..models.text_encoder import Tokenizer, embed, encode
+from ..models.text_encoder import Tokenizer, embed, encode, num_chunks, special_tokens
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,13 @@ class PromptSlots:
 
     def surrounding_text(self, row: int, tokenizer: Tokenizer) -> tuple[str, str] | None:
         """Return the text of a prompt before and after its slots; None if the slots are not contiguous."""
-        slots = self.at[row][self.at[row] < self.ids.shape[1]].tolist()
-        if not slots or slots != list(range(slots[0], slots[-1] + 1)):
+        tokens = content_tokens(self.ids[row : row + 1], tokenizer)[0]
+        positions = {at: i for i, at in enumerate(content_positions(len(tokens), tokenizer.model_max_length))}
+        slots = [positions.get(at, -1) for at in self.at[row].tolist() if at < self.ids.shape[1]]  # among the tokens
+        if not slots or slots != list(range(slots[0], slots[-1] + 1)) or slots[0] < 0:
             return None
-        tokens = content_tokens(self.ids[row : row + 1], tokenizer.eos_token_id)[0]
-        before = str(tokenizer.decode(tokens[: slots[0] - 1])).strip()
-        after = str(tokenizer.decode(tokens[slots[-1] :])).strip()
+        before = str(tokenizer.decode(tokens[: slots[0]])).strip()
+        after = str(tokenizer.decode(tokens[slots[-1] + 1 :])).strip()
         return before, after
 
     def truncate(self, length: int) -> PromptSlots:
@@ -58,10 +60,10 @@ class PromptSlots:
         return encode(encoder, self.ids, put(1, index, embeddings.to(own.dtype))[:, :-1], slice(0, self.ids.shape[1]))
 
 
-def content_tokens(ids: Tensor, eos: int) -> list[list[int]]:
-    """Return the tokens of prompts (N, L) between their start and end tokens."""
-    ends = end_position(ids, eos).tolist()
-    return [row[1:end] for row, end in zip(ids.tolist(), ends, strict=True)]
+def content_tokens(ids: Tensor, tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the tokens of prompts (N, L) between their start and end tokens, of all their chunks."""
+    length, end = tokenizer.model_max_length, tokenizer.eos_token_id
+    return [unpack_chunks(row, length, end) for row in ids.tolist()]
 
 
 def make_slots(
@@ -73,22 +75,24 @@ def make_slots(
         prompts: for each of N prompts its token ids without start and end.
         before: for each prompt, in ascending order, the indices of the tokens that get a slot in front. The prompt's
             length means a slot at its end; an index that occurs twice gives two slots.
-        tokenizer: gives start, end, padding and the full length L; overflowing tokens are cut, the end token never.
+        tokenizer: gives start, end, padding, the full length L and the number of chunks; overflowing tokens are cut.
         device: device of the result.
     """
     length = tokenizer.model_max_length
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids = torch.full((len(prompts), length), padding)
-    at = torch.full((len(prompts), max(map(len, before), default=0)), length)
+    count = num_chunks(tokenizer)
+    special = special_tokens(tokenizer)
+    rows = []
+    at = torch.full((len(prompts), max(map(len, before), default=0)), count * length)
     for n, (tokens, points) in enumerate(zip(prompts, before, strict=True)):
-        row: list[int | None] = []
+        content: list[int | None] = []
         for i in range(len(tokens) + 1):
-            row += [None] * list(points).count(i) + list(tokens[i : i + 1])
-        row = row[: length - 2]
-        slots = [1 + i for i, token in enumerate(row) if token is None]
+            content += [None] * list(points).count(i) + list(tokens[i : i + 1])
+        content = content[: count * (length - 2)]
+        positions = content_positions(len(content), length)
+        slots = [position for position, token in zip(positions, content, strict=True) if token is None]
         at[n, : len(slots)] = torch.tensor(slots, dtype=torch.long)
-        ids[n, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *(t or 0 for t in row), tokenizer.eos_token_id])
-    return PromptSlots(ids.to(device), at.to(device))
+        rows.append(pack_chunks([token or 0 for token in content], length, count, *special))
+    return PromptSlots(torch.tensor(rows).view(-1, count * length).to(device), at.to(device))
 
 
 def without_name(
@@ -121,7 +125,9 @@ def replacement_slots(
 
 
 def prefix_slots(ids: Tensor, count: int, tokenizer: Tokenizer) -> PromptSlots:
-    """Return prompts (N, L) with `count` slots in front."""
+    """Return prompts (N, L) with `count` slots in front; the tokens behind them may move to another chunk."""
+    if num_chunks(tokenizer) > 1:
+        return make_slots(content_tokens(ids, tokenizer), [[0] * count] * len(ids), tokenizer, ids.device)
     return PromptSlots(*insert_slots(ids, ids.new_zeros(len(ids), count), tokenizer.eos_token_id))
 
 

@@ -39,7 +39,7 @@ class PlainPromptAttack(Attack):
         """Return the prompts and all their tokens; they are exact because they were written as text."""
         tokenizer = self.context.tokenizer
         prompts = self.current_prompts()
-        rows = content_tokens(tokenize(tokenizer, prompts), self.context.targets.eos)
+        rows = content_tokens(tokenize(tokenizer, prompts), tokenizer)
         return [
             {"prompt": prompt, "tokens": tokenizer.convert_ids_to_tokens(row), "exact": True}
             for prompt, row in zip(prompts, rows, strict=True)

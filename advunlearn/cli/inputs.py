@@ -40,7 +40,14 @@ def load_model(config: ModelConfig) -> TextToImage:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise AdvUnlearnError(f"device {name!r} cannot be used here ({error}); give cuda, mps or cpu") from error
-    return load(config.model, device, getattr(torch, config.dtype), config.prediction_type, config.clip_skip)
+    return load(
+        config.model,
+        device,
+        getattr(torch, config.dtype),
+        config.prediction_type,
+        config.clip_skip,
+        config.long_prompts,
+    )
 
 
 def parse_device(config: ModelConfig) -> torch.device:

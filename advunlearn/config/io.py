@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from .base import Dtype, Validated, setting
 
 PredictionType = Literal["auto", "epsilon", "v_prediction"]
+LongPrompts = Literal["chunks", "cut"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 CONVERSIONS = {
     "safetensors": "one file for any CLIP-L loader",
@@ -50,6 +51,11 @@ class ModelConfig(Validated):
     )
     prediction_type: PredictionType = setting(
         "auto", "what the UNet predicts (auto: as the model states, otherwise epsilon)"
+    )
+    long_prompts: LongPrompts = setting(
+        "chunks",
+        "prompts of more than 75 tokens: chunks encodes 75 tokens at a time, as ComfyUI does; cut leaves out the rest, "
+        "as diffusers and the published code do (mode official always cuts)",
     )
 
 

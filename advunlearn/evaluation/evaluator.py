@@ -18,8 +18,8 @@ from ..judges.base import Judge, JudgeOutput
 from ..judges.convnet import ConvJudge
 from ..models.ddim import draw_noise_rows
 from ..models.loading import TextToImage
-from ..models.prompt_tokens import describe_cut_prompts, find_cut_prompts
-from ..models.text_encoder import encoder_parts, frozen, tokenize
+from ..models.prompt_tokens import describe_long_prompts, find_cut_prompts, find_long_prompts
+from ..models.text_encoder import encoder_parts, frozen, num_chunks, tokenize
 from ..prompts.synonyms import miniature_synonyms, shipped_synonyms
 from .attack_run import AttackRun
 from .cases import Cases, LabelledPrompt, make_cases
@@ -72,6 +72,12 @@ class EvaluationInputs:
         return row
 
 
+def max_inserted_tokens(config: EvaluateConfig, inputs: EvaluationInputs) -> int:
+    """Return the largest number of tokens that an attack of this evaluation inserts into a prompt by its settings."""
+    given = [settings.get("tokens", 0) for settings in inputs.attack_settings.values()]
+    return max([config.attack_tokens, *(tokens for tokens in given if isinstance(tokens, int))])
+
+
 def warn_of_images(out: Measurement, what: str, images: Tensor, rows: Sequence[Row]) -> None:
     """Record a warning if no image (N, 3, H, W) shows anything: a broken model is not a robust one."""
     if fault := find_image_fault(images, rows):
@@ -102,15 +108,15 @@ class Evaluator(ImageGenerator):
         config: EvaluateConfig,
         inputs: EvaluationInputs | None = None,
     ) -> None:
+        inputs = inputs or EvaluationInputs()
+        cases = make_cases(concept, judge, config.cases, config.repeats, inputs.prompts, inputs.retained)
+        model = model.fit_prompts(cases.all_prompts(), max_inserted_tokens(config, inputs))
         super().__init__(model, judge, [judge.concept_label(one) for one in concept.each], config)
         self.concept = concept
-        self.inputs = inputs or EvaluationInputs()
+        self.inputs = inputs
         known_synonyms = miniature_synonyms if isinstance(judge, ConvJudge) else shipped_synonyms
         self.synonyms = list(self.inputs.synonyms) or known_synonyms(concept)
-        self.cases: Cases = make_cases(
-            concept, judge, config.cases, config.repeats, self.inputs.prompts, self.inputs.retained
-        )
-        self.cut_prompts = find_cut_prompts(model.tokenizer, self.cases.all_prompts())  # with their numbers of tokens
+        self.cases: Cases = cases
         self.seeds = self.cases.seeds or [None] * config.cases
         generator = torch.Generator().manual_seed(config.seed)
         # The order of these draws is part of the evaluation's seed.
@@ -130,12 +136,14 @@ class Evaluator(ImageGenerator):
         """Return the entries of the report besides concept and budget: the judge and the user's own inputs."""
         judge = self.judge.settings()
         row: Row = ({"judge": judge} if judge else {}) | self.inputs.describe()
-        return row | ({"cut_prompts": self.cut_prompts} if self.cut_prompts else {})
+        tokenizer, prompts = self.model.tokenizer, self.cases.all_prompts()
+        long, cut = find_long_prompts(tokenizer, prompts), find_cut_prompts(tokenizer, prompts)
+        chunked = {prompt: tokens for prompt, tokens in long.items() if num_chunks(tokenizer) > 1}
+        return row | {key: value for key, value in (("chunked_prompts", chunked), ("cut_prompts", cut)) if value}
 
-    def describe_cut_prompts(self) -> str:
-        """Return a warning about prompts of the evaluation that are too long for the text encoder; "" for none."""
-        longest = self.model.tokenizer.model_max_length - 2
-        return describe_cut_prompts(self.cut_prompts, len(set(self.cases.all_prompts())), longest)
+    def describe_long_prompts(self) -> str:
+        """Return a note about prompts of more tokens than the text encoder reads at once; "" for none."""
+        return describe_long_prompts(self.model.tokenizer, self.cases.all_prompts())
 
     def make_targets(self) -> tuple[AttackTargets, AttackTargets]:
         """Return the targets of the N cases, and of all images of the concept.

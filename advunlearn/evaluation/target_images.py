@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import AdvUnlearnError
@@ -31,13 +31,25 @@ class TargetImages:
 
 
 def read_image(path: pathlib.Path, width: int, height: int) -> Tensor:
-    """Return an image file (3, H, W) in [0, 1], cropped in the middle to the model's proportions."""
+    """Return an image file (3, H, W) in [0, 1], upright, cropped in the middle to the model's proportions."""
     try:
         with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError) as error:
+            upright = ImageOps.exif_transpose(image)
+            fitted = ImageOps.fit(convert_to_rgb(upright), (width, height), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # whatever Pillow's readers raise
         raise AdvUnlearnError(f"{path} could not be read as an image ({error}); remove it from the folder") from error
     return torch.from_numpy(np.asarray(fitted, np.float32) / 255).permute(2, 0, 1)
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB: 16 bits are scaled to 8 (Pillow clips them), what is transparent becomes white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float32) / 257  # 65,535 becomes 255
+        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return image.convert("RGB")
 
 
 @torch.no_grad()
@@ -60,7 +72,10 @@ def load_target_images(folder: str | pathlib.Path, model: TextToImage) -> Target
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise AdvUnlearnError(f"--images {str(folder)!r}: no such folder; give one with images of the concept")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    # Hidden files are no images: macOS puts ._NAME.png beside NAME.png on some drives.
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
     if not files:
         raise AdvUnlearnError(f"--images {str(folder)!r} has no image ({', '.join(IMAGE_SUFFIXES)}); put some there")
     _, height, width = model.denoiser.latent_shape

@@ -101,7 +101,7 @@ def find_snapshot(path: pathlib.Path) -> pathlib.Path:
     if not (path / "snapshots").is_dir():
         return path
     main = path / "refs" / "main"
-    if main.is_file() and (folder := path / "snapshots" / main.read_text().strip()).is_dir():
+    if main.is_file() and (folder := path / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
         return folder
     folders = sorted(folder for folder in (path / "snapshots").iterdir() if folder.is_dir())
     if len(folders) == 1:

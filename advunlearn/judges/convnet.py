@@ -106,7 +106,7 @@ class ConvJudge(nn.Module):
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         config = {"objects": self.objects, "styles": self.styles, "backgrounds": self.backgrounds, "width": self.width}
-        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         tensors = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}
         save_file(tensors, path / "model.safetensors")
 
@@ -114,6 +114,6 @@ class ConvJudge(nn.Module):
     def from_pretrained(cls, folder: str | pathlib.Path) -> ConvJudge:
         """Read a judge written by `save_pretrained`, in fp32 and evaluation mode."""
         path = pathlib.Path(folder)
-        judge = cls(**json.loads((path / "config.json").read_text()))
+        judge = cls(**json.loads((path / "config.json").read_text(encoding="utf-8")))
         judge.load_state_dict(load_file(path / "model.safetensors"))
         return judge.train(False)

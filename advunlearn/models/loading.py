@@ -8,13 +8,14 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import miniature
+from ..config.io import LongPrompts
 from ..errors import AdvUnlearnError, shorten_error
 from ..files import CLIP_TOKENIZER, TEXT_ENCODER_WEIGHTS, UNET_WEIGHTS
 from ..formats import single_file
@@ -27,6 +28,7 @@ from .denoiser import Denoiser
 from .diffusers_denoiser import DiffusersDenoiser
 from .encoder_files import part_hashes
 from .placement import on_device
+from .prompt_tokens import fit_tokenizer
 from .sdxl_text_encoder import DualTextEncoder
 from .text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts, get_clip_skip, set_clip_skip
 
@@ -57,6 +59,22 @@ class TextToImage:
     text_encoder: nn.Module  # a transformers CLIPTextModel, or a DualTextEncoder
     denoiser: Denoiser
     vae: Any  # a diffusers autoencoder; a host's own class may decode with another object
+    long_prompts: LongPrompts = "chunks"
+
+    def fit_prompts(self, prompts: Sequence[str], inserted: int = 0) -> TextToImage:
+        """Return this model for prompts that may be longer than its text encoder reads at once.
+
+        All its conditionings then have as many chunks as the longest prompt needs, see `chunks`; with `long_prompts`
+        "cut", or if all prompts fit, the model is the same object.
+
+        Args:
+            prompts: all prompts of a run.
+            inserted: number of adversarial tokens that are inserted into them.
+        """
+        tokenizer = self.tokenizer
+        if self.long_prompts == "chunks":
+            tokenizer = fit_tokenizer(tokenizer, prompts, inserted)
+        return self if tokenizer is self.tokenizer else replace(self, tokenizer=tokenizer)
 
     def encode(self, prompts: Sequence[str], encoder: nn.Module | None = None) -> Tensor:
         """Return the conditioning (B, L, D) of prompts by this model's encoder or another one."""
@@ -113,6 +131,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     prediction_type: str = "auto",
     clip_skip: int = 0,
+    long_prompts: LongPrompts = "chunks",
 ) -> TextToImage:
     """Load a model from disk; nothing is downloaded.
 
@@ -125,6 +144,7 @@ def load(
         dtype: dtype of the frozen parts.
         prediction_type: 'epsilon' or 'v_prediction'; 'auto': read it from the folder's scheduler or the file.
         clip_skip: layers to skip at the end of Stable Diffusion 1.x's text encoder; see `set_clip_skip`.
+        long_prompts: 'chunks' or 'cut': see `TextToImage.fit_prompts`.
 
     Raises AdvUnlearnError, which names the kind of model found, for any other model.
     """
@@ -144,7 +164,7 @@ def load(
             f"encoding is {width} wide; only models like Stable Diffusion 1.x and XL are supported"
         )
     set_clip_skip(parts.text_encoder, clip_skip)
-    return assemble(name, parts, device, dtype)
+    return replace(assemble(name, parts, device, dtype), long_prompts=long_prompts)
 
 
 def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str, attention: str | None) -> Components:
@@ -154,7 +174,8 @@ def _read_folder(folder: pathlib.Path, dtype: torch.dtype, prediction_type: str,
 
     require_many_steps(str(folder))
     require_schedule(read_config(folder / "scheduler"), str(folder))
-    vae_class = AutoencoderTiny if "Tiny" in (folder / "vae" / "config.json").read_text() else AutoencoderKL
+    vae_config = (folder / "vae" / "config.json").read_text(encoding="utf-8")
+    vae_class = AutoencoderTiny if "Tiny" in vae_config else AutoencoderKL
     encoder = _read_text_encoder(folder, attention)
     tokenizer = read_tokenizer(folder / "tokenizer", encoder)
     faults = ("missing_keys", "unexpected_keys")

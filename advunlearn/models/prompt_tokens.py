@@ -6,14 +6,16 @@ are in tokens, not in words: "nudity" is two tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..config.adversary import Position
 from ..errors import AdvUnlearnError
-from .text_encoder import Tokenizer
+from .chunks import MAX_CHUNKS, count_chunks
+from .text_encoder import Tokenizer, num_chunks
 
 
 def end_position(ids: Tensor, eos: int) -> Tensor:
@@ -104,26 +106,49 @@ def check_prompt_length(tokenizer: Tokenizer, prompts: Sequence[str], count: int
             )
 
 
-def find_cut_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, int]:
-    """Return the prompts of which `tokenize` cuts off the end, with their numbers of tokens."""
+def find_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str], chunks: int = 1) -> dict[str, int]:
+    """Return the prompts that do not fit into `chunks` chunks, with their numbers of tokens."""
     unique = list(dict.fromkeys(prompts))
     lengths = [len(ids) - 2 for ids in tokenizer(unique).input_ids] if unique else []
-    return {prompt: n for prompt, n in zip(unique, lengths, strict=True) if n > tokenizer.model_max_length - 2}
+    longest = chunks * (tokenizer.model_max_length - 2)
+    return {prompt: n for prompt, n in zip(unique, lengths, strict=True) if n > longest}
 
 
-def describe_cut_prompts(cut: Mapping[str, int], total: int, longest: int) -> str:
-    """Return a warning about prompts that are cut, "" if there are none.
+def find_cut_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, int]:
+    """Return the prompts of which `tokenize` cuts off the end, with their numbers of tokens."""
+    return find_long_prompts(tokenizer, prompts, num_chunks(tokenizer))
 
-    Args:
-        cut: what `find_cut_prompts` returns.
-        total: number of different prompts.
-        longest: tokens that the text encoder takes, without start and end of text.
+
+def fit_tokenizer(tokenizer: Tokenizer, prompts: Sequence[str], inserted: int = 0) -> Tokenizer:
+    """Return a tokenizer with as many chunks as the longest prompt needs together with `inserted` adversarial tokens.
+
+    It is the same object if they all fit into one. Prompts of more than `MAX_CHUNKS` are cut.
     """
-    if not cut:
+    sizes = [len(ids) - 2 + inserted for ids in tokenizer(list(prompts)).input_ids] if prompts else [0]
+    count = min(MAX_CHUNKS, count_chunks(max(sizes), tokenizer.model_max_length))
+    if count <= num_chunks(tokenizer):
+        return tokenizer
+    fitted = copy.copy(tokenizer)
+    fitted.num_chunks = count  # type: ignore[attr-defined]  # of this copy only; `num_chunks` reads it
+    return fitted
+
+
+def describe_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> str:
+    """Return a note about prompts with more tokens than the text encoder reads at once, "" if there are none."""
+    long = find_long_prompts(tokenizer, prompts)
+    if not long:
         return ""
-    first, tokens = next(iter(cut.items()))
+    cut = find_cut_prompts(tokenizer, prompts)
+    first, tokens = next(iter((cut or long).items()))
+    size = tokenizer.model_max_length - 2
+    total = len(set(prompts))
+    example = f"{first[:60]!r}... ({tokens} tokens)"
+    if not cut:
+        return (
+            f"{len(long)} of {total} prompts have more than {size} tokens and are encoded in chunks, as ComfyUI does "
+            f"(--long-prompts cut: as diffusers does): {example}"
+        )
     return (
-        f"{len(cut)} of {total} prompts have more than the text encoder's {longest} tokens and are cut, where ComfyUI "
-        f"encodes the rest as further chunks; what they name behind the cut is not generated: {first[:60]!r}... "
-        f"({tokens} tokens)"
+        f"{len(cut)} of {total} prompts have more than {size * num_chunks(tokenizer)} tokens and are cut; what they "
+        f"name behind the cut is not generated, while ComfyUI encodes it in further chunks: {example}"
     )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..config.training import ENCODER_NAMES, Encoders, FinalNorm, Trainable
 from ..errors import AdvUnlearnError
+from .chunks import join_chunks, pack_chunks
 from .placement import on_device
 
 TRAINABLE_PATTERNS: dict[Trainable, str] = {
@@ -108,11 +109,29 @@ def encoder_parts(encoder: nn.Module) -> dict[str, nn.Module]:
     return as_text_encoder(encoder).parts()
 
 
+def num_chunks(tokenizer: Tokenizer) -> int:
+    """Return how many chunks a prompt has, see `chunks`: 1 unless `TextToImage.fit_prompts` has set more."""
+    return getattr(tokenizer, "num_chunks", 1)
+
+
 def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
-    """Return token ids (B, L), padded and truncated to the tokenizer's full length (77 for CLIP), as all hosts do."""
+    """Return token ids (B, n L), padded to the tokenizer's full length L (77 for CLIP), as all hosts do.
+
+    n is the tokenizer's number of chunks; longer prompts are cut.
+    """
     length = tokenizer.model_max_length
+    count = num_chunks(tokenizer)
+    if count > 1:
+        contents = [ids[1:-1] for ids in tokenizer(list(prompts)).input_ids]
+        return torch.tensor([pack_chunks(ids, length, count, *special_tokens(tokenizer)) for ids in contents])
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
+
+
+def special_tokens(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """Return the ids of start, end and padding."""
+    end = tokenizer.eos_token_id
+    return tokenizer.bos_token_id, end, end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def clip_token_embeddings(clip: nn.Module) -> Tensor:
@@ -126,9 +145,16 @@ def embedding_table(encoder: nn.Module) -> Tensor:
     return tables[0] if len(tables) == 1 else torch.cat(tables, -1)
 
 
+def chunk_length(encoder: nn.Module) -> int:
+    """Return how many tokens an encoder reads at once, start and end included: L, 77 for CLIP."""
+    config: Any = next(iter(encoder_parts(encoder).values())).config
+    return int(config.max_position_embeddings)
+
+
 def embed(encoder: nn.Module, ids: Tensor) -> Tensor:
-    """Return the token embeddings (B, L, D) of ids (B, L), as `encode` takes them."""
-    return as_text_encoder(encoder).embed(ids)
+    """Return the token embeddings (B, n L, D) of ids (B, n L), as `encode` takes them."""
+    rows = ids.reshape(-1, min(ids.shape[1], chunk_length(encoder)))  # each chunk is padded by itself
+    return as_text_encoder(encoder).embed(rows).view(*ids.shape, -1)
 
 
 def encode(
@@ -144,16 +170,19 @@ def encode(
         encoder: a transformers CLIPTextModel, or Stable Diffusion XL's two as a DualTextEncoder. If its attribute
             `compute_dtype` is torch.bfloat16, it computes in bf16; its weights keep their dtype. Its attribute
             `clip_skip` is the number of layers to skip at the end, see `set_clip_skip`.
-        ids: (B, L) token ids, which determine positions, the causal mask and the end of text.
+        ids: (B, L) token ids, which determine positions, the causal mask and the end of text; or (B, n L) in n chunks.
         embeddings: (B, k, D) token embeddings that replace those of `ids` at `at`.
         at: the k positions: a slice, or (B, k) if they differ between rows; no position twice in a row.
         add: add the embeddings to those of `ids` instead of replacing them.
 
     Returns:
-        (B, L, D) hidden states after the final layer norm; for two encoders, see `sdxl_text_encoder`.
+        (B, L, D) hidden states after the final layer norm; for two encoders, see `sdxl_text_encoder`; for n chunks,
+        see `join_chunks`.
 
     Raises ValueError when `at` has another number of positions than `embeddings` has tokens.
     """
+    if ids.shape[1] > chunk_length(encoder):
+        return _encode_chunks(encoder, ids, embeddings, at, add)
     # A new context for every call: the casts that autocast caches must not outlive an update of the weights.
     half = getattr(encoder, "compute_dtype", None) == torch.bfloat16
     compute = torch.autocast(ids.device.type, torch.bfloat16, enabled=half)
@@ -165,14 +194,9 @@ def encode(
 
     if embeddings is None:
         return hidden_states()
-    positions = torch.arange(at.start, at.stop, device=ids.device) if isinstance(at, slice) else at
-    if positions is None or positions.shape[-1] != embeddings.shape[1]:
-        raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
-    index = positions.expand(embeddings.shape[:2])[..., None].expand_as(embeddings)
 
     def replace(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        scatter = output.scatter_add if add else output.scatter
-        return scatter(1, index, embeddings.to(output.dtype))
+        return _put_embeddings(output, embeddings, at, add)
 
     # A hook on the embedding table works in transformers 4 and 5 alike, whose forward methods differ.
     handle = encoder.get_input_embeddings().register_forward_hook(replace)  # type: ignore[operator]
@@ -219,6 +243,28 @@ def trainable_copy(encoder: nn.Module, encoders: Encoders, device: torch.device)
     parts = encoder_parts(encoder)
     shared = {id(part): part for name, part in parts.items() if len(parts) > 1 and encoders not in ("both", name)}
     return copy.deepcopy(encoder, shared).to(device)
+
+
+def _put_embeddings(own: Tensor, embeddings: Tensor, at: slice | Tensor | None, add: bool) -> Tensor:
+    """Return embeddings (B, L, D) with others (B, k, D) at, or added to, k positions; see `encode`."""
+    positions = torch.arange(at.start, at.stop, device=own.device) if isinstance(at, slice) else at
+    if positions is None or positions.shape[-1] != embeddings.shape[1]:
+        raise ValueError(f"{embeddings.shape[1]} embeddings do not fit the positions {at}")
+    index = positions.expand(embeddings.shape[:2])[..., None].expand_as(embeddings)
+    scatter = own.scatter_add if add else own.scatter
+    return scatter(1, index, embeddings.to(own.dtype))
+
+
+def _encode_chunks(
+    encoder: nn.Module, ids: Tensor, embeddings: Tensor | None, at: slice | Tensor | None, add: bool
+) -> Tensor:
+    """Encode prompts (B, n L) chunk by chunk, see `encode`."""
+    rows = ids.unflatten(1, (-1, chunk_length(encoder)))  # (B, n, L)
+    if embeddings is None:
+        return join_chunks(encode(encoder, rows.flatten(0, 1)), rows)
+    all_embeddings = _put_embeddings(embed(encoder, ids), embeddings, at, add)
+    by_chunk = all_embeddings.reshape(*rows.shape, -1).flatten(0, 1)  # (B n, L, D)
+    return join_chunks(encode(encoder, rows.flatten(0, 1), by_chunk, slice(0, rows.shape[2])), rows)
 
 
 @torch.no_grad()

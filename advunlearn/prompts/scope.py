@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config.concept import ConceptConfig
-from ..models.prompt_tokens import describe_cut_prompts, find_cut_prompts
+from ..config.io import LongPrompts
+from ..models.prompt_tokens import describe_long_prompts, find_cut_prompts, fit_tokenizer
 from ..models.text_encoder import Tokenizer
 from .retain import list_left_out, make_retain_prompts
 
@@ -20,8 +21,8 @@ class Scope:
     concept: ConceptConfig
     retained: list[str]
     left_out: list[str]  # of the retain set and the user's own prompts
-    cut: dict[str, int]  # retained prompts that are longer than the text encoder takes, with their tokens
-    longest: int  # tokens that it takes
+    cut: dict[str, int]  # retained prompts whose end the text encoder does not read, with their numbers of tokens
+    long: str  # a note about retained prompts of more tokens than it reads at once; "" if there are none
 
     def to_dict(self) -> dict[str, object]:
         """Return the entries of the run's result."""
@@ -42,8 +43,7 @@ class Scope:
             f"retains {len(self.retained)} prompts; {len(self.left_out)} left out, because they name or show what is "
             f"erased{': ' * bool(self.left_out)}{quote_some(self.left_out)}",
         ]
-        cut = describe_cut_prompts(self.cut, len(set(self.retained)), self.longest)
-        return "\n".join([*lines, *filter(None, [cut])])
+        return "\n".join([*lines, *filter(None, [self.long])])
 
 
 def make_scope(
@@ -52,12 +52,17 @@ def make_scope(
     own: Sequence[str],
     left_out: Sequence[str] | None,
     tokenizer: Tokenizer,
+    long_prompts: LongPrompts = "chunks",
 ) -> Scope:
-    """Return the scope of a run; the arguments are those of `make_retain_prompts`, and the model's tokenizer."""
+    """Return the scope of a run.
+
+    The arguments are those of `make_retain_prompts`, the model's tokenizer, and how the run encodes long prompts.
+    """
     retained = make_retain_prompts(concept, retain_set, own, left_out)
-    cut = find_cut_prompts(tokenizer, retained)
+    fitted = tokenizer if long_prompts == "cut" else fit_tokenizer(tokenizer, retained)
     omitted = list_left_out(concept, retain_set, own, left_out)
-    return Scope(concept, retained, omitted, cut, tokenizer.model_max_length - 2)
+    cut = find_cut_prompts(fitted, retained)
+    return Scope(concept, retained, omitted, cut, describe_long_prompts(fitted, retained))
 
 
 def quote_some(texts: Sequence[str]) -> str:

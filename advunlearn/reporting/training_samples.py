@@ -31,7 +31,7 @@ class Samples:
     """
 
     def __init__(self, model: TextToImage, prompts: Sequence[str], config: EvaluateConfig | None = None) -> None:
-        self.model = model
+        self.model = model.fit_prompts(prompts)
         self.prompts = list(prompts)
         self.config = config or EvaluateConfig()
         shape = (COUNT, *model.denoiser.latent_shape)

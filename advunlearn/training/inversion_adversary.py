@@ -105,7 +105,7 @@ class InversionAdversary:
 def name_slots(tokenizer: Tokenizer, concept: ConceptConfig, device: torch.device) -> PromptSlots:
     """Return a concept's prompts with a slot in place of its name; of joined concepts, in place of the whole prompt."""
     ids = tokenize(tokenizer, concept.prompts).to(device)
-    prompts = content_tokens(ids, tokenizer.eos_token_id)
+    prompts = content_tokens(ids, tokenizer)
     names = [tokenizer(name).input_ids[1:-1] for name in concept.names]
     return replacement_slots(prompts, prompts if concept.schedule == "joined" else names, [], 1, tokenizer, device)
 

@@ -25,6 +25,7 @@ from ..models.text_encoder import (
     encoder_parts,
     frozen,
     gradients_for,
+    num_chunks,
     tokenize,
     trainable_copy,
     trainable_parameters,
@@ -324,7 +325,11 @@ def train(
     retained = list(retain_prompts) if run.train.retains else []
     check_run(model, run, retained, banks)
     check_processes(processes.count, run)
+    if run.train.mode != "official":  # the published code cuts long prompts
+        model = model.fit_prompts(retained)
     settings = {**run.to_dict(), "retain_prompts": retained, **(model.fingerprints() if checkpoints else {})}
+    if (chunks := num_chunks(model.tokenizer)) > 1:
+        settings["chunks"] = chunks
     state, bank_state = checkpoints.load(settings) if checkpoints and resume else (None, None)
     if banks is None:
         make = source_class(run.train) if processes.count == 1 else functools.partial(ShardedBank, processes=processes)

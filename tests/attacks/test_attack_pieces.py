@@ -83,10 +83,7 @@ def test_no_place_is_inside_a_word(model: TextToImage) -> None:
     assert len(pieces) == 3 and len(tokenizer("cumulonimbus").input_ids) > 3
     slots = interleaved_slots([prompt, "a dog or"], 2, tokenizer, CPU)
     dog = tokenizer("dog").input_ids[1]
-    said = [
-        tokenizer.decode(row)
-        for row in content_tokens(slots.fill(torch.full_like(slots.at, dog)), tokenizer.eos_token_id)
-    ]
+    said = [tokenizer.decode(row) for row in content_tokens(slots.fill(torch.full_like(slots.at, dog)), tokenizer)]
     assert said[0].replace(" ,", ",") == "dog a sailboat, dog on a dog cumulonimbus cloud dog"
     assert said[1] == "dog a dog dog or" and slots.at[0, :2].tolist() == [1, 6]
 

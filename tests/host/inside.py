@@ -161,6 +161,12 @@ def main() -> dict[str, Any]:
             stock = torch.cat([clip.encode(p) for p in prompts])
             out["stock_encode"] = (hidden - stock).abs().max().item()
             out["clip_skip"] = compare_skipped_layers(host, model, clip, prompts)
+            long = ["dog " * 75 + "church", "dog " * 200 + "church", "a dog"]  # two chunks, three, one
+            in_chunks = adapted.fit_prompts(long).encode(long)  # (3, 6 * 77, 768): six chunks, for all of them
+            stock = [clip.encode(p) for p in long]
+            out["stock_chunks"] = [each.shape[1] // 77 for each in stock]
+            repeated = torch.cat([each.repeat(1, 6 * 77 // each.shape[1], 1) for each in stock])
+            out["stock_encode_long"] = (in_chunks - repeated).abs().max().item()
             for kind in ("eps", "v"):
                 if kind == "v":
                     small.denoiser.prediction_type = "v_prediction"

@@ -21,6 +21,7 @@ def test_predictions_and_gradients_equal_the_librarys_for_noise_and_v_prediction
     for layer, (apart, from_whole) in measured["clip_skip"].items():
         assert apart < 1e-4, measured
         assert from_whole < 1e-4 if layer in ("-1", "-24") else from_whole > 1e-2, measured
+    assert measured["stock_chunks"] == [2, 3, 1] and measured["stock_encode_long"] < 1e-4, measured
     assert measured["drawn"]["apart"] < 0.02 < measured["drawn"]["contrast"], measured  # the host's sampler and VAE
     for kind in ("eps", "v"):
         assert measured[kind]["prediction"] < 0.01 * measured[kind]["scale"], measured

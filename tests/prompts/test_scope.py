@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
@@ -38,19 +40,28 @@ def test_a_long_list_is_shown_in_part(model: TextToImage) -> None:
     assert "retains 80 prompts; 0 left out, because they name or show what is erased\n" in scope.describe() + "\n"
 
 
-def test_retained_prompts_that_are_cut_are_counted(model: TextToImage) -> None:
-    scope = make_scope(ConceptConfig(), "none", [FITS, LONG, LONG], None, model.tokenizer)
-    assert scope.cut == {LONG: 76} == find_cut_prompts(model.tokenizer, [LONG, FITS])
-    assert "1 of 2 prompts have more than the text encoder's 75 tokens and are cut" in scope.describe()
+def test_long_retained_prompts_are_counted(model: TextToImage) -> None:
+    retained = [FITS, LONG, LONG, "dog " * 301]
+    scope = make_scope(ConceptConfig(), "none", retained, None, model.tokenizer, "cut")
+    assert scope.cut == {LONG: 76, retained[-1]: 301} == find_cut_prompts(model.tokenizer, [*scope.cut, FITS])
+    assert "2 of 3 prompts have more than 75 tokens and are cut" in scope.describe()
     assert find_cut_prompts(model.tokenizer, []) == {}
+    scope = make_scope(ConceptConfig(), "none", retained, None, model.tokenizer)
+    assert scope.cut == {retained[-1]: 301}  # four chunks at most
+    assert "1 of 3 prompts have more than 300 tokens and are cut" in scope.describe()
+    scope = make_scope(ConceptConfig(), "none", retained[:2], None, model.tokenizer)
+    assert scope.cut == {} and "1 of 2 prompts have more than 75 tokens and are encoded in chunks" in scope.describe()
 
 
-def test_an_evaluation_says_which_of_its_prompts_are_cut(model: TextToImage, judge: ConvJudge) -> None:
+def test_an_evaluation_says_which_of_its_prompts_are_long(model: TextToImage, judge: ConvJudge) -> None:
     config, inputs = EvaluateConfig(cases=2, repeats=1), EvaluationInputs(prompts=[LONG, FITS])
-    evaluator = Evaluator(model, judge, ConceptConfig(), config, inputs)
+    chunked = Evaluator(model, judge, ConceptConfig(), config, inputs)
+    assert chunked.describe()["chunked_prompts"] == {LONG: 76} and "cut_prompts" not in chunked.describe()
+    assert "are encoded in chunks, as ComfyUI does" in chunked.describe_long_prompts()
+    evaluator = Evaluator(replace(model, long_prompts="cut"), judge, ConceptConfig(), config, inputs)
     report = evaluator.describe()
-    assert report["cut_prompts"] == {LONG: 76} and "(76 tokens)" in evaluator.describe_cut_prompts()
+    assert report["cut_prompts"] == {LONG: 76} and "(76 tokens)" in evaluator.describe_long_prompts()
     assert "1 prompts are too long" in format_table({"concept": "church", "models": {}, **report})
     assert "which is no robustness" in describe_budget(report)
     short = Evaluator(model, judge, ConceptConfig(), config)
-    assert "cut_prompts" not in short.describe() and short.describe_cut_prompts() == ""
+    assert "cut_prompts" not in short.describe() and short.describe_long_prompts() == ""

@@ -90,7 +90,7 @@ def make_evaluator(args: Namespace, **budget: object) -> tuple[TextToImage, Eval
         target_images=load_target_images(args.images, model) if args.images else None,
     )
     evaluator = Evaluator(model, judge, concept, config, inputs)
-    if warning := evaluator.describe_cut_prompts():
+    if warning := evaluator.describe_long_prompts():
         print_note(warning)
     return model, evaluator
 

@@ -42,7 +42,7 @@ def check_image_path(out: str) -> pathlib.Path:
 
 def generate(args: Namespace, config: EvaluateConfig) -> Tensor:
     """Generate the images (P * count, 3, H, W), prompt by prompt."""
-    model = load_model(settings(ModelConfig, args))
+    model = load_model(settings(ModelConfig, args)).fit_prompts(args.prompts)
     encoder = load_trained_encoder(args.encoder, model)
     denoiser = load_trained_unet(args.unet, model)
     generator = torch.Generator().manual_seed(config.seed)

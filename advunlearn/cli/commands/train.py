@@ -50,7 +50,8 @@ def run(args: Namespace) -> None:
         model_config = replace(model_config, device=processes.device(model_config.device or best_device()))
         model = load_model(model_config)
         retain_inputs = read_retain_inputs(settings(RetainConfig, args), model_config.model, processes.main)
-        scope = make_scope(run.concept, *retain_inputs, model.tokenizer)
+        long_prompts = "cut" if run.train.mode == "official" else model.long_prompts
+        scope = make_scope(run.concept, *retain_inputs, model.tokenizer, long_prompts)
         prompts = scope.retained
         if output.single_file:
             check_single_file(model)
