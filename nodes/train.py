@@ -187,9 +187,9 @@ def prepare(model: Any, clip: Any, vae: Any, values: Mapping[str, Any]) -> Job:
         model, clip, vae, values["resolution"] or own, None if dtype == COMFYUI_DTYPE else getattr(torch, dtype)
     )
     retain_set = resolve_retain_set(values["retain_set"], small)
-    own = parse_lines(values["retain_prompts"])
+    retained = parse_lines(values["retain_prompts"])
     long_prompts = "cut" if run.train.mode == "official" else adapted.long_prompts
-    scope = make_scope(run.concept, retain_set, own, None, adapted.tokenizer, long_prompts)
+    scope = make_scope(run.concept, retain_set, retained, None, adapted.tokenizer, long_prompts)
     warnings = find_warnings(adapted, run, retain_set, small, own)
     log(scope.describe().splitlines(), warnings)
     run, memory_line = memory.fit_run(adapted, run, scope.retained, values["memory"])

@@ -118,3 +118,12 @@ def test_readmes_figures_are_those_of_the_raw_reports(concept: str) -> None:
     robust_typed, robust_worst, retained = sum_over_seeds(concept, "advunlearn")
     row = f"| {concept} | {typed}, {worst} | {robust_typed}, {robust_worst} | {retained} (62/63) |"
     assert row in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tests_that_are_named_in_the_docs_exist() -> None:
+    named = {
+        pair for page in PAGES for pair in re.findall(r"\b(tests/[\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 40
+    sources = {file: (ROOT / file).read_text(encoding="utf-8") for file, _ in named}
+    assert [f"{file}::{name}" for file, name in sorted(named) if f"def {name}(" not in sources[file]] == []
