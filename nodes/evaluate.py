@@ -53,6 +53,9 @@ class EvaluateRobustness(io.ComfyNode):
                 ),
                 widget(EvaluateConfig, "cases", default=DEFAULTS["cases"]),
                 widget(EvaluateConfig, "attack_steps", default=DEFAULTS["attack_steps"]),
+                # The order refuses the values of earlier workflow files, which the page restores by position.
+                seed(EvaluateConfig),
+                resolution("size of the images"),
                 io.String.Input(
                     "prompts",
                     default="",
@@ -66,8 +69,6 @@ class EvaluateRobustness(io.ComfyNode):
                     tooltip="your own retained prompts, one per line: prompt | label, with a label of the judge, or "
                     "only a prompt (empty: the miniature's objects with its judge, none with other judges)",
                 ),
-                resolution("size of the images"),
-                seed(EvaluateConfig),
                 Evaluation.Input(
                     "evaluation",
                     optional=True,

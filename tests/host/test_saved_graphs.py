@@ -9,8 +9,10 @@ import pytest
 
 from .graphs import CHECKPOINT, Graph
 from .server import HostError, Server, node
+from .test_settings_nodes import read_settings
 
 pytestmark = pytest.mark.host
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 # Every input that the training node had before its settings nodes, some by still earlier names.
 OLD_TRAINING: dict[str, Any] = {
     "concept": "church",
@@ -94,13 +96,10 @@ def test_an_earlier_training_graph_trains_with_all_its_settings(server: Server) 
 
 
 def test_an_earlier_preset_still_overrides_the_settings_but_not_the_concept(server: Server) -> None:
-    prompt_id = server.queue(old_graph(preset="nudity", concept="nudity"))
-    # Two banks of two trajectories, then the published 1000 iterations: 200 of warm-up, then 30 attack steps each.
-    total = server.wait_for_progress("train", 1)["max"]
-    server.request("interrupt", {})
-    with pytest.raises(HostError, match="execution_interrupted"):
-        server.wait(prompt_id)
-    assert total == 2 + 2 + 1000 + 400 * 30  # the attack's interval is 2
+    settings = read_settings(server, old_graph(preset="nudity", concept="nudity"))
+    assert "iterations 1000, warmup 200" in settings["train"] and "retain_weight 0.3" in settings["train"]
+    assert settings["attack"].startswith("steps 30, step_size 0.001") and "attack_interval 1," in settings["attack"]
+    assert settings["bank"].startswith("trajectories 2, retain_trajectories 2, sampling_steps 50")
     with pytest.raises(HostError, match="preset nudity is for the concept nudity, but concept is 'van gogh'"):
         server.queue(old_graph(preset="nudity", concept="van gogh"))
 
@@ -166,3 +165,45 @@ def test_an_earlier_evaluation_graph_has_its_budget_and_its_synonyms(server: Ser
     attacks = [row["attacks"] for row in report["models"].values()]
     assert all(row["synonym_search"]["steps"] == 3 for row in attacks) and report["own_synonyms"][0] == "a dog"
     assert all("retained_accuracy" not in row["utility"] for row in report["models"].values())  # repeats is 0
+
+
+def restore_by_position(server: Server, name: str, values: list[Any]) -> dict[str, Any]:
+    """Return the widgets of a node with the values of a workflow file, as the page restores them."""
+    described = server.get(f"object_info/AdvUnlearn{name}")[f"AdvUnlearn{name}"]["input"]
+    inputs = {**described["required"], **described["optional"]}
+    widgets = [key for key, (kind, *_) in inputs.items() if isinstance(kind, list) or kind in WIDGETS]
+    return dict(zip(widgets, values, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("Train", ["church", "custom", "object", "advunlearn", 30, 3, 0.0003, "miniature", 2, 0, "fixed", 64]),
+        ("Attack", ["a church", "unlearndiffatk", 30, 5, 4, 1000, "fixed", 64, "adversarial", 0.05, 0.3, 1, ""]),
+        ("Evaluate", ["church", "object", "both", 6, 10, 1000, "fixed", 64, 5, 5, 8, 3, 1, "", "", ""]),
+    ],
+)
+def test_values_of_an_earlier_workflow_file_are_refused_not_mixed_up(
+    server: Server, name: str, values: list[Any]
+) -> None:
+    """They are the beginning of the earlier nodes' values; the seed was followed by "control after generate"."""
+    links = {
+        "Train": {"model": ("ckpt", 0), "clip": ("ckpt", 1)},
+        "Attack": {"model": ("ckpt", 0), "clip": ("ckpt", 1)},
+        "Evaluate": {
+            "model": ("ckpt", 0),
+            "clip_before": ("ckpt", 1),
+            "clip_after": ("ckpt", 1),
+            "vae": ("ckpt", 2),
+            "judge": ("judge", 0),
+        },
+    }[name]
+    graph = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
+        "restored": node(f"AdvUnlearn{name}", **links, **restore_by_position(server, name, values)),
+    }
+    with pytest.raises(HostError) as refused:
+        server.queue(graph)
+    kinds = {error["type"] for error in json.loads(str(refused.value))["node_errors"]["restored"]["errors"]}
+    assert kinds & {"value_not_in_list", "invalid_input_type"}, kinds

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
-from .graphs import CHECKPOINT, Graph, train_graph
+from .graphs import CHECKPOINT, SETTINGS_NODES, Graph, train_graph
 from .server import HostError, Server, node
 
 pytestmark = pytest.mark.host
@@ -42,14 +43,24 @@ def dropped_training(server: Server, **changes: Any) -> Graph:
     }
 
 
-def cancel_when_it_trains(server: Server, graph: Graph) -> int:
-    """Queue a graph, cancel it at its first sign of progress, and return the length of the progress bar."""
+def read_settings(server: Server, graph: Graph) -> dict[str, str]:
+    """Queue a graph that trains and cancel it at once; return what the log says about its settings, by section."""
+    start, end = server.log.stat().st_size, time.time() + 300
     prompt_id = server.queue(graph)
-    total = server.wait_for_progress("train", 1)["max"]
+    lines: list[str] = []
+    while not any(line.startswith("bank: ") for line in lines) and time.time() < end:
+        time.sleep(0.2)
+        log = server.log.read_bytes()[start:].decode()
+        lines = [line.partition("AdvUnlearn: ")[2] for line in log.splitlines()[:-1]]
     server.request("interrupt", {})
     with pytest.raises(HostError, match="execution_interrupted"):
         server.wait(prompt_id)
-    return total
+    return dict(line.split(": ", 1) for line in lines if ": " in line) | {"preset": find_line(lines, "preset ")}
+
+
+def find_line(lines: list[str], start: str) -> str:
+    """Return the first line that starts with a text."""
+    return next(line for line in lines if line.startswith(start))
 
 
 @pytest.mark.parametrize("name", ["Train", "Attack", "Evaluate"])
@@ -76,28 +87,35 @@ def test_a_number_has_the_digits_that_its_usual_values_need(server: Server, name
 
 
 def test_a_dropped_node_trains_the_miniature_with_its_own_settings(server: Server) -> None:
-    # Two banks of 96 and 192 trajectories, then 100 iterations, of which 80 have 8 attack steps each.
-    assert cancel_when_it_trains(server, dropped_training(server, save_name="dropped")) == 96 + 192 + 100 + 80 * 8
+    settings = read_settings(server, dropped_training(server, save_name="dropped"))
+    assert settings["preset"] == "preset miniature (auto), retain set miniature, resolution 64"
+    assert "iterations 100, warmup 20" in settings["train"] and "lr 0.0002" in settings["train"]
+    assert settings["attack"].startswith("steps 8, step_size 0.5, update sign")
 
 
 def test_a_preset_that_is_chosen_by_name_has_the_published_settings(server: Server) -> None:
-    total = cancel_when_it_trains(server, dropped_training(server, save_name="published", preset="object"))
-    assert total == 96 + 192 + 1000 + 800 * 30  # 200 iterations of warm-up
+    settings = read_settings(server, dropped_training(server, save_name="published", preset="object"))
+    assert settings["preset"].startswith("preset object, ")
+    assert "iterations 1000, warmup 200" in settings["train"] and "lr 1e-05" in settings["train"]
+    assert settings["attack"].startswith("steps 30, step_size 0.001, update adam")
 
 
 def test_a_settings_node_changes_what_it_shows_and_leaves_the_rest_to_the_preset(server: Server) -> None:
-    unchanged = {
-        f"{socket}_settings": dropped_node(server, f"{socket.title()}Settings")
-        for socket in ("training", "attack", "bank")
-    }
-    sockets = {socket: (f"{socket}_settings", 0) for socket in ("training", "attack", "bank")}
-    graph = dropped_training(server, save_name="settings", iterations=5, **sockets) | unchanged
-    graph["bank_settings"]["inputs"] |= {"trajectories": 3, "retain_trajectories": 2}
+    graph = dropped_training(server, save_name="settings", iterations=5)
+    for socket in SETTINGS_NODES:
+        graph[f"{socket}_settings"] = dropped_node(server, f"{socket.title()}Settings")
+        graph["train"]["inputs"][socket] = [f"{socket}_settings", 0]
+    graph["bank_settings"]["inputs"]["trajectories"] = 3
+    settings = read_settings(server, graph)
     # The warm-up of a short run is a fifth of it.
-    assert cancel_when_it_trains(server, graph) == 3 + 2 + 5 + 4 * 8
+    assert "iterations 5, warmup 1," in settings["train"] and "lr 0.0002" in settings["train"]
+    assert settings["attack"].startswith("steps 8,")
+    assert settings["bank"].startswith("trajectories 3, retain_trajectories 192, sampling_steps 20")
     graph["attack_settings"]["inputs"]["steps"] = 2
-    graph["training_settings"]["inputs"]["warmup"] = 2
-    assert cancel_when_it_trains(server, graph) == 3 + 2 + 5 + 3 * 2
+    graph["training_settings"]["inputs"] |= {"warmup": 0, "lr": 5e-6, "checkpointing": "on"}
+    settings = read_settings(server, graph)
+    assert all(text in settings["train"] for text in ("warmup 0,", "lr 5e-06", "batch 8,", "checkpointing true"))
+    assert settings["attack"].startswith("steps 2, step_size 0.5")
 
 
 def test_the_report_has_the_preset_all_settings_and_warnings(server: Server) -> None:
@@ -141,18 +159,17 @@ def test_running_again_with_nothing_changed_does_not_train_again(server: Server)
     assert not list((server.base / "output" / "clip").glob("twice_00002_*")), first
 
 
-def test_a_dropped_attack_runs_with_the_settings_of_its_attack(server: Server) -> None:
+def test_an_attack_runs_with_its_settings_node_and_refuses_that_of_another(server: Server) -> None:
     graph = {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-        "pez": dropped_node(server, "PEZSettings", lr=0.5),
-        "mma": dropped_node(server, "MMASettings", candidates=2, top=2, more=("pez", 0)),
+        "prefix": dropped_node(server, "SoftPrefixSettings"),
+        "mma": dropped_node(server, "MMASettings", more=("prefix", 0)),
         "attack": dropped_node(
             server,
             "Attack",
             model=("ckpt", 0),
             clip=("ckpt", 1),
-            original_clip=("ckpt", 1),
-            attack="pez",
+            attack="soft_prefix",
             steps=2,
             restarts=1,
             attack_settings=("mma", 0),
@@ -163,10 +180,12 @@ def test_a_dropped_attack_runs_with_the_settings_of_its_attack(server: Server) -
     def losses() -> list[float]:
         return json.loads(server.run(graph)["losses"]["text"][0])["loss"]
 
-    fast = losses()
-    graph["pez"]["inputs"]["lr"] = 0.1
+    connected = losses()
+    graph["prefix"]["inputs"]["lr"] = 0.05
     slow = losses()
-    assert fast[0] == slow[0] and fast[1] != slow[1]
-    graph["attack"]["inputs"] |= {"attack": "unlearndiffatk"}
-    with pytest.raises(HostError, match="has the settings of pez, mma, but the attack is unlearndiffatk"):
+    assert connected[0] == slow[0] and connected[1] != slow[1]
+    del graph["attack"]["inputs"]["attack_settings"]
+    assert losses() == connected  # the settings node shows what is used without it
+    graph["attack"]["inputs"] |= {"attack": "unlearndiffatk", "attack_settings": ["mma", 0]}
+    with pytest.raises(HostError, match="has the settings of soft_prefix, mma, but the attack is unlearndiffatk"):
         server.run(graph)
