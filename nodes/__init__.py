@@ -5,8 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attack import AdversarialPromptAttack
-from .attack_settings import (
+from .encoders import LoadRobustCLIP, SaveRobustCLIP
+from .evaluate import EvaluateRobustness
+from .evaluation_settings import (
     CCESettings,
+    EvaluationSettings,
     MMASettings,
     P4DSettings,
     PEZSettings,
@@ -14,8 +17,6 @@ from .attack_settings import (
     SoftPrefixSettings,
     UnlearnDiffAtkSettings,
 )
-from .encoders import LoadRobustCLIP, SaveRobustCLIP
-from .evaluate import EvaluateRobustness, EvaluationSettings
 from .guard import host as guard
 from .judges import LoadClassifierJudge, LoadCLIPJudge, LoadJudge, LoadNudityJudge
 from .saved_graphs import accept_old_graphs

@@ -12,7 +12,7 @@ from ..advunlearn.config.concept import ConceptConfig, quote_name
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import check_name, find_name_fault
-from .attack_settings import attack_settings_input, check_attack_settings
+from .evaluation_settings import attack_settings_input, check_attack_settings
 from .widgets import output, resolution, schema, seed, settings, widget
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt

@@ -10,20 +10,14 @@ from comfy_api.latest import io
 from ..advunlearn.config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, choose_attacks
 from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.evaluation import EvaluateConfig
-from .attack_settings import attack_settings_input, check_attack_settings
+from .evaluation_settings import DEFAULTS, Evaluation, attack_settings_input, check_attack_settings
 from .judges import Judge
-from .training_settings import SUBCATEGORY
 from .widgets import output, resolution, schema, seed, settings, widget
-
-Evaluation = io.Custom("ADVUNLEARN_EVALUATION")
 
 # Entries of the menu that stand for several attacks or for none.
 GROUPS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
 MENU = ("both", *DEFAULT_ATTACKS, *(name for name in ATTACK_NAMES if name not in DEFAULT_ATTACKS), "all", "none")
 UNITS = 100  # of the progress bar, per attack
-# Smaller than the library's defaults: people wait for a graph.
-DEFAULTS = {"cases": 8, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
-BUDGET = ("judge_interval", "attack_tokens", "sampling_steps", "guidance_scale", "repeats", "restarts")
 
 
 class EvaluateRobustness(io.ComfyNode):
@@ -143,32 +137,3 @@ class EvaluateRobustness(io.ComfyNode):
             bar.update(bar.total)
             image = host.to_image(overview(rows))
         return io.NodeOutput(image, tables.format_table(report), json.dumps(report))
-
-
-class EvaluationSettings(io.ComfyNode):
-    """The rest of an evaluation's budget."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="AdvUnlearnEvaluationSettings",
-            display_name="AdvUnlearn Evaluation Settings",
-            category=SUBCATEGORY,
-            description="Sampling, attack budget and synonyms of Evaluate Robustness.",
-            inputs=[
-                *(widget(EvaluateConfig, name, default=DEFAULTS.get(name), optional=True) for name in BUDGET),
-                io.String.Input(
-                    "synonyms",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="synonyms of the concept for the attack synonym_search, one per line (empty: known ones)",
-                ),
-            ],
-            outputs=[output(Evaluation, "evaluation", tooltip="for the input evaluation of Evaluate Robustness")],
-        )
-
-    @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        """Return the settings by name."""
-        return io.NodeOutput(values)

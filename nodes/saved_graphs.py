@@ -13,7 +13,7 @@ from typing import Any
 from ..advunlearn.config.presets import CUSTOM, PRESETS
 from ..advunlearn.config.renamed import RENAMED, current_attack
 from ..advunlearn.config.training import SECTIONS
-from .evaluate import BUDGET
+from .evaluation_settings import BUDGET
 from .training_settings import SHOWN_ELSEWHERE
 from .widgets import SWITCH
 

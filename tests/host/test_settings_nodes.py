@@ -51,7 +51,8 @@ def read_settings(server: Server, graph: Graph) -> dict[str, str]:
     while not any(line.startswith("bank: ") for line in lines) and time.time() < end:
         time.sleep(0.2)
         log = server.log.read_bytes()[start:].decode()
-        lines = [line.partition("AdvUnlearn: ")[2] for line in log.splitlines()[:-1]]
+        complete = log.rpartition("\n")[0]
+        lines = [line.partition("AdvUnlearn: ")[2] for line in complete.splitlines()]
     server.request("interrupt", {})
     with pytest.raises(HostError, match="execution_interrupted"):
         server.wait(prompt_id)

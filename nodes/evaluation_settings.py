@@ -1,4 +1,4 @@
-"""Settings of single test attacks in nodes of their own, with the attack's own values as defaults."""
+"""Settings of an evaluation and of single test attacks in nodes of their own, which show what is used without them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ from ..advunlearn.errors import AdvUnlearnError
 from .training_settings import SUBCATEGORY
 from .widgets import output, schema, settings, widget
 
+# Smaller than the library's defaults: people wait for a graph.
+DEFAULTS = {"cases": 8, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
+BUDGET = ("judge_interval", "attack_tokens", "sampling_steps", "guidance_scale", "repeats", "restarts")
+
+Evaluation = io.Custom("ADVUNLEARN_EVALUATION")
 TestAttack = io.Custom("ADVUNLEARN_TEST_ATTACK")
-BUDGET = ("steps", "tokens")  # of the attack: the node that runs it has them
+SHOWN_ELSEWHERE = ("steps", "tokens")  # of the attack: the node that runs it has them
 Settings = Mapping[str, Mapping[str, Any]]  # by attack
 
 
@@ -51,7 +56,11 @@ class TestAttackSettings(io.ComfyNode):
             "tokens are on those nodes.",
             search_aliases=["attack settings", *cls.attacks],
             inputs=[
-                *(cls._make_widget(field.name) for field in dataclasses.fields(cls.config) if field.name not in BUDGET),
+                *(
+                    cls._make_widget(field.name)
+                    for field in dataclasses.fields(cls.config)
+                    if field.name not in SHOWN_ELSEWHERE
+                ),
                 TestAttack.Input("more", optional=True, tooltip="the settings of another attack, for an evaluation"),
             ],
             outputs=[output(TestAttack, "attack_settings", tooltip=f"settings of {names}")],
@@ -108,3 +117,32 @@ def check_attack_settings(given: Settings | None, attacks: Sequence[str]) -> Set
             " connect the settings node of that attack, or choose the other one"
         )
     return given or {}
+
+
+class EvaluationSettings(io.ComfyNode):
+    """The rest of an evaluation's budget."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="AdvUnlearnEvaluationSettings",
+            display_name="AdvUnlearn Evaluation Settings",
+            category=SUBCATEGORY,
+            description="Sampling, attack budget and synonyms of Evaluate Robustness.",
+            inputs=[
+                *(widget(EvaluateConfig, name, default=DEFAULTS.get(name), optional=True) for name in BUDGET),
+                io.String.Input(
+                    "synonyms",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="synonyms of the concept for the attack synonym_search, one per line (empty: known ones)",
+                ),
+            ],
+            outputs=[output(Evaluation, "evaluation", tooltip="for the input evaluation of Evaluate Robustness")],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        """Return the settings by name."""
+        return io.NodeOutput(values)
