@@ -36,7 +36,9 @@ CASES = {
     "sd15-128-batch": Case("sd15", 128, "float32", 1, 6, 6),
     "sd15-256": Case("sd15", 256, "float32", 1, 2, 2),
 }
-CASES |= {f"{name}-checkpointed": replace(case, checkpointing=True) for name, case in CASES.items()}
+MICRO = {"miniature-64-micro": replace(CASES["miniature-64"], micro_batch=2)}
+MICRO["sd15-128-micro"] = replace(CASES["sd15-128-batch"], micro_batch=2)
+CASES |= {f"{name}-checkpointed": replace(case, checkpointing=True) for name, case in CASES.items()} | MICRO
 
 
 def resident() -> int:

@@ -32,12 +32,18 @@ class Case:
     batch: int
     retain_batch: int
     checkpointing: bool = False
+    micro_batch: int = 0
 
     @property
     def plan(self) -> Plan:
         """The settings of the case."""
         config = TrainConfig(
-            iterations=2, warmup=0, batch=self.batch, retain_batch=self.retain_batch, checkpointing=self.checkpointing
+            iterations=2,
+            warmup=0,
+            batch=self.batch,
+            retain_batch=self.retain_batch,
+            checkpointing=self.checkpointing,
+            micro_batch=self.micro_batch,
         )
         attack = AdversaryConfig(steps=1, restarts=self.restarts)
         return Plan(run=RunConfig(attack=attack, train=config, bank=BANK), resolution=self.resolution, dtype=self.dtype)
