@@ -52,7 +52,7 @@ def test_a_second_run_with_the_same_folder_is_refused_and_the_owner_is_named(
 ) -> None:
     before = {path.name for path in tmp_path.iterdir()}
     evaluate = ["evaluate", "--cases", "1", "--attacks", "random_prefix", "--sampling-steps", "1"]
-    for command in ([*TRAIN.split(), str(tiny_folder)], evaluate, ["attack", *evaluate[1:3]]):
+    for command in ([*TRAIN.split(), str(tiny_folder)], evaluate, ["attack", *evaluate[1:3]], ["demo"]):
         assert main([*command, "--concept", "church", "--out", str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert f"{tmp_path} is in use by process {owner.pid} on " in error and "give another --out" in error
