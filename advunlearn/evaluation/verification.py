@@ -65,7 +65,7 @@ def check_thresholds(measured: Measurement, attacks: Sequence[str], limits: Veri
 
     An evaluation with a warning does not pass: a model that generates nothing is not robust.
     """
-    counts = {what: measured.asr[what] for what in ("clean", "synonyms") if what in measured.asr}
+    counts: dict[str, Row] = {what: measured.asr[what] for what in ("clean", "synonyms") if what in measured.asr}
     counts |= {name: measured.attacks[name]["sum"] for name in attacks}
     rows = []
     for what, count in counts.items():

@@ -107,7 +107,8 @@ def find_kind(class_type: str) -> NodeKind | None:
     if node is None:
         return None
     inputs = node.INPUT_TYPES()
-    module = getattr(node, "RELATIVE_PYTHON_MODULE", "nodes")
+    # The host notes where it loaded a class from, except for those of its own module `nodes`.
+    module = getattr(node, "RELATIVE_PYTHON_MODULE", node.__module__)
     return NodeKind(
         inputs={
             name: describe_type(options[0])

@@ -203,8 +203,9 @@ def unwrap(value: object) -> object:
 
 
 def is_like_link(value: object) -> bool:
-    """Return whether the host may take a value for a link."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int | float)
+    """Return whether the host would take a value for a link."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and isinstance(value[0], str) and isinstance(value[1], int | float)
 
 
 def is_link(value: list[Any], kinds: Mapping[str, NodeKind]) -> bool:

@@ -163,6 +163,14 @@ def test_an_embedding_is_read_as_text(guarded: Server, unguarded: Server) -> Non
     assert is_same_image(sample_images(guarded, sample_graph(taken)), as_text)
 
 
+def test_the_guard_sees_what_the_handlers_of_other_packs_have_changed(guarded: Server, unguarded: Server) -> None:
+    prompt = "a church through a handler"
+    assert is_same_image(
+        sample_images(guarded, sample_graph(prompt)),
+        sample_images(unguarded, load_graph(prompt + " ", encoder=ROBUST)),  # the same tokens, which it leaves alone
+    )
+
+
 # The host follows all of these as links to the checkpoint's CLIP.
 ODD_LINKS: dict[str, Any] = {
     "a negative output": ["ckpt", -2],

@@ -146,8 +146,9 @@ def test_the_hosts_own_forms_of_a_link_do_not_hide_a_clip() -> None:
         assert "which is no link to an output of a node" in find_reason(make_graph(value))
     for value in ({"__value__": ["ckpt", 1]}, {"__value__": {"__value__": ["ckpt", 1]}}):
         assert "the link of clip is wrapped as a value" in find_reason(make_graph(value))
-    # A list of choices is wrapped in the same way, and is no link.
-    assert guard(make_graph(empty=node("EmptyLatentImage", width={"__value__": ["a", "b"]})))
+    # Lists of choices and of numbers are wrapped in the same way, and are no links.
+    for value in (["a", "b"], [0.5, 1]):
+        assert guard(make_graph(empty=node("EmptyLatentImage", width={"__value__": value})))
 
 
 REFUSED = {
