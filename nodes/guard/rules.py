@@ -154,6 +154,7 @@ def guard_graph(graph: object, find_kind: FindKind, config: GuardConfig) -> tupl
     changes = replaced + drop_clip_nodes(nodes, kinds)
     for node_id, node in nodes.items():
         check_class(node_id, node["class_type"], kinds[node_id], config)
+        check_numbers(node_id, node, kinds[node_id])
     if config.embeddings == "refuse":
         changes += note_embeddings(nodes)
     return nodes | (config.encoder_nodes() if replaced else {}), changes
@@ -251,6 +252,17 @@ def check_class(node_id: str, class_type: str, kind: NodeKind, config: GuardConf
             "all text in the robust encoder; this server does not accept it",
             node_id,
         )
+
+
+def check_numbers(node_id: str, node: Mapping[str, Any], kind: NodeKind) -> None:
+    """Raise GraphRefused for a linked number of a node that changes conditionings.
+
+    The host checks the range of a value and not of a linked one; an average with a weight of 50 is no average.
+    """
+    for name, value in node["inputs"].items():
+        is_number = kind.inputs.get(name) in ("FLOAT", "INT")
+        if is_number and isinstance(value, list) and node["class_type"] in CONDITIONING_NODES:
+            raise GraphRefused(f"node {node_id}: {name} is linked; give {node['class_type']} a number", node_id)
 
 
 def note_embeddings(nodes: Graph) -> list[str]:

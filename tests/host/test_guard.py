@@ -151,6 +151,19 @@ def test_a_graph_with_another_clip_gives_the_picture_of_the_robust_encoder(
     assert is_same_image(draw(guarded), by_hand)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_loaders_of_several_encoders_give_the_picture_of_the_robust_encoder(
+    count: int, guarded: Server, by_hand: torch.Tensor
+) -> None:
+    """Without a control: the other encoders of such a model take gigabytes."""
+    names = {f"clip_name{i}": OTHER for i in range(1, count + 1)}
+    graph = {
+        2: draw_with_source("DualCLIPLoader", **names, type="sdxl"),
+        3: draw_with_source("TripleCLIPLoader", **names),
+    }[count]
+    assert is_same_image(sample_images(guarded, graph), by_hand)
+
+
 def test_a_graph_with_the_robust_encoder_gives_the_same_picture(guarded: Server, by_hand: torch.Tensor) -> None:
     assert is_same_image(sample_images(guarded, load_graph(encoder=ROBUST)), by_hand)
 
@@ -190,6 +203,19 @@ REFUSED = {
     "a scaled conditioning": (
         sample_graph() | {"x": node("ConditioningMultiply", conditioning=("positive", 0), multiplier=9.0)},
         "ConditioningMultiply",
+    ),
+    "an average that extrapolates": (
+        sample_graph()
+        | {
+            "weight": node("PrimitiveFloat", value=50.0),
+            "x": node(
+                "ConditioningAverage",
+                conditioning_to=("positive", 0),
+                conditioning_from=("negative", 0),
+                conditioning_to_strength=("weight", 0),
+            ),
+        },
+        "conditioning_to_strength is linked",
     ),
     "a saved conditioning": (
         sample_graph() | {"x": node("LoadTrainingDataset", folder_name="x")},

@@ -36,6 +36,13 @@ KINDS = {
         ("AdvUnlearnLoadRobustCLIP", "encoder COMBO strength FLOAT clip CLIP", "CLIP", False),
         ("CLIPTextEncode", "clip CLIP text STRING", "CONDITIONING", True),
         ("ConditioningCombine", "conditioning_1 CONDITIONING conditioning_2 CONDITIONING", "CONDITIONING", True),
+        (
+            "ConditioningAverage",
+            "conditioning_to CONDITIONING conditioning_from CONDITIONING conditioning_to_strength FLOAT",
+            "CONDITIONING",
+            True,
+        ),
+        ("PrimitiveFloat", "value FLOAT", "FLOAT", True),
         ("ConditioningMultiply", "conditioning CONDITIONING multiplier FLOAT", "CONDITIONING", True),
         ("LoadTrainingDataset", "folder_name COMBO", "LATENT CONDITIONING", True),
         ("TrainLoraNode", "model MODEL latents LATENT positive CONDITIONING", "LORA_MODEL LOSS_MAP INT", True),
@@ -178,6 +185,15 @@ REFUSED = {
 @pytest.mark.parametrize(("nodes", "reason"), REFUSED.values(), ids=REFUSED)
 def test_a_node_that_might_go_around_the_encoder_is_refused(nodes: dict[str, Any], reason: str) -> None:
     assert reason in find_reason(make_graph(**nodes))
+
+
+def test_the_weight_of_an_average_is_a_number_whose_range_the_host_checks() -> None:
+    texts = {"conditioning_to": ["positive", 0], "conditioning_from": ["negative", 0]}
+    number = make_graph(x=node("ConditioningAverage", **texts, conditioning_to_strength=0.5))
+    assert guard(number)["x"] == number["x"]
+    weight = node("PrimitiveFloat", value=50.0)
+    linked = node("ConditioningAverage", **texts, conditioning_to_strength=["weight", 0])
+    assert "conditioning_to_strength is linked" in find_reason(make_graph(weight=weight, x=linked))
 
 
 @pytest.mark.parametrize("graph", [None, [], "graph", 1])
