@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.adversary import Position
 from ..errors import AdvUnlearnError
 from .chunks import MAX_CHUNKS, count_chunks
-from .text_encoder import Tokenizer, num_chunks
+from .text_encoder import Tokenizer, num_chunks, split_prompts
 
 
 def end_position(ids: Tensor, eos: int) -> Tensor:
@@ -109,7 +109,7 @@ def check_prompt_length(tokenizer: Tokenizer, prompts: Sequence[str], count: int
 def find_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str], chunks: int = 1) -> dict[str, int]:
     """Return the prompts that do not fit into `chunks` chunks, with their numbers of tokens."""
     unique = list(dict.fromkeys(prompts))
-    lengths = [len(ids) - 2 for ids in tokenizer(unique).input_ids] if unique else []
+    lengths = [len(ids) for ids in split_prompts(tokenizer, unique)]
     longest = chunks * (tokenizer.model_max_length - 2)
     return {prompt: n for prompt, n in zip(unique, lengths, strict=True) if n > longest}
 
@@ -124,8 +124,8 @@ def fit_tokenizer(tokenizer: Tokenizer, prompts: Sequence[str], inserted: int = 
 
     It is the same object if they all fit into one. Prompts of more than `MAX_CHUNKS` are cut.
     """
-    sizes = [len(ids) - 2 + inserted for ids in tokenizer(list(prompts)).input_ids] if prompts else [0]
-    count = min(MAX_CHUNKS, count_chunks(max(sizes), tokenizer.model_max_length))
+    longest = max((len(ids) for ids in split_prompts(tokenizer, prompts)), default=0)
+    count = min(MAX_CHUNKS, count_chunks(longest + inserted, tokenizer.model_max_length))
     if count <= num_chunks(tokenizer):
         return tokenizer
     fitted = copy.copy(tokenizer)

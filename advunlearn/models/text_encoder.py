@@ -122,10 +122,18 @@ def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
     length = tokenizer.model_max_length
     count = num_chunks(tokenizer)
     if count > 1:
-        contents = [ids[1:-1] for ids in tokenizer(list(prompts)).input_ids]
+        contents = split_prompts(tokenizer, prompts)
         return torch.tensor([pack_chunks(ids, length, count, *special_tokens(tokenizer)) for ids in contents])
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
+
+
+def split_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of prompts of any length, without start and end."""
+    if not prompts:
+        return []
+    # Without `verbose` transformers logs that a long prompt "will result in indexing errors".
+    return [list(ids[1:-1]) for ids in tokenizer(list(prompts), verbose=False).input_ids]
 
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[int, int, int]:
