@@ -1,28 +1,29 @@
-"""The time that a user waits for the choice of a micro-batch, in CPU seconds and estimates.
+"""What `--memory auto` chooses for each card, and the time that a user waits for it.
 
-    python benchmarks/estimates.py [--model sd15] [--resolution 512] [--dtype float16]
+    python benchmarks/estimates.py
+    python benchmarks/estimates.py --model sdxl --resolution 1024 --dtype bfloat16 --encoders clip_l clip_g both
 
-Prints a line for each card: what is chosen, the estimates that it took, and CPU seconds of this process, which other
-work on the machine changes less than the time on the clock. Every line includes the passes of the UNet, which are
-measured once for all estimates, and the first one whatever torch imports.
+Prints a line for each card: the settings that differ from the defaults, the memory, the estimates that were made for
+it, and CPU seconds of this process, which other work on the machine changes less than the time on the clock. What was
+estimated for a line is not estimated again for the next ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import pathlib
 import sys
 import time
+from typing import get_args
 
 import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from advunlearn.config.training import RunConfig
+from advunlearn.config.training import Encoders, RunConfig, TrainConfig
 from advunlearn.memory.estimate import Estimator
-from advunlearn.memory.fit import CARD_SIZES, fit_same_result
+from advunlearn.memory.fit import CARD_SIZES, Fit, fit_same_result
 from advunlearn.memory.plan import GIB, Plan
 from advunlearn.models.meta_model import skeleton
 
@@ -32,17 +33,26 @@ def main() -> None:
     parser.add_argument("--model", default="sd15")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--encoders", nargs="+", default=["both"], choices=get_args(Encoders))
     args = parser.parse_args()
     device = torch.device("cuda")
-    model = skeleton(args.model, device, getattr(torch, args.dtype))
-    plan = Plan(run=RunConfig(), resolution=args.resolution, dtype=args.dtype)
-    for card in CARD_SIZES:
-        measure = functools.cache(Estimator(model, ["a photo of a dog"], device))
-        start = time.process_time()
-        fit = fit_same_result(measure, plan, card * GIB)
-        seconds = time.process_time() - start
-        chosen = "nothing fits" if fit is None else f"{fit[0].changes(plan)}, {fit[1].peak / GIB:.1f} GiB"
-        print(f"{card} GB: {chosen}; {measure.cache_info().misses} estimates, {seconds:.1f} s", flush=True)
+    estimator = Estimator(skeleton(args.model, device, getattr(torch, args.dtype)), ["a photo of a dog"], device)
+    for encoders in args.encoders:
+        run = RunConfig(train=TrainConfig(encoders=encoders))
+        plan = Plan(run=run, resolution=args.resolution, dtype=args.dtype)
+        for card in CARD_SIZES:
+            start, before = time.process_time(), len(estimator.estimates)
+            fit = fit_same_result(estimator, plan, card * GIB)
+            seconds, count = time.process_time() - start, len(estimator.estimates) - before
+            print(f"{encoders}, {card} GB: {describe(plan, fit)}; {count} estimates, {seconds:.1f} s", flush=True)
+
+
+def describe(plan: Plan, fit: Fit | None) -> str:
+    if fit is None:
+        return "nothing with the same result fits"
+    chosen, estimate = fit
+    sizes = {"peak": estimate.peak, "between iterations": estimate.steady, "offloaded": estimate.offloaded}
+    return f"{chosen.changes(plan)}, " + ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in sizes.items())
 
 
 if __name__ == "__main__":
