@@ -1,4 +1,4 @@
-"""Move modules between devices for a moment."""
+"""Move modules between devices, and back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 
-def _device_type(module: nn.Module) -> str:
-    return next(module.parameters()).device.type
+def move_modules(modules: Iterable[nn.Module], device: torch.device) -> list[tuple[nn.Module, torch.device]]:
+    """Move modules to a device; return those that were on one of another type, with that device."""
+    before = [(module, next(module.parameters()).device) for module in modules]
+    moved = [(module, place) for module, place in before if place.type != device.type]
+    for module, _ in moved:
+        module.to(device)
+    return moved
 
 
 @contextlib.contextmanager
@@ -19,11 +24,9 @@ def on_device(modules: Iterable[nn.Module], device: torch.device) -> Iterator[No
 
     Tensors that were made of their weights meanwhile stay where they are.
     """
-    moved = [(m, next(m.parameters()).device) for m in modules if _device_type(m) != device.type]
+    moved = move_modules(modules, device)
     try:
-        for module, _ in moved:
-            module.to(device)
         yield
     finally:
-        for module, before in moved:
-            module.to(before)
+        for module, place in moved:
+            module.to(place)

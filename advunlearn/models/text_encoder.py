@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..config.training import ENCODER_NAMES, Encoders, FinalNorm, Trainable
 from ..errors import AdvUnlearnError
 from .chunks import join_chunks, pack_chunks
-from .placement import on_device
+from .placement import move_modules, on_device
 
 TRAINABLE_PATTERNS: dict[Trainable, str] = {
     "layers": r"\blayers\.",
@@ -250,7 +250,9 @@ def trainable_copy(encoder: nn.Module, encoders: Encoders, device: torch.device)
     """Return a copy of an encoder on a device; of two encoders, one that does not train is shared with the original."""
     parts = encoder_parts(encoder)
     shared = {id(part): part for name, part in parts.items() if len(parts) > 1 and encoders not in ("both", name)}
-    return copy.deepcopy(encoder, shared).to(device)
+    copied = copy.deepcopy(encoder, shared)
+    move_modules(encoder_parts(copied).values(), device)
+    return copied
 
 
 def _put_embeddings(own: Tensor, embeddings: Tensor, at: slice | Tensor | None, add: bool) -> Tensor:
