@@ -13,6 +13,7 @@ from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import check_name, find_name_fault
 from .evaluation_settings import attack_settings_input, check_attack_settings
+from .status import Status, refuse, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
@@ -84,7 +85,6 @@ class AdversarialPromptAttack(io.ComfyNode):
                 output(io.LossMap, "loss_map", tooltip="the loss of the attack, for Plot Loss Graph"),
                 output(io.String, "report", tooltip="summary: the loss before and after, and the prompt"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -93,11 +93,13 @@ class AdversarialPromptAttack(io.ComfyNode):
         if prompt is not None and not prompt.strip():
             return "prompt is empty; name the concept, for example: a church"
         fault = embedding_name is not None and find_name_fault(embedding_name)
-        return fault or True
+        return refuse("embedding_name", fault) if fault else True
 
     @classmethod
+    @with_status
     def execute(
         cls,
+        status: Status,
         model: Any,
         clip: Any,
         prompt: str,
@@ -132,9 +134,16 @@ class AdversarialPromptAttack(io.ComfyNode):
             raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
         overrides = check_attack_settings(attack_settings, [attack]).get(attack)
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
-        bar = host.Bar(steps, cls.hidden.unique_id)
+        bar = host.Bar(steps, status.node_id)
+
+        def follow(step: int, loss: float) -> None:
+            status.update(f"attacking: step {step} of {steps}, loss {loss:.4f}")
+            bar.update(step)
+
+        status.show("loading the model")
         with host.enable_gradients():
             attacked = host.make_model(model, clip, resolution=resolution)
+            attacked.denoiser.on_predict = status.beat
             ids = tokenize(attacked.tokenizer, [prompt])[0].tolist()
             limit = MAX_TOKENS - tokens * (attack in PREFIX_ATTACKS)
             if not clip_l.tokenizes_to(clip, prompt, ids) or ids.index(attacked.tokenizer.eos_token_id) > limit + 1:
@@ -159,7 +168,7 @@ class AdversarialPromptAttack(io.ComfyNode):
                 restarts=restarts,
                 config=config,
                 overrides=overrides,
-                on_step=lambda step, loss: bar.update(step),
+                on_step=follow,
             )
             embedding = folders.save_embedding(embedding_name, result.embeddings)
             # CLIP Text Encode has a syntax of its own (brackets, weights), so the text may not give these tokens back.
@@ -176,5 +185,6 @@ class AdversarialPromptAttack(io.ComfyNode):
             report += (
                 "\nCLIP Text Encode splits this text into other tokens than the attack found; the effect may differ"
             )
+        status.show(f"done: loss {result.loss_before:.4f} before, {result.loss:.4f} after\n{text}")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return io.NodeOutput(conditioning, text, embedding, {"loss": result.losses}, report)

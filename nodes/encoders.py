@@ -14,6 +14,7 @@ from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import find_name_fault
 from ..advunlearn.formats import released as hub
 from . import folders
+from .status import Status, refuse, with_status
 from .widgets import output, schema
 
 # ComfyUI saves checkpoints itself, and the published code does not run in it.
@@ -79,13 +80,17 @@ class LoadRobustCLIP(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, encoder: str | None = None, released: str | None = NONE) -> bool | str:
-        """Reject a missing file before the graph runs; the host passes None for a linked input."""
+        """Reject a missing file before the graph runs; the host passes None for a linked input.
+
+        No choice at all is refused when the node runs: a new node on a host without encoders has none to offer.
+        """
         if released not in (None, NONE, *hub.RELEASED_ENCODERS):
-            return f"there is no released encoder {released!r}; choose one of {', '.join(hub.RELEASED_ENCODERS)}"
-        if released != NONE or encoder is None:
+            known = ", ".join(hub.RELEASED_ENCODERS)
+            return refuse("released", f"there is no released encoder {released!r}; choose one of {known}")
+        if released != NONE or encoder in (None, NONE):
             return True
         try:
-            return "choose an encoder or a released one" if encoder == NONE else bool(folders.find_encoder(encoder))
+            return bool(folders.find_encoder(encoder))
         except AdvUnlearnError as error:
             return str(error)
 
@@ -98,22 +103,34 @@ class LoadRobustCLIP(io.ComfyNode):
             )
         except AdvUnlearnError:
             path = None
-        status = path and path.stat()
-        return (encoder, released, status.st_mtime_ns, status.st_size) if status else (encoder, released)
+        file = path and path.stat()
+        return (encoder, released, file.st_mtime_ns, file.st_size) if file else (encoder, released)
 
     @classmethod
+    @with_status
     def execute(
-        cls, encoder: str, strength: float, clip: Any = None, released: str = NONE, embeddings: str = EMBEDDINGS[0]
+        cls,
+        status: Status,
+        encoder: str,
+        strength: float,
+        clip: Any = None,
+        released: str = NONE,
+        embeddings: str = EMBEDDINGS[0],
     ) -> io.NodeOutput:
         """Return the CLIP with the encoder. Raises AdvUnlearnError if the encoder does not fit."""
         from ..advunlearn.formats.text_encoders import read_encoder
         from . import clip_l
 
+        if encoder == NONE and released == NONE:
+            raise AdvUnlearnError(
+                "no encoder is chosen: choose one under encoder (Train AdvUnlearn Encoder saves them into output/clip; "
+                "others belong into models/text_encoders), or one under released, which is then downloaded"
+            )
         if clip is None and strength != 1:
             raise AdvUnlearnError(
                 f"strength is {strength}, but there is no CLIP to interpolate with; connect one, or set strength to 1"
             )
-        path = folders.find_encoder(encoder) if released == NONE else download(released)
+        path = folders.find_encoder(encoder) if released == NONE else download(released, status)
         tensors, _ = read_encoder(path)
         source = encoder if released == NONE else f"the released encoder {released!r}"
         if clip is None:
@@ -121,10 +138,11 @@ class LoadRobustCLIP(io.ComfyNode):
             robust = clip_l.make_clip(tensors)
         else:
             robust = clip_l.replace_encoder(clip, tensors, strength, source)
+        status.show(f"loaded {source}")
         return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust)
 
 
-def download(name: str) -> pathlib.Path:
+def download(name: str, status: Status) -> pathlib.Path:
     """Return the path of a released encoder; download it first if necessary, with progress and cancel on the node."""
     from . import host
 
@@ -133,6 +151,7 @@ def download(name: str) -> pathlib.Path:
     def report(done: int, total: int) -> None:
         bar.total = total
         bar.update(done)
+        status.update(f"downloading {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     return hub.fetch_encoder(name, folders.FETCHED, report)
 
@@ -177,10 +196,12 @@ class SaveRobustCLIP(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         """Reject an invalid name before the graph runs; the host passes None for a linked input."""
-        return (name is not None and find_name_fault(name, folders=True)) or True
+        fault = name is not None and find_name_fault(name, folders=True)
+        return refuse("name", fault) if fault else True
 
     @classmethod
-    def execute(cls, clip: Any, name: str, format: str, rank: int, base: Any = None) -> io.NodeOutput:
+    @with_status
+    def execute(cls, status: Status, clip: Any, name: str, format: str, rank: int, base: Any = None) -> io.NodeOutput:
         """Save the encoder; return its name and a report.
 
         Raises AdvUnlearnError for an invalid name, and for a LoRA without `base`.

@@ -12,6 +12,7 @@ from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.evaluation import EvaluateConfig
 from .evaluation_settings import DEFAULTS, Evaluation, attack_settings_input, check_attack_settings
 from .judges import Judge
+from .status import Status, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
 
 # Entries of the menu that stand for several attacks or for none.
@@ -75,12 +76,13 @@ class EvaluateRobustness(io.ComfyNode):
                 output(io.String, "report", tooltip="table of the counts"),
                 output(io.String, "scores", tooltip="the report as JSON"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
+    @with_status
     def execute(
         cls,
+        status: Status,
         model: Any,
         clip_before: Any,
         clip_after: Any,
@@ -110,7 +112,9 @@ class EvaluateRobustness(io.ComfyNode):
         report: dict[str, Any] = {"concept": concept.name, "models": {}}
         rows = {}
         with host.enable_gradients():
+            status.show("loading the model")
             before = host.make_model(model, clip_before, vae, resolution)
+            before.denoiser.on_predict = status.beat
             inputs = EvaluationInputs(
                 prompts=parse_lines(prompts),
                 retained=parse_lines(retained_prompts),
@@ -120,20 +124,23 @@ class EvaluateRobustness(io.ComfyNode):
             evaluator = Evaluator(before, judge, concept, config, inputs)
             names = choose_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)
             check_attack_settings(attack_settings, names)
-            bar = host.Bar(2 * UNITS * max(1, len(names)), cls.hidden.unique_id)
+            bar = host.Bar(2 * UNITS * max(1, len(names)), status.node_id)
             report |= evaluator.describe()
             after = clip_l.make_text_encoder(clip_after, before.denoiser.device)
             subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
             for i, (name, subject) in enumerate(subjects.items()):
 
-                def follow(what: str, step: int, total: int, i: int = i) -> None:
+                def follow(what: str, step: int, total: int, i: int = i, name: str = name) -> None:
                     position = names.index(what)
+                    status.update(f"CLIP {name} erasing: {what}, {step} of {total}")
                     bar.update((i * len(names) + position) * UNITS + UNITS * step // total)
 
+                status.show(f"CLIP {name} erasing: sampling without an attack")
                 evaluator.on_progress = follow
                 measured = evaluator.measure(subject, names)
                 report["models"][name] = measured.to_dict()
                 rows |= {f"{name}\n{what}": measured.images[what] for what in ("clean", *names)}
             bar.update(bar.total)
+            status.show("done")
             image = host.to_image(overview(rows))
         return io.NodeOutput(image, tables.format_table(report), json.dumps(report))

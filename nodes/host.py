@@ -80,6 +80,7 @@ class HostDenoiser:
         with torch.inference_mode(False):
             self.alphas_cumprod = (1 / (1 + self.sampling.sigmas.detach().cpu().double() ** 2)).float()
         self.options = dict(model.model_options.get("transformer_options", {}))
+        self.on_predict: Callable[[], None] = lambda: None  # called before every prediction: a sign of life
 
     @torch.no_grad()
     def load(self, room: int = 0) -> None:
@@ -122,6 +123,7 @@ class HostDenoiser:
         `apply_model` returns the denoised x_0 for noise and v prediction alike, hence eps = (x - x_0) / sigma.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
+        self.on_predict()
         model = self.patcher.model
         sigma = self.sampling.sigma(t).to(x_t)
         s = sigma.view(-1, 1, 1, 1)

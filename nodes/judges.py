@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..advunlearn.config.evaluation import ClassifierConfig, NudityConfig, ZeroShotConfig
 from ..advunlearn.errors import AdvUnlearnError
 from . import folders
+from .status import Status, with_status
 from .widgets import advanced, output, schema, settings, widget
 
 Judge = io.Custom("ADVUNLEARN_JUDGE")
@@ -72,7 +73,8 @@ class LoadJudge(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, judge: str) -> io.NodeOutput:
+    @with_status
+    def execute(cls, status: Status, judge: str) -> io.NodeOutput:
         from ..advunlearn.judges.load import make_judge
         from . import host
 
@@ -95,7 +97,8 @@ class LoadNudityJudge(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
+    @with_status
+    def execute(cls, status: Status, **values: Any) -> io.NodeOutput:
         from ..advunlearn.judges.nudity import NudityJudge
 
         return io.NodeOutput(NudityJudge(settings(NudityConfig, values)))
@@ -122,7 +125,8 @@ class LoadClassifierJudge(io.ComfyNode):
         return _check(folder, path, "classifier")
 
     @classmethod
-    def execute(cls, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
+    @with_status
+    def execute(cls, status: Status, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
         from ..advunlearn.judges.classifier import ClassifierJudge
         from . import host
 
@@ -155,7 +159,8 @@ class LoadCLIPJudge(io.ComfyNode):
         return _check(folder, path, "clip")
 
     @classmethod
-    def execute(cls, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
+    @with_status
+    def execute(cls, status: Status, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
         from ..advunlearn.judges.zero_shot import ZeroShotJudge
         from . import host
 

@@ -9,10 +9,13 @@ from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.config.training import RunConfig
 from ..advunlearn.reporting import training_samples as samples
 from ..advunlearn.reporting.images import grid
-from ..advunlearn.training.events import Progress
+from ..advunlearn.reporting.progress_text import ProgressText
+from ..advunlearn.reporting.snapshots import NUM_RETAINED, Snapshots
+from ..advunlearn.training.events import Progress, TrainResult
 from ..advunlearn.training.official import source_class
 from ..advunlearn.training.schedule import Schedule
 from .host import Bar, HostModel
+from .status import Status
 
 SIZE, LEFT, PAD = (512, 288), 72, 32
 TEXT = 18  # font size in pixels: a node shows the image at little more than half its size
@@ -22,19 +25,30 @@ Rows = Mapping[int, Mapping[str, float]]  # iteration -> losses
 
 
 class Training:
-    """Callback of a training run: the bar counts trajectories, attack steps and iterations, the image plots losses."""
+    """Callback of a training run: the bar counts trajectories, attack steps and iterations, the image plots losses.
+
+    Args:
+        status: the node's text.
+        run: the settings.
+        has_retain_prompts: whether there is a second bank.
+    """
 
     every = 5  # iterations between two images
 
-    def __init__(self, node_id: str | None, run: RunConfig, has_retain_prompts: bool) -> None:
+    def __init__(self, status: Status, run: RunConfig, has_retain_prompts: bool) -> None:
         retains = run.train.retains and has_retain_prompts
         trajectories = run.bank.trajectories + (run.bank.retain_trajectories if retains else 0)
         self.bank = trajectories if source_class(run.train).prefilled else 0
         self.attack_steps = run.attack.in_mode(run.train.mode).all_steps if run.train.attacks else 0
         self.schedule = Schedule.from_config(run)
-        self.bar = Bar(self.units(run.train.iterations), node_id)
-        self.rows: dict[int, Mapping[str, float]] = {}
+        self.status = status
+        self.text = ProgressText(run)
+        self.bar = Bar(self.units(run.train.iterations), status.node_id)
+        self.iteration, self.iterations = 0, run.train.iterations
+        self.started = False  # the banks are full; from now on a cancelled run is kept
+        self.history: Sequence[Mapping[str, float]] = ()  # losses of every iteration, also before a resume
         self.samples: Samples | None = None
+        self.snapshots: Snapshots | None = None
         self.filled, self.total, self.before = 0, 0, 0
 
     def units(self, iterations: int, attack_step: int = 0) -> int:
@@ -42,59 +56,108 @@ class Training:
         attack_steps = self.schedule.attacks_before(iterations) * self.attack_steps
         return self.bank + iterations + attack_steps + attack_step
 
-    def __call__(self, progress: Progress) -> None:
-        """Update the bar and, every few iterations, the image."""
-        if progress.phase == "bank":
-            if self.filled == self.total:  # the retain bank starts to count from 0
-                self.before += self.filled
-            self.filled, self.total = progress.iteration, progress.iterations
-            self.bar.update(self.before + self.filled)
-            return
-        done = self.units(progress.iteration, progress.attack_step)
-        if progress.phase == "attack":
-            self.bar.update(done)
-            return
-        self.rows[progress.iteration] = progress.losses
-        new = self.samples is not None and self.samples.follow(progress)
-        draw = new or progress.iteration % self.every == 0 or progress.iteration == progress.iterations
-        self.bar.update(done, self.picture(progress.iterations) if draw else None)
+    def resume(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Continue the curve of an earlier run."""
+        self.history, self.iteration, self.started = history, len(history), True
 
-    def picture(self, iterations: int) -> Any:
+    def start(self, samples: Samples) -> None:
+        """Show the sample images of the original model."""
+        self.samples = samples
+        self.status.show("sampling the original model")
+        samples.generate(0, samples.model.text_encoder)
+        self.bar.update(0, self.picture())
+
+    def __call__(self, progress: Progress) -> None:
+        """Update the text and the bar and, every few iterations, the image."""
+        self.status.update(self.text(progress))
+        self.started = progress.phase != "bank"
+        if progress.phase == "bank":
+            self._count_trajectories(progress)
+        elif progress.phase == "attack":
+            self.iteration = progress.iteration
+            self.bar.update(self.units(progress.iteration, progress.attack_step))
+        else:
+            self._show_iteration(progress)
+            if self.snapshots is not None:
+                self.snapshots(progress)
+            self.text.skip()
+
+    def _count_trajectories(self, progress: Progress) -> None:
+        if self.filled == self.total:  # the retain bank starts to count from 0
+            self.before += self.filled
+        self.filled, self.total = progress.iteration, progress.iterations
+        self.bar.update(self.before + self.filled)
+
+    def _show_iteration(self, progress: Progress) -> None:
+        i = self.iteration = progress.iteration
+        self.history = progress.history
+        last = i == progress.iterations
+        new = self.samples is not None and self.samples.are_due(i, last)
+        if new:
+            self.samples.generate(i, progress.encoder)  # type: ignore[union-attr]
+        drawn = new or last or i % self.every == 0 or i == 2  # two points are the first curve
+        self.bar.update(self.units(i), self.picture() if drawn else None)
+
+    def picture(self) -> Any:
         """Return a PIL image: the loss curves above the sample images."""
-        image = curve(self.rows, iterations)
+        image = curve(dict(enumerate(self.history, start=1)), self.iterations)
         return image if self.samples is None else self.samples.under(image)
+
+    def compare_snapshots(self, result: TrainResult, name: str) -> list[str]:
+        """Measure the trained encoder, saved under a name, like the intermediate ones; return lines for the report."""
+        if self.snapshots is None:
+            return []
+        self.status.show("comparing the intermediate encoders")
+        self.snapshots.add(result.iterations, name, result.encoder, result.denoiser)
+        return [self.snapshots.describe()]
+
+    def describe_stop(self, name: str) -> str:
+        """Return what the node says after a cancel, whose state is kept under a name."""
+        if not self.started:
+            return "stopped before the first iteration; nothing is kept"
+        return f"stopped at {self.iteration} of {self.iterations}, kept in {name}; turn on resume to go on"
+
+
+def sample_for_measure(model: HostModel, concept: str, retained: Sequence[str]) -> samples.Samples:
+    """Return the generator of the images that intermediate encoders are measured on."""
+    prompts = [concept, *retained[:NUM_RETAINED]]
+    return samples.Samples(model, prompts, EvaluateConfig(sampling_steps=12, guidance_scale=5.0))
 
 
 class Samples(samples.Samples):
-    """Sample images of the current encoder, for the concept and for a retained prompt, in a strip below the curves."""
+    """Sample images of the original and of the current encoder, for the concept and for a retained prompt."""
 
     def __init__(self, model: HostModel, concept: str, retained: Sequence[str], every: int) -> None:
         super().__init__(model, [concept, *retained[:1]], EvaluateConfig(sampling_steps=12, guidance_scale=5.0))
-        self.every, self.iteration = every, 0
-        self.strip: Any = None
+        self.every = every
+        self.strips: dict[int, Any] = {}  # iteration -> a row of images: the first, and the last
 
-    def follow(self, progress: Progress) -> bool:
-        """Generate new samples if they are due; return whether they were."""
-        if (progress.iteration - 1) % self.every and progress.iteration != progress.iterations:
-            return False
-        latents = self.latents(progress.encoder, self.model.denoiser)
+    def are_due(self, iteration: int, last: bool) -> bool:
+        """Return whether to generate images after an iteration."""
+        return last or iteration % self.every == 0
+
+    def generate(self, iteration: int, encoder: Any) -> None:
+        """Generate the images of an encoder after an iteration; 0 is the original model."""
+        latents = self.latents(encoder, self.model.denoiser)
         strip = grid(self.model.look(latents), len(latents), gap=0)  # type: ignore[attr-defined]
-        self.iteration, self.strip = progress.iteration, strip.resize((SIDE * len(latents), SIDE))
-        return True
+        self.strips = {i: row for i, row in self.strips.items() if i == 0}
+        self.strips[iteration] = strip.resize((SIDE * len(latents), SIDE))
 
     def under(self, image: Any) -> Any:
-        """Return an image with the samples in a row below it."""
+        """Return an image with the samples below it, a row for each iteration."""
         from PIL import Image, ImageDraw
 
         head = TEXT + 8
-        both = Image.new("RGB", (image.width, image.height + SIDE + head), "#202020")
+        both = Image.new("RGB", (image.width, image.height + (SIDE + head) * len(self.strips)), "#202020")
         both.paste(image)
         draw = ImageDraw.Draw(both)
-        for i, prompt in enumerate(self.prompts):
-            text = f"{prompt[:20]} (at {self.iteration})"
-            draw.text((2 + i * samples.COUNT * SIDE, image.height + 2), text, fill="#c0c0c0", font=font())
-        if self.strip is not None:
-            both.paste(self.strip, (0, image.height + head))
+        y = image.height
+        for iteration, strip in self.strips.items():
+            for k, prompt in enumerate(self.prompts):
+                text = f"{iteration}: {prompt}" if iteration else f"before: {prompt}"
+                draw.text((2 + k * samples.COUNT * SIDE, y + 2), text[:28], fill="#c0c0c0", font=font())
+            both.paste(strip, (0, y + head))
+            y += SIDE + head
         return both
 
 
@@ -122,7 +185,7 @@ def curve(rows: Rows, total: int) -> Any:
         y = position(0, share * top)[1]
         draw.line([(LEFT, y), (width - PAD, y)], fill="#404040")
         draw.text((LEFT - 8, y), f"{share * top:.3g}", fill="#c0c0c0", font=font(), anchor="rm")
-    count = f"iteration {max(rows)} of {total}"
+    count = f"iteration {max(rows, default=0)} of {total}"
     draw.text((width - PAD, height - PAD + 4), count, fill="#c0c0c0", font=font(), anchor="ra")
     for k, name in enumerate(names):
         points = [position(i, row[name]) for i, row in rows.items() if name in row]

@@ -54,7 +54,9 @@ class TrainingSettings(io.ComfyNode):
     def execute(cls, **values: Any) -> io.NodeOutput:
         """Return the settings that differ from the preset's, by section; `node` has those of the node itself."""
         changes = {section: read_changes(SECTIONS[section], values) for section in ("concept", "train")}
-        node = {name: values[name] for name in ("dtype", "sample_every", "encoder_dtype") if name in values}
+        node = {
+            name: values[name] for name in ("dtype", "sample_every", "encoder_dtype", "keep_every") if name in values
+        }
         return io.NodeOutput({**changes, "node": node})
 
 
@@ -119,4 +121,13 @@ def _node_inputs() -> list[Any]:
             "(0: never)",
         ),
         widget(OutputConfig, "encoder_dtype", optional=True),
+        io.Int.Input(
+            "keep_every",
+            default=0,
+            min=0,
+            max=100000,
+            optional=True,
+            tooltip="also save the encoder every N iterations, with a quick measure of how much it has changed images "
+            "of the concept and of retained prompts; the report names the best (0: only the last one)",
+        ),
     ]

@@ -23,8 +23,12 @@ COARSEST_STEP = 0.01
 
 
 def schema(**fields: Any) -> io.Schema:
-    """Make a Schema in the pack's category, without the fields that this version of the host does not know."""
+    """Make a Schema in the pack's category, without the fields that this version of the host does not know.
+
+    The node knows its id, under which it shows its status.
+    """
     known = {f.name for f in dataclasses.fields(io.Schema)}
+    fields["hidden"] = [io.Hidden.unique_id, *fields.get("hidden", ())]
     return io.Schema(**{"category": CATEGORY, **{k: v for k, v in fields.items() if k in known}})
 
 

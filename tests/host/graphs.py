@@ -33,6 +33,7 @@ RETAINED = ("dog", "castle", "house", "car")
 SMALL: dict[str, dict[str, Any]] = {
     "EmptyLatentImage": {"batch_size": IMAGES},
     "KSampler": {"steps": 10},
+    "ImageScaleBy": {"scale_by": 1.0},  # the judge sees the images as they were sampled
     "AdvUnlearnTrain": {
         "iterations": 12,
         "retain_set": "none",
@@ -52,8 +53,14 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small_workflow(name: str) -> Graph:
-    """Return a shipped workflow at a small budget."""
+    """Return a shipped workflow at a small budget, with settings nodes for it, and a node for the scores."""
     graph: Graph = SHIPPED.WORKFLOWS[name]()
+    for id, shipped in list(graph.items()):
+        if shipped["class_type"] == "AdvUnlearnTrain":
+            graph |= {socket: node(kind) for socket, kind in SETTINGS_NODES.items()}
+            shipped["inputs"] |= {socket: [socket, 0] for socket in SETTINGS_NODES}
+        if shipped["class_type"] == "AdvUnlearnEvaluate":
+            graph["scores"] = node("PreviewAny", source=(id, 2))
     for shipped in graph.values():
         shipped["inputs"] |= SMALL.get(shipped["class_type"], {})
     return graph

@@ -25,7 +25,7 @@ def read_page(name: str) -> dict[str, Any]:
 def test_a_shipped_file_has_the_nodes_links_and_values_of_its_graph(server: Server, name: str) -> None:
     """The page made workflows/NAME.json from the graph: nothing was lost, and the host still knows every input."""
     graph, info = SHIPPED.WORKFLOWS[name](), server.get("object_info")
-    shown = {str(node["id"]): node for node in read_page(name)["nodes"]}
+    shown = {str(node["id"]): node for node in read_page(name)["nodes"] if node["type"] != "MarkdownNote"}
     assert {i: node["class_type"] for i, node in graph.items()} == {i: node["type"] for i, node in shown.items()}
     for i, node in graph.items():
         described = info[node["class_type"]]["input"]
@@ -56,8 +56,25 @@ def test_a_shipped_file_has_every_setting_of_the_packs_nodes_in_its_position(ser
         assert {k: v for k, v in inputs.items() if k in names} == {k: v for k, v in stored.items() if k in inputs}
 
 
-def test_every_workflow_but_the_one_for_sdxl_is_run() -> None:
-    assert sorted([*WORKFLOWS, "sdxl"]) == NAMES
+def test_every_workflow_but_those_for_stable_diffusion_is_run() -> None:
+    assert sorted([*WORKFLOWS, "sdxl", "train-sd15"]) == NAMES
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), [("sdxl", SHIPPED.SDXL), ("train-sd15", SHIPPED.SD15)])
+def test_a_workflow_for_stable_diffusion_has_the_link_of_its_checkpoint(name: str, checkpoint: str) -> None:
+    (loader,) = (node for node in read_page(name)["nodes"] if node["type"] == "CheckpointLoaderSimple")
+    (model,) = loader["properties"]["models"]
+    assert model["name"] == checkpoint and model["directory"] == "checkpoints"
+    assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(f"/{checkpoint}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_says_what_to_do_first_and_has_numbered_steps(name: str) -> None:
+    page = read_page(name)
+    (note,) = (node for node in page["nodes"] if node["type"] == "MarkdownNote")
+    assert "**First**" in note["widgets_values"][0] or "Press **Run**" in note["widgets_values"][0]
+    assert sorted({group["title"][:2] for group in page["groups"]})[:3] == ["1.", "2.", "3."]
+    assert page["extra"]["info"]["description"]
 
 
 def find_node(name: str, title: str) -> str:
@@ -97,7 +114,7 @@ def test_attack_returns_a_prompt_and_samples_it(server: Server, workflows: Outpu
 
 
 def test_before_and_after_counts_fewer_churches_after(workflows: Outputs) -> None:
-    scores = json.loads(workflows["before-and-after"][find_node("before-and-after", "scores")]["text"][0])["models"]
+    scores = json.loads(workflows["before-and-after"]["scores"]["text"][0])["models"]
     before, after = (scores[when]["asr"] for when in ("before", "after"))
     assert before["clean"]["success"] == 2 and after["clean"]["success"] <= 1
     assert {"unlearndiffatk", "soft_prefix"} < after.keys()
@@ -105,10 +122,13 @@ def test_before_and_after_counts_fewer_churches_after(workflows: Outputs) -> Non
     assert retained["total"] == len(RETAINED) and retained["correct"] >= len(RETAINED) - 1
 
 
-def test_sdxl_lacks_only_the_checkpoint_that_a_user_must_have(server: Server) -> None:
+@pytest.mark.parametrize(("name", "checkpoint"), [("sdxl", SHIPPED.SDXL), ("train-sd15", SHIPPED.SD15)])
+def test_what_is_not_run_lacks_only_the_checkpoint_that_a_user_must_have(
+    server: Server, name: str, checkpoint: str
+) -> None:
     with pytest.raises(HostError) as refused:
-        server.queue(SHIPPED.WORKFLOWS["sdxl"]())
+        server.queue(SHIPPED.WORKFLOWS[name]())
     errors = json.loads(str(refused.value))["node_errors"]
     assert [node["class_type"] for node in errors.values()] == ["CheckpointLoaderSimple"], errors
     (error,) = next(iter(errors.values()))["errors"]
-    assert error["type"] == "value_not_in_list" and SHIPPED.SDXL in error["details"]
+    assert error["type"] == "value_not_in_list" and checkpoint in error["details"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import runpy
 
 import pytest
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
 # tests/host checks that the English texts are those of the nodes.
@@ -55,3 +57,25 @@ def test_no_source_has_what_scanners_of_packs_take_for_the_execution_of_code(fol
     """They look for these letters, so re.compile() and Module.eval() alarm them too and are written otherwise here."""
     for path in (ROOT / folder).rglob("*.py"):
         assert not re.search(r"\b(eval|exec|compile)\(|\bos\.system\b", path.read_text(encoding="utf-8")), path
+
+
+def test_the_listing_has_what_the_registry_shows() -> None:
+    """Read as text: Python 3.10 has no reader of TOML."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^\[project\.urls\]\nRepository = "https://github\.com/[\w-]+/[\w-]+"$', text, re.M)
+    assert re.search(r'^requires-comfyui = ">=0\.3\.64"$', text, re.M)
+    assert '"Operating System :: OS Independent"' in text and '"Environment :: GPU :: NVIDIA CUDA"' in text
+    raw = r'^{} = "https://raw\.githubusercontent\.com/[\w-]+/[\w-]+/main/(.*)"$'
+    icon, banner = (re.search(raw.format(name), text, re.M) for name in ("Icon", "Banner"))
+    assert icon and banner
+    assert 'width="400" height="400"' in (ROOT / icon[1]).read_text()
+    width, height = Image.open(ROOT / banner[1]).size
+    assert 9 * width == 21 * height
+
+
+def test_a_fork_is_listed_under_its_own_address() -> None:
+    module = runpy.run_path(str(ROOT / "tools" / "listing" / "address.py"))
+    text = module["with_address"]((ROOT / "pyproject.toml").read_text(), "https://github.com/someone/fork", "v1.2.3")
+    assert text.count("https://github.com/someone/fork") == 3
+    assert text.count("https://raw.githubusercontent.com/someone/fork/v1.2.3/docs/") == 2
+    assert not re.search(r"github(usercontent)?\.com/advunlearn", text)

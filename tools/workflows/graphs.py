@@ -1,21 +1,19 @@
 """The shipped workflows in the API's format: the source of workflows/*.json, also run by the host tests.
 
-    python tools/workflows/graphs.py OUT      write OUT/<name>.json for each
-
-`make.mjs` opens them in a running ComfyUI and saves them in the page's format.
+`make.py` opens them in a running ComfyUI, arranges them as `layout.py` says, and saves them in the page's format.
 """
 
 from __future__ import annotations
 
-import json
-import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 Graph = dict[str, Any]
-CHECKPOINT, ENCODER, SDXL = "miniature.safetensors", "robust_clip_00001_.safetensors", "sd_xl_base_1.0.safetensors"
+Link = tuple[str, int]  # (node id, output)
+CHECKPOINT, ENCODER = "miniature.safetensors", "robust_clip_00001_.safetensors"
+SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
 MINIATURE_SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
+SD15_SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 SDXL_SAMPLING = {"steps": 25, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
@@ -33,21 +31,21 @@ def loader(checkpoint: str = CHECKPOINT) -> Graph:
     return {"1": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
 
 
-def picture(
+def pictures(
     first: int,
-    clip: tuple[str, int],
+    clip: Link,
     prompt: str,
     name: str,
-    positive: tuple[str, int] | None = None,
+    positive: Link | None = None,
     size: int = 64,
     batch: int = 4,
     sampling: Mapping[str, Any] = MINIATURE_SAMPLING,
 ) -> Graph:
-    """Return text to image with a CLIP; node ids start at `first`, `size` is in pixels."""
-    ids = [str(first + k) for k in range(6)]
+    """Return text to image with a CLIP, small images enlarged; node ids start at `first`, `size` is in pixels."""
+    ids = [str(first + k) for k in range(7)]
     graph = {
         ids[0]: node("CLIPTextEncode", prompt, clip=clip, text=prompt),
-        ids[1]: node("CLIPTextEncode", "nothing", clip=clip, text=""),
+        ids[1]: node("CLIPTextEncode", "empty prompt", clip=clip, text=""),
         ids[2]: node("EmptyLatentImage", width=size, height=size, batch_size=batch),
         ids[3]: node(
             "KSampler",
@@ -60,118 +58,118 @@ def picture(
             denoise=1.0,
         ),
         ids[4]: node("VAEDecode", samples=(ids[3], 0), vae=("1", 2)),
-        ids[5]: node("SaveImage", name, images=(ids[4], 0), filename_prefix=f"advunlearn/{name}"),
+        ids[5]: node("ImageScaleBy", image=(ids[4], 0), upscale_method="lanczos", scale_by=256 / size),
+        ids[6]: node("SaveImage", name, images=(ids[5], 0), filename_prefix=f"advunlearn/{name}"),
     }
     if positive:
         del graph[ids[0]]
+    if size >= 256:  # large enough to see
+        del graph[ids[5]]
+        graph[ids[6]]["inputs"]["images"] = [ids[4], 0]
     return graph
 
 
-def train(iterations: int = 30) -> Graph:
-    """Train on the miniature in a minute or two: nodes 2 (training) and 100 to 102 (its settings)."""
-    return {
-        "2": node(
-            "AdvUnlearnTrain",
-            model=("1", 0),
-            clip=("1", 1),
-            vae=("1", 2),
-            concept="church",
-            kind="object",
-            preset="auto",
-            iterations=iterations,
-            retain_set="auto",
-            retain_prompts="",
-            resolution=0,
-            memory="auto",
-            seed=0,
-            save_name="robust_clip",
-            resume=False,
-            training=("100", 0),
-            attack=("101", 0),
-            bank=("102", 0),
-        ),
-        "100": node("AdvUnlearnTrainingSettings", lr=3e-4, warmup=8, batch=6, retain_batch=6, sample_every=15),
-        "101": node("AdvUnlearnAttackSettings", steps=3, tokens=3, restarts=3),
-        "102": node("AdvUnlearnBankSettings", trajectories=24, retain_trajectories=40, sampling_steps=8),
-    }
-
-
-def attack(clip: tuple[str, int], prompt: str, steps: int = 30, **more: Any) -> Graph:
-    """Attack a CLIP."""
+def train(concept: str, iterations: int) -> Graph:
+    """Train on the model of node 1, with the preset that it recognises."""
     return node(
-        "AdvUnlearnAttack",
-        clip=clip,
+        "AdvUnlearnTrain",
         model=("1", 0),
-        prompt=prompt,
+        clip=("1", 1),
+        vae=("1", 2),
+        concept=concept,
+        kind="object",
+        preset="auto",
+        iterations=iterations,
+        retain_set="auto",
+        retain_prompts="",
+        resolution=0,
+        memory="auto",
+        seed=0,
+        save_name="robust_clip",
+        resume=False,
+    )
+
+
+def robust(strength: float = 1.0, title: str = "", **values: Any) -> Graph:
+    """Load what `train` made, or another encoder."""
+    values = {"encoder": ENCODER, "released": "none", **values}
+    return node("AdvUnlearnLoadRobustCLIP", title, strength=strength, clip=("1", 1), **values)
+
+
+def train_workflow(checkpoint: str = CHECKPOINT, iterations: int = 60, **shown: Any) -> Graph:
+    """Train, then sample the concept and its neighbour with the new CLIP."""
+    nodes = {
+        "2": train("church", iterations),
+        "3": node("PreviewAny", "report", source=("2", 3)),
+    }
+    return (
+        loader(checkpoint)
+        | nodes
+        | pictures(10, ("2", 0), "a church", "erased", **shown)
+        | pictures(20, ("2", 0), "a castle", "kept", **shown)
+    )
+
+
+def train_sd15() -> Graph:
+    """Train on Stable Diffusion 1.5 with the published settings."""
+    return train_workflow(SD15, 0, size=512, batch=1, sampling=SD15_SAMPLING)
+
+
+def load_and_replace() -> Graph:
+    """Sample one prompt with the CLIP before and after."""
+    before = pictures(10, ("1", 1), "a church", "before")
+    return loader() | {"2": robust()} | before | pictures(20, ("2", 0), "a church", "after")
+
+
+def attack_workflow() -> Graph:
+    """Attack a robust encoder and sample the adversarial prompt."""
+    attack = node(
+        "AdvUnlearnAttack",
+        model=("1", 0),
+        clip=("2", 0),
+        original_clip=("1", 1),
+        prompt="a church",
+        concept="",
         attack="unlearndiffatk",
-        steps=steps,
+        steps=30,
         tokens=5,
         restarts=4,
         seed=1000,
         resolution=0,
         embedding_name="adversarial",
-        concept="",
-        **more,
     )
-
-
-def load_and_replace() -> Graph:
-    """Sample one prompt with the CLIP before and after."""
-    robust = {"2": node("AdvUnlearnLoadRobustCLIP", encoder=ENCODER, strength=1.0, clip=("1", 1))}
-    return loader() | robust | picture(10, ("1", 1), "a church", "before") | picture(20, ("2", 0), "a church", "after")
-
-
-def train_workflow() -> Graph:
-    """Train, plot the loss, sample with the new CLIP."""
-    shown = {
-        "3": node("PreviewAny", "report", source=("2", 3)),
-        "4": node("LossGraphNode", loss=("2", 2), filename_prefix="advunlearn_loss"),
-    }
-    return (
-        loader()
-        | train()
-        | shown
-        | picture(10, ("2", 0), "a church", "erased")
-        | picture(20, ("2", 0), "a castle", "kept")
-    )
-
-
-def attack_workflow() -> Graph:
-    """Attack a robust encoder and sample the adversarial prompt."""
-    nodes = {
-        "2": node("AdvUnlearnLoadRobustCLIP", encoder=ENCODER, strength=1.0, clip=("1", 1)),
-        "3": attack(("2", 0), "a church", original_clip=("1", 1)),
-        "4": node("PreviewAny", "report", source=("3", 4)),
-    }
-    return loader() | nodes | picture(10, ("2", 0), "a church", "attacked", positive=("3", 0))
+    nodes = {"2": robust(), "3": attack, "4": node("PreviewAny", "report", source=("3", 4))}
+    erased = pictures(10, ("2", 0), "a church", "erased")
+    return loader() | nodes | erased | pictures(20, ("2", 0), "a church", "attacked", positive=("3", 0))
 
 
 def before_after() -> Graph:
-    """Train and evaluate: the evaluation attacks the CLIP before and after."""
-    nodes = train() | {
+    """Evaluate what `train` made: attack the CLIP before and after."""
+    evaluate = node(
+        "AdvUnlearnEvaluate",
+        model=("1", 0),
+        clip_before=("1", 1),
+        clip_after=("2", 0),
+        vae=("1", 2),
+        judge=("3", 0),
+        concept="church",
+        kind="object",
+        attack="both",
+        cases=6,
+        attack_steps=10,
+        seed=1000,
+        resolution=0,
+        prompts="",
+        retained_prompts="",
+        evaluation=("7", 0),
+    )
+    nodes = {
+        "2": robust(),
         "3": node("AdvUnlearnLoadJudge", judge="miniature"),
-        "4": node(
-            "AdvUnlearnEvaluate",
-            model=("1", 0),
-            clip_before=("1", 1),
-            clip_after=("2", 0),
-            vae=("1", 2),
-            judge=("3", 0),
-            concept="church",
-            kind="object",
-            attack="both",
-            cases=6,
-            attack_steps=10,
-            seed=1000,
-            resolution=0,
-            prompts="",
-            retained_prompts="",
-            evaluation=("103", 0),
-        ),
-        "103": node("AdvUnlearnEvaluationSettings", judge_interval=5, sampling_steps=8),
+        "4": evaluate,
         "5": node("SaveImage", "before and after", images=("4", 0), filename_prefix="advunlearn/evaluation"),
         "6": node("PreviewAny", "report", source=("4", 1)),
-        "7": node("PreviewAny", "scores", source=("4", 2)),
+        "7": node("AdvUnlearnEvaluationSettings", judge_interval=5, sampling_steps=8, repeats=1),
     }
     return loader() | nodes
 
@@ -180,42 +178,25 @@ def strength_sweep() -> Graph:
     """Sample one prompt at strengths 0, 0.5 and 1."""
     graph = loader()
     for k, strength in enumerate((0.0, 0.5, 1.0)):
-        robust = str(2 + k)
-        graph |= {
-            robust: node(
-                "AdvUnlearnLoadRobustCLIP", f"strength {strength}", encoder=ENCODER, strength=strength, clip=("1", 1)
-            )
-        }
-        graph |= picture(10 * (k + 1), (robust, 0), "a church", f"strength-{strength}")
+        graph |= {str(2 + k): robust(strength, f"strength {strength}")}
+        graph |= pictures(10 * (k + 1), (str(2 + k), 0), "a church", f"strength-{strength}")
     return graph
 
 
 def sdxl() -> Graph:
     """Sample SDXL with and without a released encoder as its CLIP-L; CLIP-G stays and still knows the concept."""
-    robust = node(
-        "AdvUnlearnLoadRobustCLIP", "church erased", encoder="none", strength=1.0, released="church", clip=("1", 1)
-    )
     shown = {"size": 1024, "batch": 1, "sampling": SDXL_SAMPLING}
-    before = picture(10, ("1", 1), "a church on a hill", "sdxl-before", **shown)
-    return loader(SDXL) | {"2": robust} | before | picture(20, ("2", 0), "a church on a hill", "sdxl-after", **shown)
+    after = {"2": robust(title="church erased", encoder="none", released="church")}
+    before = pictures(10, ("1", 1), "a church on a hill", "sdxl-before", **shown)
+    return loader(SDXL) | after | before | pictures(20, ("2", 0), "a church on a hill", "sdxl-after", **shown)
 
 
 WORKFLOWS = {
     "train": train_workflow,
+    "train-sd15": train_sd15,
+    "before-and-after": before_after,
     "load-and-replace": load_and_replace,
     "attack": attack_workflow,
-    "before-and-after": before_after,
     "strength-sweep": strength_sweep,
     "sdxl": sdxl,
 }
-
-
-def main(out: str) -> None:
-    folder = pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, make in WORKFLOWS.items():
-        (folder / f"{name}.json").write_text(json.dumps(make(), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

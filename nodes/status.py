@@ -1,0 +1,122 @@
+"""What a node says while it runs and when it ends: on itself, in the console, and as an error in the pack's own words.
+
+The text on a node is the host's progress text, a widget that both of its renderers draw. `web/js/advunlearn.js` uses it
+for what only the page learns: refused inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged, shorten_error
+
+PAGE_SECONDS, CONSOLE_SECONDS = 0.5, 10.0  # between two texts of one phase
+BEAT_SECONDS = 2.0  # without a text, after which a prediction of the model is a sign of life
+
+
+class AdvUnlearnNodeError(ValueError):
+    """An error whose message is for the user.
+
+    The host shows the full name of an exception's class in front of its message, with the path of the pack's folder;
+    it leaves the module out for built-in exceptions only.
+    """
+
+
+AdvUnlearnNodeError.__module__ = "builtins"
+
+
+class Status:
+    """Context in which a node runs: the text under its widgets, repeated in the console.
+
+    At the end it says on the node what went wrong or that the user cancelled. The library's errors leave it as
+    AdvUnlearnNodeError.
+
+    Args:
+        node_id: the node's id; None: the console alone.
+    """
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self.note = ""  # a second line under every text
+        self.text = ""
+        self.since = self.sent = time.monotonic()  # when the text changed, and when anything was sent
+        self.logged = 0.0
+        self.describe_stop = lambda: f"stopped: {self.text}" if self.text else "stopped"
+
+    def __enter__(self) -> Status:
+        return self
+
+    def __exit__(self, _: type | None, error: BaseException | None, __: TracebackType | None) -> None:
+        from comfy.model_management import InterruptProcessingException
+
+        if error is not None:
+            self.note = ""
+        if isinstance(error, InterruptProcessingException):
+            self.show(self.describe_stop())
+        elif isinstance(error, AdvUnlearnError | TrainingDiverged):
+            self.show(str(error))
+            raise AdvUnlearnNodeError(str(error)) from error
+        elif isinstance(error, Exception):
+            self.show(f"{type(error).__name__}: {shorten_error(error)}")
+
+    def show(self, text: str) -> None:
+        """Show a text at once: a new phase, or the end."""
+        self._change(text)
+        self._send(text)
+        self._log(text)
+
+    def update(self, text: str) -> None:
+        """Show a text of a phase that has many, unless the last one was shown a moment ago."""
+        self._change(text)
+        if self.since - self.sent >= PAGE_SECONDS:
+            self._send(text)
+        if self.since - self.logged >= CONSOLE_SECONDS:
+            self._log(text)
+
+    def beat(self) -> None:
+        """Show that a long step is still at work; call it at every prediction of the model."""
+        now = time.monotonic()
+        if now - self.sent >= BEAT_SECONDS:
+            self._send(f"{self.text} (this step: {now - self.since:.0f} s)")
+
+    def _change(self, text: str) -> None:
+        self.text, self.since = text, time.monotonic()
+
+    def _log(self, text: str) -> None:
+        logging.info("AdvUnlearn: %s", "; ".join(filter(None, [text, self.note])))
+        self.logged = time.monotonic()
+
+    def _send(self, text: str) -> None:
+        """Send a text to the page that queued the graph; without a server there is none."""
+        import server
+
+        self.sent = time.monotonic()
+        instance = getattr(server.PromptServer, "instance", None)
+        if instance is not None and self.node_id is not None and instance.client_id is not None:
+            text = "\n".join(filter(None, [text, self.note]))
+            instance.send_progress_text(text, self.node_id, instance.client_id)
+
+
+def with_status(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a node's `execute(cls, status, ...)`: run it in the context of its status."""
+
+    @functools.wraps(execute)
+    def wrapped(cls: Any, *args: Any, **values: Any) -> Any:
+        with Status(cls.hidden.unique_id) as status:
+            return execute(cls, status, *args, **values)
+
+    return wrapped
+
+
+def refuse(input_id: str, reason: object) -> str:
+    """Return what `validate_inputs` returns for a wrong input.
+
+    The host repeats the sentence for every argument of that method. The page keeps the one of the input whose name is
+    the sentence's first word.
+    """
+    return f"{input_id}: {reason}"

@@ -1,0 +1,204 @@
+"""How the shipped workflows stand on the screen: steps as groups, a note that says what to do first, model links.
+
+Each opens at the zoom that fits all of it: within `SCREEN` its texts can be read at 1080p.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCREEN = (2100, 1150)  # of the graph, in its own units
+ROOM, HEAD = 20, 50  # around the nodes of a group; its title
+NOTE = (380, 330)
+PROMPT = (300, 110)
+LINE = 42  # of a collapsed node
+SIZES: dict[str, tuple[int, int]] = {
+    "CheckpointLoaderSimple": (380, 100),
+    "AdvUnlearnLoadRobustCLIP": (380, 180),
+    "AdvUnlearnLoadJudge": (380, 60),
+}
+HUGGING_FACE = "https://huggingface.co"
+MODELS = {
+    "v1-5-pruned-emaonly-fp16.safetensors": f"{HUGGING_FACE}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+    "v1-5-pruned-emaonly-fp16.safetensors",
+    "sd_xl_base_1.0.safetensors": f"{HUGGING_FACE}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
+    "sd_xl_base_1.0.safetensors",
+}
+MINIATURE = (
+    "No Stable Diffusion needed: the miniature that comes with the pack takes its place.\n\n"
+    "    python -m advunlearn miniature --to models/checkpoints/miniature.safetensors\n\n"
+    "(in custom_nodes/advunlearn, with ComfyUI's Python and the full path; then press R)\n\n"
+)
+TRAIN_FIRST = "**First** run the workflow *train*: it makes the encoder that this one loads. Then press R and Run.\n\n"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A step: a box with a title around some nodes."""
+
+    title: str
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the nodes of a workflow stand, and what it says."""
+
+    note: str  # Markdown, in the upper left corner
+    description: str
+    places: dict[int, tuple[int, int, int, int]]  # node id -> x, y, width, height; the height 0: as it is
+    groups: tuple[Group, ...]
+    collapsed: tuple[int, ...] = ()
+    note_size: tuple[int, int] = field(default=NOTE)
+
+
+def pictures(
+    first: int, x: int, y: int, picture: tuple[int, int], prompt: bool = True, enlarged: bool = True
+) -> tuple[dict[int, tuple[int, int, int, int]], tuple[int, ...]]:
+    """Return the places of text to image, ids from `first`: a prompt over collapsed nodes, pictures to the right."""
+    collapsed = tuple(first + k for k in (1, 2, 3, 4, 5) if k != 5 or enlarged)
+    places = {first: (x, y, *PROMPT)} if prompt else {}
+    top = y + (PROMPT[1] + 60 if prompt else 30)
+    places |= {id: (x, top + LINE * k, 0, 0) for k, id in enumerate(collapsed)}
+    return places | {first + 6: (x + PROMPT[0] + 30, y, *picture)}, collapsed
+
+
+def stack(rows: list[tuple[int, int]], x: int, picture: tuple[int, int], **options: Any) -> tuple[Any, tuple[int, ...]]:
+    """Return the places of several rows of pictures, each as (first id, y)."""
+    made = [pictures(first, x, y, picture, **options) for first, y in rows]
+    places = {id: place for part, _ in made for id, place in part.items()}
+    return places, tuple(id for _, part in made for id in part)
+
+
+def make_train(note: str, description: str, enlarged: bool) -> Layout:
+    """Lay out a training and what its encoder draws."""
+    shown, collapsed = stack([(10, 70), (20, 570)], 1300, (400, 400), enlarged=enlarged)
+    return Layout(
+        note=note,
+        description=description,
+        places={1: (20, 470, 380, 100), 2: (460, 70, 420, 0), 3: (900, 70, 340, 900), **shown},
+        groups=(
+            Group("1. Load a model", (1,)),
+            Group("2. Train a robust text encoder", (2, 3)),
+            Group("3. What it has forgotten", tuple(id for id in shown if id < 20)),
+            Group("3. What it has kept", tuple(id for id in shown if id >= 20)),
+        ),
+        collapsed=collapsed,
+    )
+
+
+def make_comparison(note: str, description: str, enlarged: bool = True) -> Layout:
+    """Lay out one prompt with the CLIP before and after."""
+    shown, collapsed = stack([(10, 70), (20, 570)], 900, (460, 400), enlarged=enlarged)
+    return Layout(
+        note=note,
+        description=description,
+        places={1: (20, 470, 380, 100), 2: (460, 70, 380, 180), **shown},
+        groups=(
+            Group("1. Load a model", (1,)),
+            Group("2. Replace its CLIP-L", (2,)),
+            Group("3. Before", tuple(id for id in shown if id < 20)),
+            Group("3. After", tuple(id for id in shown if id >= 20)),
+        ),
+        collapsed=collapsed,
+    )
+
+
+def make_attack() -> Layout:
+    """Lay out an attack and the pictures without and with it."""
+    erased, first = pictures(10, 1340, 70, (400, 400))
+    attacked, second = pictures(20, 1340, 570, (400, 400), prompt=False)
+    return Layout(
+        note=f"## Attack a robust encoder\n\n{TRAIN_FIRST}The attack searches for words that bring the church back. "
+        "The loss falls while it finds better ones; the report has the prompt, and the pictures show what it draws.",
+        description="Search for a prompt that brings an erased concept back, and draw it.",
+        places={1: (20, 470, 380, 100), 2: (20, 650, 380, 180), 3: (460, 70, 420, 0), 4: (900, 70, 380, 400)}
+        | erased
+        | attacked,
+        groups=(
+            Group("1. Load model and robust CLIP", (1, 2)),
+            Group("2. Attack it", (3, 4)),
+            Group("3. Without the attack", tuple(erased)),
+            Group("3. With the attack", tuple(attacked)),
+        ),
+        collapsed=(*first, *second),
+    )
+
+
+def make_evaluation() -> Layout:
+    """Lay out an evaluation."""
+    return Layout(
+        note=f"## Before and after\n\n{TRAIN_FIRST}It attacks the CLIP before and after, and counts how often a judge "
+        "sees a church, and how often the other prompts are still drawn right. A few minutes on a CPU.",
+        description="Attack a CLIP before and after erasing: pictures and counts.",
+        places={
+            1: (20, 470, 380, 100),
+            2: (20, 640, 380, 180),
+            3: (20, 880, 380, 60),
+            4: (460, 70, 400, 0),
+            7: (460, 660, 400, 0),
+            6: (900, 70, 480, 340),
+            5: (900, 480, 640, 600),
+        },
+        groups=(
+            Group("1. Load model, robust CLIP and judge", (1, 2, 3)),
+            Group("2. Evaluate", (4, 7)),
+            Group("3. Counts and pictures", (5, 6)),
+        ),
+    )
+
+
+def make_sweep() -> Layout:
+    """Lay out three strengths."""
+    rows = [(10, 70), (20, 440), (30, 810)]
+    shown, collapsed = stack(rows, 900, (300, 310))
+    places = {1: (20, 470, 380, 100)} | {2 + k: (460, 70 + 370 * k, 380, 180) for k in range(3)} | shown
+    return Layout(
+        note=f"## How much robust encoder\n\n{TRAIN_FIRST}Strength interpolates the weights: 0 is the CLIP as it was, "
+        "1 the robust one. In between, the concept fades.",
+        description="One prompt at three strengths of a robust encoder.",
+        places=places,
+        groups=(
+            Group("1. Load a model", (1,)),
+            *(
+                Group(f"{2 + k}. Strength {strength}", (2 + k, *(id for id in shown if id // 10 == k + 1)))
+                for k, strength in enumerate(("0", "0.5", "1"))
+            ),
+        ),
+        collapsed=collapsed,
+    )
+
+
+LAYOUTS = {
+    "train": make_train(
+        f"## Train on the miniature\n\n{MINIATURE}Press **Run**. The node shows its losses, and what it draws before "
+        "and after. In a few minutes it has forgotten churches, and still draws castles.",
+        "Erase a concept from the miniature: no Stable Diffusion and no GPU needed.",
+        enlarged=True,
+    ),
+    "train-sd15": make_train(
+        "## Train on Stable Diffusion 1.5\n\n"
+        "**First** fetch the checkpoint that the page offers, or choose your own, and write what it shall forget into "
+        "**concept**. Then press **Run**.\n\n"
+        "The node says how much memory it takes and how long it will be. Cancel keeps the run: turn on **resume** to "
+        "go on. The encoder is saved into output/clip.",
+        "Erase a concept from Stable Diffusion 1.5, with the published settings.",
+        enlarged=False,
+    ),
+    "load-and-replace": make_comparison(
+        f"## Use a robust encoder\n\n{TRAIN_FIRST}The same prompt and the same noise, with the CLIP of the checkpoint "
+        "and with the robust one.",
+        "One prompt with the CLIP of a checkpoint and with a robust one.",
+    ),
+    "attack": make_attack(),
+    "before-and-after": make_evaluation(),
+    "strength-sweep": make_sweep(),
+    "sdxl": make_comparison(
+        "## A released encoder in SDXL\n\n**First** fetch the checkpoint that the page offers. Run downloads the "
+        "encoder (500 MB).\n\nSDXL reads the layer before CLIP-L's last, and its CLIP-G still knows the concept: the "
+        "effect is smaller than in SD 1.5.",
+        "An encoder released by the authors of the method, as the CLIP-L of SDXL.",
+        enlarged=False,
+    ),
+}

@@ -1,0 +1,81 @@
+"""Open the workflows in a running ComfyUI, arrange them, and save what its page makes of them.
+
+    python tools/workflows/make.py http://127.0.0.1:8188 workflows [NAME ...]
+
+Needs playwright and a Chromium ($CHROMIUM, default /usr/bin/chromium).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from graphs import WORKFLOWS
+from layout import HEAD, LAYOUTS, MODELS, ROOM
+from playwright.sync_api import sync_playwright
+
+READY = "() => window.app?.graph && window.app?.loadApiJson && window.app?.extensionManager"
+ARRANGE = """async ({ name, graph, layout, models, room, head }) => {
+  await app.loadApiJson(graph, name);
+  const find = (id) => app.graph.getNodeById(id) ?? app.graph.getNodeById(String(id));
+  for (const node of app.graph.nodes) {
+    for (const widget of node.widgets ?? []) if (widget.name === "control_after_generate") widget.value = "fixed";
+    const file = node.widgets?.find(({ name }) => name === "ckpt_name")?.value;
+    if (models[file]) node.properties.models = [{ name: file, url: models[file], directory: "checkpoints" }];
+  }
+  for (const [id, [x, y, width, height]] of Object.entries(layout.places)) {
+    const node = find(Number(id));
+    node.pos = [x, y];
+    if (width) node.setSize([width, height || node.computeSize()[1]]);
+  }
+  for (const id of layout.collapsed) find(id).flags.collapsed = true;
+  const note = LiteGraph.createNode("MarkdownNote");
+  note.title = "Read me first";
+  note.pos = [20, 70];
+  note.setSize(layout.note_size);
+  note.widgets[0].value = layout.note;
+  app.graph.add(note);
+  for (const { title, nodes } of layout.groups) {
+    const boxes = nodes.map(find).map((node) => {
+      const size = node.flags.collapsed ? [220, 0] : node.size;
+      return [node.pos[0], node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, node.pos[0] + size[0], node.pos[1] + size[1]];
+    });
+    const edge = (k, pick) => pick(...boxes.map((box) => box[k]));
+    const [left, top] = [edge(0, Math.min) - room, edge(1, Math.min) - head];
+    const group = new LiteGraph.LGraphGroup(title);
+    group.pos = [left, top];
+    group.size = [edge(2, Math.max) + room - left, edge(3, Math.max) + room - top];
+    app.graph.add(group);
+  }
+  app.graph.extra = { info: { name, description: layout.description } };
+  return app.graph.serialize();
+}"""
+
+
+def arrange(page: Any, name: str) -> dict[str, Any]:
+    """Return a workflow in the page's format."""
+    values = {"name": name, "graph": WORKFLOWS[name](), "layout": asdict(LAYOUTS[name]), "models": MODELS}
+    return page.evaluate(ARRANGE, values | {"room": ROOM, "head": HEAD})
+
+
+def main(url: str, out: str, *names: str) -> None:
+    with sync_playwright() as playwright:
+        path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1920, "height": 1080})
+        page.goto(url)
+        page.wait_for_function(READY, timeout=120_000)
+        page.wait_for_timeout(3000)
+        for name in names or WORKFLOWS:
+            made = arrange(page, name)
+            pathlib.Path(out, f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            print(name, len(made["nodes"]), "nodes")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
