@@ -41,8 +41,8 @@ def test_a_folder_that_was_saved_is_offered_at_once_and_draws_the_same(server: S
     assert is_same_image(sample_images(server, load_graph(encoder=name + "model.safetensors")), before)
     with pytest.raises(HostError, match="'gone/' is not among the text encoders"):
         server.queue(load_graph(encoder="gone/"))
-    with pytest.raises(HostError, match="choose an encoder or a released one"):
-        server.queue(load_graph())
+    with pytest.raises(HostError, match="no encoder is chosen: choose one under encoder"):
+        server.run(load_graph())
     with pytest.raises(HostError, match="there is no released encoder 'cats'"):
         server.queue(load_graph(released="cats"))
 
