@@ -20,6 +20,7 @@ SHOWN_ELSEWHERE = {
     "concept": ("concept", "kind"),
     "train": ("iterations", "seed", "train_method", "encoders", "offload"),  # `memory` chooses to offload
 }
+NODE_SETTINGS = ("dtype", "sample_every", "encoder_dtype", "keep_every")  # no settings of the library
 RULE = (
     "Connected, the node changes exactly what it shows; -1, 'preset' and an empty text leave a setting to the preset."
 )
