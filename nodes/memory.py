@@ -81,10 +81,9 @@ class _Check:
             fit = fit_same_result(self.measure, plan, self.free + needed.weights)
         if fit is not None:
             chosen, needed = fit
-            changes = "".join(f", {k.replace('_', '-')} {str(v).lower()}" for k, v in chosen.changes(start).items())
             return chosen.run, (
-                f"memory {mode} (estimated before the run){changes}: {needed.peak / GIB:.1f} GB at most, "
-                f"{needed.steady / GIB:.1f} GB between iterations; banks of {needed.bank / GIB:.2f} GB in main memory"
+                f"memory {mode}: {describe_choice(chosen, start)}, {needed.peak / GIB:.1f} GB (estimated); "
+                f"{needed.steady / GIB:.1f} GB between iterations, banks of {needed.bank / GIB:.2f} GB in main memory"
             )
         advice = advise(self.measure, plan, self.free + needed.weights)
         raise TooLarge(
@@ -114,6 +113,16 @@ class _Check:
             "optimized_attention_override": lambda _, *a, **k: attention.attention_pytorch(*a, **k),
         }
         return replace(self.model, denoiser=denoiser)
+
+
+def describe_choice(chosen: Plan, start: Plan) -> str:
+    """Return the micro-batch of a plan, and what else it saves memory by compared with another plan."""
+    whole = chosen.run.samples_in_one_pass
+    micro = min(chosen.run.train.micro_batch or whole, whole)
+    others = {name: value for name, value in chosen.changes(start).items() if name != "micro_batch"}
+    return ", ".join(
+        [f"micro-batch {micro} of {whole}", *(f"{name} {str(value).lower()}" for name, value in others.items())]
+    )
 
 
 def _additional(needed: Estimate) -> int:

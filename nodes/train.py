@@ -208,7 +208,8 @@ def prepare(
     log("\n".join(details).splitlines(), warnings)
     status.show("estimating the memory")
     run, memory_line = memory.fit_run(adapted, run, prompts, values["memory"])
-    status.note = "\n".join(filter(None, [status.note, memory_line, *(details if stored else ()), *warnings]))
+    shown = [status.note, memory_line.split(";")[0], *(details if stored else ()), *warnings]
+    status.note = "\n".join(filter(None, shown))
     chosen = f"preset {preset}{' (auto)' * (values['preset'] == AUTO)}"
     described = f"{chosen}, retain set {retain_set}, resolution {size}\n{describe_all_settings(run)}"
     log([memory_line, *described.splitlines()])

@@ -28,6 +28,6 @@ def test_the_estimate_equals_what_a_run_takes_and_a_missing_estimate_does_not_st
 ) -> None:
     measured = run_inside(host, "inside_memory.py", str(checkpoint))
     assert measured["predicted"] == pytest.approx(measured["counted"], rel=0.05), measured
-    assert "GB at most" in measured["line"]
+    assert "GB (estimated)" in measured["line"]
     assert measured["broken"] == "memory: not estimated, TypeError: no fake kernel"
     assert measured["cancelled"] == "raised"

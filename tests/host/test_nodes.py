@@ -89,7 +89,7 @@ def test_training_leaves_the_users_clip_alone_and_reports_the_run(server: Server
     before = sample_images(server, sample_graph())
     outputs = server.run(graph | sample_graph(clip=("train", 0)))
     report = outputs["report"]["text"][0]
-    assert "esd on 'church' (object): 2 iterations" in report and "GB at most" in report
+    assert "esd on 'church' (object): 2 iterations" in report and "GB (estimated)" in report
     assert not torch.equal(get_images(server, outputs), before)
     again = sample_graph() | {"again": node("PreviewAny", source="not cached")}
     assert is_same_image(sample_images(server, again), before)
