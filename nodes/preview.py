@@ -42,14 +42,13 @@ class Training:
         self.attack_steps = run.attack.in_mode(run.train.mode).all_steps if run.train.attacks else 0
         self.schedule = Schedule.from_config(run)
         self.status = status
-        self.text = ProgressText(run)
+        self.text = ProgressText(run, self.bank)
         self.bar = Bar(self.units(run.train.iterations), status.node_id)
         self.iteration, self.iterations = 0, run.train.iterations
         self.started = False  # the banks are full; from now on a cancelled run is kept
         self.history: Sequence[Mapping[str, float]] = ()  # losses of every iteration, also before a resume
         self.samples: Samples | None = None
         self.snapshots: Snapshots | None = None
-        self.filled, self.total, self.before = 0, 0, 0
 
     def units(self, iterations: int, attack_step: int = 0) -> int:
         """Return the bar's value after `iterations` iterations and `attack_step` steps of the next attack."""
@@ -72,7 +71,7 @@ class Training:
         self.status.update(self.text(progress))
         self.started = progress.phase != "bank"
         if progress.phase == "bank":
-            self._count_trajectories(progress)
+            self.bar.update(self.text.filled)
         elif progress.phase == "attack":
             self.iteration = progress.iteration
             self.bar.update(self.units(progress.iteration, progress.attack_step))
@@ -81,12 +80,6 @@ class Training:
             if self.snapshots is not None:
                 self.snapshots(progress)
             self.text.skip()
-
-    def _count_trajectories(self, progress: Progress) -> None:
-        if self.filled == self.total:  # the retain bank starts to count from 0
-            self.before += self.filled
-        self.filled, self.total = progress.iteration, progress.iterations
-        self.bar.update(self.before + self.filled)
 
     def _show_iteration(self, progress: Progress) -> None:
         i = self.iteration = progress.iteration

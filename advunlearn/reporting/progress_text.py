@@ -22,10 +22,11 @@ class ProgressText:
 
     Args:
         run: the settings.
+        trajectories: number of trajectories in all banks together.
         clock: returns the time in seconds.
     """
 
-    def __init__(self, run: RunConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, run: RunConfig, trajectories: int, clock: Callable[[], float] = time.monotonic) -> None:
         train, attack = run.train, run.attack.in_mode(run.train.mode)
         self.schedule = Schedule.from_config(run)
         self.attack_steps = attack.all_steps if train.attacks else 0
@@ -34,7 +35,8 @@ class ProgressText:
         self.clock = clock
         self.attack_seconds: deque[float] = deque(maxlen=RECENT)
         self.train_seconds: deque[float] = deque(maxlen=RECENT)
-        self.filling: tuple[float, int] | None = None  # time and number of trajectories when a bank began to fill
+        self.trajectories = trajectories
+        self.full = self.filled = 0  # trajectories of the banks that are full, and all
         self.begin = clock()
         self.last: float | None = None  # when the last part of an iteration ended
 
@@ -64,16 +66,13 @@ class ProgressText:
         return (self.schedule.iterations - iteration) * seconds + (attacks - attacks_done) * attack
 
     def _filling(self, progress: Progress) -> str:
-        now, done, total = self.clock(), progress.iteration, progress.iterations
-        text = f"filling the bank: {done} of {total} trajectories"
-        self.last = now
-        if self.filling is None or done <= self.filling[1]:
-            self.filling = (self.begin, 0)
-        start, before = self.filling
-        left = (total - done) * (now - start) / (done - before)
-        if done == total:
-            self.filling, self.begin = None, now
-        return text + describe_left(left if done < total else None)
+        self.filled = done = self.full + progress.iteration
+        if progress.iteration == progress.iterations:
+            self.full += progress.iterations
+        self.last = self.clock()
+        left = self.trajectories - done
+        seconds = left * (self.last - self.begin) / done if left else None
+        return f"filling the bank: {done} of {self.trajectories} trajectories" + describe_left(seconds)
 
     def _attacking(self, progress: Progress) -> str:
         i, step = progress.iteration, progress.attack_step

@@ -23,22 +23,23 @@ class Clock:
 def make_text(clock: Clock, **attack: int) -> ProgressText:
     """Return the texts of 10 iterations, 2 of them warm-up, of 4 samples, with attacks of 2 steps on 2 restarts."""
     train = TrainConfig(iterations=10, warmup=2, batch=2, retain_batch=2)
-    return ProgressText(RunConfig(train=train, attack=AdversaryConfig(steps=2, restarts=2, **attack)), clock)
+    return ProgressText(RunConfig(train=train, attack=AdversaryConfig(steps=2, restarts=2, **attack)), 96, clock)
 
 
 def train_event(iteration: int) -> Progress:
     return Progress("train", iteration, 10)
 
 
-def test_the_time_of_a_bank_is_that_of_its_remaining_trajectories() -> None:
+def test_the_banks_are_counted_together() -> None:
     clock = Clock()
     text = make_text(clock)
-    clock.now += 8
-    assert text(Progress("bank", 24, 64)) == "filling the bank: 24 of 64 trajectories, about 13 s left"  # 40 / 3
     clock.now += 12
-    assert text(Progress("bank", 64, 64)) == "filling the bank: 64 of 64 trajectories"
-    clock.now += 4  # the second bank has its own pace: 2 trajectories in 4 s, 3 to come
-    assert text(Progress("bank", 2, 5)) == "filling the bank: 2 of 5 trajectories, about 6.0 s left"
+    assert text(Progress("bank", 24, 64)) == "filling the bank: 24 of 96 trajectories, about 36 s left"  # 72 / 2
+    clock.now += 20
+    assert text(Progress("bank", 64, 64)) == "filling the bank: 64 of 96 trajectories, about 16 s left"
+    clock.now += 8
+    assert text(Progress("bank", 16, 32)) == "filling the bank: 80 of 96 trajectories, about 8.0 s left"
+    assert text(Progress("bank", 32, 32)) == "filling the bank: 96 of 96 trajectories"
 
 
 def test_the_time_left_counts_attacks_and_iterations_separately() -> None:
