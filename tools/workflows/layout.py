@@ -11,13 +11,8 @@ from typing import Any
 SCREEN = (2100, 1150)  # of the graph, in its own units
 ROOM, HEAD = 20, 50  # around the nodes of a group; its title
 NOTE = (380, 330)
-PROMPT = (300, 110)
-LINE = 42  # of a collapsed node
-SIZES: dict[str, tuple[int, int]] = {
-    "CheckpointLoaderSimple": (380, 100),
-    "AdvUnlearnLoadRobustCLIP": (380, 180),
-    "AdvUnlearnLoadJudge": (380, 60),
-}
+PROMPT = (370, 110)
+LINE, COLUMN = 42, 188  # distances of collapsed nodes
 HUGGING_FACE = "https://huggingface.co"
 MODELS = {
     "v1-5-pruned-emaonly-fp16.safetensors": f"{HUGGING_FACE}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
@@ -56,11 +51,11 @@ class Layout:
 def pictures(
     first: int, x: int, y: int, picture: tuple[int, int], prompt: bool = True, enlarged: bool = True
 ) -> tuple[dict[int, tuple[int, int, int, int]], tuple[int, ...]]:
-    """Return the places of text to image, ids from `first`: a prompt over collapsed nodes, pictures to the right."""
+    """Return the places of text to image, ids from `first`: a prompt over collapsed nodes, images to the right."""
     collapsed = tuple(first + k for k in (1, 2, 3, 4, 5) if k != 5 or enlarged)
     places = {first: (x, y, *PROMPT)} if prompt else {}
     top = y + (PROMPT[1] + 60 if prompt else 30)
-    places |= {id: (x, top + LINE * k, 0, 0) for k, id in enumerate(collapsed)}
+    places |= {id: (x + COLUMN * (k % 2), top + LINE * (k // 2), 0, 0) for k, id in enumerate(collapsed)}
     return places | {first + 6: (x + PROMPT[0] + 30, y, *picture)}, collapsed
 
 
@@ -77,7 +72,7 @@ def make_train(note: str, description: str, enlarged: bool) -> Layout:
     return Layout(
         note=note,
         description=description,
-        places={1: (20, 470, 380, 100), 2: (460, 70, 420, 0), 3: (900, 70, 340, 900), **shown},
+        places={1: (20, 510, 380, 100), 2: (460, 70, 420, 0), 3: (900, 70, 340, 560), **shown},
         groups=(
             Group("1. Load a model", (1,)),
             Group("2. Train a robust text encoder", (2, 3)),
@@ -94,7 +89,7 @@ def make_comparison(note: str, description: str, enlarged: bool = True) -> Layou
     return Layout(
         note=note,
         description=description,
-        places={1: (20, 470, 380, 100), 2: (460, 70, 380, 180), **shown},
+        places={1: (20, 510, 380, 100), 2: (460, 70, 380, 200), **shown},
         groups=(
             Group("1. Load a model", (1,)),
             Group("2. Replace its CLIP-L", (2,)),
@@ -113,7 +108,7 @@ def make_attack() -> Layout:
         note=f"## Attack a robust encoder\n\n{TRAIN_FIRST}The attack searches for words that bring the church back. "
         "The loss falls while it finds better ones; the report has the prompt, and the pictures show what it draws.",
         description="Search for a prompt that brings an erased concept back, and draw it.",
-        places={1: (20, 470, 380, 100), 2: (20, 650, 380, 180), 3: (460, 70, 420, 0), 4: (900, 70, 380, 400)}
+        places={1: (20, 510, 380, 100), 2: (20, 690, 380, 200), 3: (460, 70, 420, 0), 4: (900, 70, 380, 400)}
         | erased
         | attacked,
         groups=(
@@ -133,11 +128,11 @@ def make_evaluation() -> Layout:
         "sees a church, and how often the other prompts are still drawn right. A few minutes on a CPU.",
         description="Attack a CLIP before and after erasing: pictures and counts.",
         places={
-            1: (20, 470, 380, 100),
-            2: (20, 640, 380, 180),
-            3: (20, 880, 380, 60),
+            1: (20, 510, 380, 100),
+            2: (20, 690, 380, 200),
+            3: (20, 1030, 380, 60),
             4: (460, 70, 400, 0),
-            7: (460, 660, 400, 0),
+            7: (460, 740, 400, 0),
             6: (900, 70, 480, 340),
             5: (900, 480, 640, 600),
         },
@@ -151,9 +146,9 @@ def make_evaluation() -> Layout:
 
 def make_sweep() -> Layout:
     """Lay out three strengths."""
-    rows = [(10, 70), (20, 440), (30, 810)]
+    rows = [(10, 70), (20, 480), (30, 890)]
     shown, collapsed = stack(rows, 900, (300, 310))
-    places = {1: (20, 470, 380, 100)} | {2 + k: (460, 70 + 370 * k, 380, 180) for k in range(3)} | shown
+    places = {1: (20, 510, 380, 100)} | {2 + k: (460, 70 + 410 * k, 380, 200) for k in range(3)} | shown
     return Layout(
         note=f"## How much robust encoder\n\n{TRAIN_FIRST}Strength interpolates the weights: 0 is the CLIP as it was, "
         "1 the robust one. In between, the concept fades.",

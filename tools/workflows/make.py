@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+import uuid
 from dataclasses import asdict
 from typing import Any
 
@@ -19,8 +20,9 @@ from layout import HEAD, LAYOUTS, MODELS, ROOM
 from playwright.sync_api import sync_playwright
 
 READY = "() => window.app?.graph && window.app?.loadApiJson && window.app?.extensionManager"
-ARRANGE = """async ({ name, graph, layout, models, room, head }) => {
+ARRANGE = """async ({ id, name, graph, layout, models, room, head }) => {
   await app.loadApiJson(graph, name);
+  app.graph.id = id; // by which the page tells the values of graphs apart
   const find = (id) => app.graph.getNodeById(id) ?? app.graph.getNodeById(String(id));
   for (const node of app.graph.nodes) {
     for (const widget of node.widgets ?? []) if (widget.name === "control_after_generate") widget.value = "fixed";
@@ -52,14 +54,15 @@ ARRANGE = """async ({ name, graph, layout, models, room, head }) => {
     app.graph.add(group);
   }
   app.graph.extra = { info: { name, description: layout.description } };
-  return app.graph.serialize();
+  return JSON.stringify(app.graph.serialize()); // as a text, since undefined values would come back as null
 }"""
 
 
 def arrange(page: Any, name: str) -> dict[str, Any]:
     """Return a workflow in the page's format."""
     values = {"name": name, "graph": WORKFLOWS[name](), "layout": asdict(LAYOUTS[name]), "models": MODELS}
-    return page.evaluate(ARRANGE, values | {"room": ROOM, "head": HEAD})
+    id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"advunlearn/{name}"))
+    return json.loads(page.evaluate(ARRANGE, values | {"id": id, "room": ROOM, "head": HEAD}))
 
 
 def main(url: str, out: str, *names: str) -> None:
