@@ -74,8 +74,8 @@ def _shape(weights: Weights, name: str) -> tuple[int, ...]:
 
 def count_transformer_layers(weights: Weights, prefix: str) -> int:
     """Return the number of transformer layers of the attention under a prefix; 0 if there is none."""
-    pattern = re.compile(re.escape(prefix) + r"transformer_blocks\.(\d{1,4})\.")
-    return 1 + max((int(match[1]) for name in weights.names if (match := pattern.match(name))), default=-1)
+    pattern = re.escape(prefix) + r"transformer_blocks\.(\d{1,4})\."
+    return 1 + max((int(match[1]) for name in weights.names if (match := re.match(pattern, name))), default=-1)
 
 
 def read_levels(weights: Weights) -> list[Level]:
