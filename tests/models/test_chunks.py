@@ -56,7 +56,8 @@ def test_every_chunk_is_encoded_by_itself_and_a_short_prompt_is_repeated(tiny_mo
     parts = tiny_model.encode([FILLER, "church", "a dog"])
     expected = [torch.cat([parts[0], parts[1]]), torch.cat([parts[2], parts[2]])]
     assert torch.allclose(model.encode([LONG, "a dog"]), torch.stack(expected), atol=1e-6)
-    assert torch.equal(tiny_model.encode([LONG]), parts[:1])  # the control: without chunks the concept is not there
+    cut = tiny_model.encode([LONG])  # the control: without chunks the concept is not there
+    assert torch.allclose(cut, parts[:1], atol=1e-6)
     three = tiny_model.fit_prompts(["dog " * 150 + "church"]).encode([LONG])
     assert torch.allclose(three[0], expected[0].repeat(3, 1), atol=1e-6)  # two chunks in a run with three: six
 
