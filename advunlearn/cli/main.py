@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "attack": Command("search for prompts that bring the concept back", flags.add_attack, "attack"),
     "sample": Command("generate images", flags.add_sample, "sample.png"),
-    "miniature": Command("write the miniature in the shape of Stable Diffusion 1.5", flags.add_miniature),
+    "miniature": Command("write the miniature in the shape of Stable Diffusion 1.5 or SDXL", flags.add_miniature),
     "info": Command("describe a file, and compare it with a base model", flags.add_info),
     "convert": Command("convert a text encoder to another format, bit for bit", flags.add_convert),
     "fetch": Command(

@@ -1,4 +1,4 @@
-"""The names of weights in the original Stable Diffusion 1.x code, which single-file checkpoints have.
+"""The names of weights in the original Stable Diffusion 1.x and XL code, which single-file checkpoints have.
 
 diffusers converts those names to its own; this module converts back.
 """
@@ -13,15 +13,22 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from .detect import TEXT_PREFIX, UNET_PREFIX
+from .openclip import to_openclip
 
+CLIP_L_PREFIX = "conditioner.embedders.0.transformer."  # SDXL's encoders
+CLIP_G_PREFIX = "conditioner.embedders.1.model."
 VAE_PREFIX = "first_stage_model."
-SD1_SCALING_FACTOR = 0.18215  # of the latents that every reader of such a checkpoint expects
+# Scaling factors of the latents that every reader of such a checkpoint expects.
+SD1_SCALING_FACTOR = 0.18215
+SDXL_SCALING_FACTOR = 0.13025
 
 _TEXT_MODEL = "cond_stage_model.transformer."
 _UNET_OUTER_NAMES = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
@@ -142,10 +149,34 @@ def build_checkpoint_state(
     for name, tensor in text.items():
         if not name.endswith("position_ids"):
             state[_TEXT_MODEL + TEXT_PREFIX + name.removeprefix(TEXT_PREFIX)] = tensor
+    state |= _rename_vae(vae, SD1_SCALING_FACTOR / vae_scale)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def build_sdxl_checkpoint_state(
+    unet: Mapping[str, Tensor],
+    vae: Mapping[str, Tensor],
+    clip_l: Mapping[str, Tensor],
+    clip_g: Mapping[str, Tensor],
+    vae_scale: float,
+) -> dict[str, Tensor]:
+    """Return a whole model's weights as an SDXL checkpoint stores them, as `build_checkpoint_state` does.
+
+    Both text encoders have `text_model.` keys, and CLIP-G its projection.
+    """
+    state = {UNET_PREFIX + key: unet[name] for name, key in map_unet_keys(unet).items()}
+    state |= {CLIP_L_PREFIX + name: tensor for name, tensor in clip_l.items() if name.startswith(TEXT_PREFIX)}
+    state |= {CLIP_G_PREFIX + name: tensor for name, tensor in to_openclip(clip_g).items()}
+    state |= _rename_vae(vae, SDXL_SCALING_FACTOR / vae_scale)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _rename_vae(vae: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Return an autoencoder's weights by their original names; `scale` is the one that a TAESD is stored with."""
+    state = {}
     for name, key in map_vae_keys(vae).items():
         is_convolution = ".mid.attn_1." in key and vae[name].dim() == 2  # 1 x 1 there, a linear layer in diffusers
         state[VAE_PREFIX + key] = vae[name][:, :, None, None] if is_convolution else vae[name]
     if VAE_PREFIX + "taesd_encoder.0.weight" in state:
-        state[VAE_PREFIX + "vae_scale"] = torch.tensor(SD1_SCALING_FACTOR / vae_scale)
-        state[VAE_PREFIX + "vae_shift"] = torch.tensor(0.0)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        state |= {VAE_PREFIX + "vae_scale": torch.tensor(scale), VAE_PREFIX + "vae_shift": torch.tensor(0.0)}
+    return state

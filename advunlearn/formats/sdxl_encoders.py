@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ..errors import AdvUnlearnError
 from .detect import CLIP_G_WIDTH, PROJECTION, TEXT_PREFIX, detect_weights_kind, get_size, name_clip_encoder
+from .ldm_keys import CLIP_G_PREFIX
 from .openclip import from_openclip, to_openclip
 from .text_encoders import extract_encoder
 from .weights import Weights, describe_mismatch, get_shapes
 
-CLIP_G_PREFIX = "conditioner.embedders.1.model."
 UNUSED = "logit_scale"  # trained with the encoder; image generation does not use it
 
 
