@@ -1,7 +1,7 @@
 """The memory of a denoiser's pass, measured once on fake tensors for any number of samples.
 
-A pass takes a fixed number of bytes and a number for each sample. Both come from one pass of `SAMPLES` samples: a
-storage that grows with the samples has a multiple of `SAMPLES` bytes, and no other has.
+A pass takes a fixed number of bytes and a number for each sample. Both come from one pass of `PASS_SAMPLES`: a
+storage that grows with the samples has a multiple of `PASS_SAMPLES` bytes, and no other has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from ..models.counting import BACKWARD
 from ..models.denoiser import Denoiser, checkpointed
 from .fake_tensors import LiveMemory
 
-SAMPLES = 61  # a prime that divides the width of no layer; diffusers' upsampling copies larger batches (64 and more)
+PASS_SAMPLES = (
+    61  # a prime that divides the width of no layer; diffusers' upsampling copies larger batches (64 and more)
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def measure_pass(
         checkpointing: whether the blocks are recomputed in the backward pass.
         samples: measure for this number of samples only; 0: for any number.
     """
-    count = samples or SAMPLES
+    count = samples or PASS_SAMPLES
     recorder = PassRecorder(count, linear=not samples)
     blocks = denoiser.blocks() if checkpointing else ()
     with torch.set_grad_enabled(gradients), checkpointed(blocks), live.recorded_by(PassRecorder(count, False)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advunlearn.memory.fake_tensors import LiveMemory, fake_copy
-from advunlearn.memory.passes import SAMPLES, Affine, PassRecorder, Peak, measure_pass
+from advunlearn.memory.passes import PASS_SAMPLES, Affine, PassRecorder, Peak, measure_pass
 from advunlearn.models.meta_model import skeleton
 
 CPU = torch.device("cpu")
@@ -23,15 +23,15 @@ def test_a_peak_is_the_largest_of_its_functions() -> None:
 
 
 def test_storages_that_grow_with_the_samples_are_told_from_weights() -> None:
-    recorder = PassRecorder(SAMPLES, linear=True)
-    recorder.change(SAMPLES * 40)
+    recorder = PassRecorder(PASS_SAMPLES, linear=True)
+    recorder.change(PASS_SAMPLES * 40)
     recorder.change(1000)
     assert recorder.held == Affine(1000, 40)
     recorder.change(-1000)
     assert recorder.held == Affine(0, 40) and recorder.peak(2) == 1080
-    exact = PassRecorder(SAMPLES, linear=False)
-    exact.change(SAMPLES * 40)
-    assert exact.held == Affine(SAMPLES * 40)
+    exact = PassRecorder(PASS_SAMPLES, linear=False)
+    exact.change(PASS_SAMPLES * 40)
+    assert exact.held == Affine(PASS_SAMPLES * 40)
 
 
 @pytest.mark.parametrize(("dtype", "checkpointing"), [(torch.float32, False), (torch.float16, True)])
