@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
 from ..advunlearn.config.concept import ConceptConfig
-from ..advunlearn.config.io import FileDtype, ModelConfig, OutputConfig, RetainConfig
-from ..advunlearn.config.presets import AUTO, PRESETS, describe_all_settings, make_run, resolve_preset
-from ..advunlearn.config.training import SECTIONS, RunConfig, TrainConfig
+from ..advunlearn.config.io import ModelConfig, RetainConfig
+from ..advunlearn.config.presets import AUTO, PRESETS, make_run, resolve_preset
+from ..advunlearn.config.training import TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from ..advunlearn.files import find_name_fault
 from . import folders, resuming
+from .job import Job, prepare
 from .status import Status, refuse, with_status
-from .training_settings import COMFYUI_DTYPE, Attack, Bank, Training
+from .training_settings import Attack, Bank, Training
 from .widgets import output, resolution, schema, seed, widget
 
 if TYPE_CHECKING:
     from ..advunlearn.training.checkpoint import Checkpoints
     from ..advunlearn.training.stored_run import StoredRun
-
-SAMPLE_EVERY = 25  # without a settings node
 
 
 class TrainAdvUnlearnEncoder(io.ComfyNode):
@@ -158,81 +154,6 @@ def _sockets() -> list[Any]:
     ]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run that is ready to start: the model, the settings, and what is said about them."""
-
-    model: Any  # HostModel
-    run: RunConfig
-    prompts: list[str]  # retained
-    warnings: list[str]
-    details: list[str]
-    sample_every: int
-    encoder_dtype: FileDtype
-    keep_every: int
-
-
-def prepare(
-    status: Status, model: Any, clip: Any, vae: Any, values: Mapping[str, Any], stored: StoredRun | None
-) -> Job:
-    """Resolve the settings for the model, check the memory, and log what is erased and how.
-
-    A resumed run takes the settings that are stored with it.
-    Raises AdvUnlearnError for settings that cannot work and for a run that does not fit into memory.
-    """
-    from ..advunlearn.prompts.prompt_files import parse_lines
-    from ..advunlearn.prompts.retain import resolve_retain_set
-    from ..advunlearn.prompts.scope import make_scope
-    from ..advunlearn.training.guard_rails import find_warnings
-    from . import host, memory
-
-    status.show("loading the model")
-    connected = [values[name] for name in ("training", "attack", "bank") if values.get(name)]
-    small, own = host.is_miniature(model), host.own_resolution(model)
-    preset = resolve_preset(values["preset"], values["kind"], small)
-    run = make_run(preset, merge_changes(values, connected))
-    options = values["training"]["node"] if values.get("training") else {}
-    resolution = values["resolution"] or own
-    size = stored.resolution if stored else resolution
-    adapted = host.make_model(model, clip, vae, size, choose_dtype(options))
-    adapted.denoiser.on_predict = status.beat
-    retain_set = resolve_retain_set(values["retain_set"], small)
-    retained = parse_lines(values["retain_prompts"])
-    long_prompts = "cut" if run.train.mode == "official" else adapted.long_prompts
-    scope = make_scope(run.concept, retain_set, retained, None, adapted.tokenizer, long_prompts)
-    prompts, details = scope.retained, [scope.describe()]
-    if stored:
-        details = [resuming.describe_ignored(stored, run, prompts, resolution)]
-        run, prompts = stored.resume_with(run), stored.retain_prompts
-    warnings = find_warnings(adapted, run, retain_set, small, own)
-    log("\n".join(details).splitlines(), warnings)
-    status.show("estimating the memory")
-    run, memory_line = memory.fit_run(adapted, run, prompts, values["memory"])
-    shown = [status.note, memory_line.split(";")[0], *(details if stored else ()), *warnings]
-    status.note = "\n".join(filter(None, shown))
-    chosen = f"preset {preset}{' (auto)' * (values['preset'] == AUTO)}"
-    described = f"{chosen}, retain set {retain_set}, resolution {size}\n{describe_all_settings(run)}"
-    log([memory_line, *described.splitlines()])
-    return Job(
-        adapted,
-        run,
-        prompts,
-        warnings,
-        [*details, memory_line, described],
-        options.get("sample_every", SAMPLE_EVERY),
-        options.get("encoder_dtype", OutputConfig.encoder_dtype),
-        options.get("keep_every", 0),
-    )
-
-
-def choose_dtype(options: Mapping[str, Any]) -> Any:
-    """Return the dtype of the computation from a settings node; None leaves it to the host."""
-    import torch
-
-    dtype = options.get("dtype", COMFYUI_DTYPE)
-    return None if dtype == COMFYUI_DTYPE else getattr(torch, dtype)
-
-
 def make_progress(status: Status, job: Job, name: str, stored: StoredRun | None, checkpoints: Checkpoints) -> Any:
     """Return the run's callback, which has shown the sample images of the original model."""
     from ..advunlearn.reporting.snapshots import Snapshots
@@ -260,29 +181,6 @@ def save_snapshot(job: Job, name: str, encoder: Any, iteration: int) -> str:
     metadata = recipe_metadata(job.model, job.run, iterations=iteration)
     save_encoder(path, encoder, metadata, choose_file_dtype(job.encoder_dtype, encoder))
     return listed
-
-
-def merge_changes(
-    values: Mapping[str, Any], connected: Iterable[Mapping[str, Mapping[str, Any]]]
-) -> dict[str, dict[str, Any]]:
-    """Return the settings that the node and the connected settings nodes change, by section."""
-    shown = {
-        "concept": {name: values[name] for name in ("concept", "kind")},
-        "train": {"seed": values["seed"]} | ({"iterations": values["iterations"]} if values["iterations"] else {}),
-    }
-    changes: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for source in (*connected, shown):
-        for section in SECTIONS:
-            changes[section] |= source.get(section, {})
-    return changes
-
-
-def log(lines: Iterable[str], warnings: Iterable[str] = ()) -> None:
-    """Write lines and warnings into the host's log."""
-    for line in lines:
-        logging.info("AdvUnlearn: %s", line)
-    for warning in warnings:
-        logging.warning("AdvUnlearn: %s", warning)
 
 
 def train_or_keep(job: Job, name: str, progress: Any, checkpoints: Any, resume: bool) -> Any:

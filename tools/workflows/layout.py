@@ -11,8 +11,8 @@ from typing import Any
 SCREEN = (2100, 1150)  # of the graph, in its own units
 ROOM, HEAD = 20, 50  # around the nodes of a group; its title
 NOTE = (380, 330)
-PROMPT = (370, 110)
-LINE, COLUMN = 42, 188  # distances of collapsed nodes
+PROMPT = (300, 110)
+LINE, COLUMN = 42, 240  # distances of collapsed nodes
 HUGGING_FACE = "https://huggingface.co"
 MODELS = {
     "v1-5-pruned-emaonly-fp16.safetensors": f"{HUGGING_FACE}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
@@ -22,8 +22,8 @@ MODELS = {
 }
 MINIATURE = (
     "No Stable Diffusion needed: the miniature that comes with the pack takes its place.\n\n"
-    "    python -m advunlearn miniature --to models/checkpoints/miniature.safetensors\n\n"
-    "(in custom_nodes/advunlearn, with ComfyUI's Python and the full path; then press R)\n\n"
+    "In `custom_nodes/advunlearn`, with ComfyUI's Python and the full path to the models, run "
+    "`python -m advunlearn miniature --to .../models/checkpoints/miniature.safetensors`, then press R.\n\n"
 )
 TRAIN_FIRST = "**First** run the workflow *train*: it makes the encoder that this one loads. Then press R and Run.\n\n"
 
@@ -49,14 +49,21 @@ class Layout:
 
 
 def pictures(
-    first: int, x: int, y: int, picture: tuple[int, int], prompt: bool = True, enlarged: bool = True
+    first: int,
+    x: int,
+    y: int,
+    picture: tuple[int, int],
+    prompt: bool = True,
+    enlarged: bool = True,
+    columns: int = 1,
 ) -> tuple[dict[int, tuple[int, int, int, int]], tuple[int, ...]]:
     """Return the places of text to image, ids from `first`: a prompt over collapsed nodes, images to the right."""
     collapsed = tuple(first + k for k in (1, 2, 3, 4, 5) if k != 5 or enlarged)
-    places = {first: (x, y, *PROMPT)} if prompt else {}
+    width = PROMPT[0] + COLUMN * (columns - 1)
+    places = {first: (x, y, width, PROMPT[1])} if prompt else {}
     top = y + (PROMPT[1] + 60 if prompt else 30)
-    places |= {id: (x + COLUMN * (k % 2), top + LINE * (k // 2), 0, 0) for k, id in enumerate(collapsed)}
-    return places | {first + 6: (x + PROMPT[0] + 30, y, *picture)}, collapsed
+    places |= {id: (x + COLUMN * (k % columns), top + LINE * (k // columns), 0, 0) for k, id in enumerate(collapsed)}
+    return places | {first + 6: (x + width + 30, y, *picture)}, collapsed
 
 
 def stack(rows: list[tuple[int, int]], x: int, picture: tuple[int, int], **options: Any) -> tuple[Any, tuple[int, ...]]:
@@ -147,7 +154,7 @@ def make_evaluation() -> Layout:
 def make_sweep() -> Layout:
     """Lay out three strengths."""
     rows = [(10, 70), (20, 480), (30, 890)]
-    shown, collapsed = stack(rows, 900, (300, 310))
+    shown, collapsed = stack(rows, 900, (300, 310), columns=2)
     places = {1: (20, 510, 380, 100)} | {2 + k: (460, 70 + 410 * k, 380, 200) for k in range(3)} | shown
     return Layout(
         note=f"## How much robust encoder\n\n{TRAIN_FIRST}Strength interpolates the weights: 0 is the CLIP as it was, "
