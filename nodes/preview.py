@@ -10,7 +10,7 @@ from ..advunlearn.config.training import RunConfig
 from ..advunlearn.reporting import training_samples as samples
 from ..advunlearn.reporting.images import grid
 from ..advunlearn.reporting.progress_text import ProgressText
-from ..advunlearn.reporting.snapshots import NUM_RETAINED, Snapshots
+from ..advunlearn.reporting.snapshots import Snapshots
 from ..advunlearn.training.events import Progress, TrainResult
 from ..advunlearn.training.official import source_class
 from ..advunlearn.training.schedule import Schedule
@@ -109,12 +109,6 @@ class Training:
         if not self.started:
             return "stopped before the first iteration; nothing is kept"
         return f"stopped at {self.iteration} of {self.iterations}, kept in {name}; turn on resume to go on"
-
-
-def sample_for_measure(model: HostModel, concept: str, retained: Sequence[str]) -> samples.Samples:
-    """Return the generator of the images that intermediate encoders are measured on."""
-    prompts = [concept, *retained[:NUM_RETAINED]]
-    return samples.Samples(model, prompts, EvaluateConfig(sampling_steps=12, guidance_scale=5.0))
 
 
 class Samples(samples.Samples):

@@ -156,7 +156,7 @@ def _sockets() -> list[Any]:
 
 def make_progress(status: Status, job: Job, name: str, stored: StoredRun | None, checkpoints: Checkpoints) -> Any:
     """Return the run's callback, which has shown the sample images of the original model."""
-    from ..advunlearn.reporting.snapshots import Snapshots
+    from ..advunlearn.reporting.snapshots import Snapshots, make_samples
     from . import preview
 
     progress = preview.Training(status, job.run, bool(job.prompts))
@@ -164,7 +164,7 @@ def make_progress(status: Status, job: Job, name: str, stored: StoredRun | None,
     if stored:
         progress.resume(stored.history)
     if job.keep_every:
-        samples = preview.sample_for_measure(job.model, job.run.concept.prompts[0], job.prompts)
+        samples = make_samples(job.model, job.run.concept.prompts[0], job.prompts)
         save = functools.partial(save_snapshot, job, name)
         progress.snapshots = Snapshots(samples, job.keep_every, save, checkpoints.folder, stored is not None)
     if job.sample_every:

@@ -122,13 +122,5 @@ def _node_inputs() -> list[Any]:
             "(0: never)",
         ),
         widget(OutputConfig, "encoder_dtype", optional=True),
-        io.Int.Input(
-            "keep_every",
-            default=0,
-            min=0,
-            max=100000,
-            optional=True,
-            tooltip="also save the encoder every N iterations, with a quick measure of how much it has changed images "
-            "of the concept and of retained prompts; the report names the best (0: only the last one)",
-        ),
+        widget(OutputConfig, "keep_every", optional=True),
     ]

@@ -89,6 +89,12 @@ class OutputConfig(Validated):
     sample_every: int = setting(
         50, "save sample images of the concept and of a retained prompt every N iterations (0: never)", 0
     )
+    keep_every: int = setting(
+        0,
+        "also save the encoder every N iterations, with a quick measure of how much it has changed images of the "
+        "concept and of retained prompts; the report names the best (0: only the last one)",
+        0,
+    )
     single_file: bool = setting(
         False, "also write the whole trained model as one Stable Diffusion 1.x checkpoint, checkpoint.safetensors"
     )

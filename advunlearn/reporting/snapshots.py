@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
+from ..config.evaluation import EvaluateConfig
 from ..files import write_atomic
 from ..models.denoiser import Denoiser
+from ..models.loading import TextToImage
 from ..training.events import Progress
 from .training_samples import Samples
 
@@ -32,6 +34,17 @@ class Snapshot:
     def score(self) -> float:
         """High if the images of the concept changed and the others did not."""
         return self.concept_change - self.retained_change
+
+
+def make_samples(model: TextToImage, concept: str, retained: Sequence[str]) -> Samples:
+    """Return the generator of the images that a run's encoders are measured on.
+
+    Args:
+        model: the original model.
+        concept: the concept's prompt.
+        retained: the retained prompts, of which the first few are taken.
+    """
+    return Samples(model, [concept, *retained[:NUM_RETAINED]], EvaluateConfig(sampling_steps=12, guidance_scale=5.0))
 
 
 def measure_change(latents: Tensor, original: Tensor) -> Tensor:

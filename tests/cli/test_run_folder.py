@@ -144,3 +144,34 @@ def test_tensorboard_is_told_every_loss(tmp_path: pathlib.Path) -> None:
     for name in ("loss", "erase", "retain"):
         told = [(event.step, event.value) for event in events.Scalars(name)]
         assert told == [(i, pytest.approx(row[name])) for i, row in enumerate(losses, 1)]
+
+
+def test_intermediate_encoders_are_kept_and_compared(
+    tmp_path: pathlib.Path, tiny_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS.split(), "--model", str(tiny_folder), "--sample-every", "0"]
+    assert main(["train", "--out", str(tmp_path), *flags, "--keep-every", "2"]) == 0
+    kept = tmp_path / "snapshots"
+    assert sorted(path.name for path in kept.iterdir()) == ["000002.safetensors", "snapshots.json"]
+    with safe_open(kept / "000002.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["advunlearn.iterations"]) == 2
+    rows = json.loads((kept / "snapshots.json").read_text())
+    assert [(row["iteration"], row["name"]) for row in rows] == [(2, "000002.safetensors"), (3, "encoder.safetensors")]
+    assert "best by this quick measure" in capsys.readouterr().err
+    # The intermediate encoder is that of a run of this length, and not the last one.
+    assert main(["train", "--out", str(tmp_path / "short"), *flags, "--iterations", "2"]) == 0
+    with safe_open(kept / "000002.safetensors", "pt") as a, safe_open(tmp_path / "encoder.safetensors", "pt") as b:
+        last = [a.get_tensor(key).equal(b.get_tensor(key)) for key in a.keys()]  # noqa: SIM118
+    with (
+        safe_open(kept / "000002.safetensors", "pt") as a,
+        safe_open(tmp_path / "short" / "encoder.safetensors", "pt") as b,
+    ):
+        assert all(a.get_tensor(key).equal(b.get_tensor(key)) for key in a.keys()) and not all(last)  # noqa: SIM118
+
+
+def test_a_run_on_a_unet_keeps_no_text_encoders(
+    tmp_path: pathlib.Path, tiny_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS.split(), "--model", str(tiny_folder), "--train-method", "xattn", "--keep-every", "2"]
+    assert main(["train", "--out", str(tmp_path), *flags]) != 0
+    assert "keep_every keeps the text encoder of Stable Diffusion 1.x" in capsys.readouterr().err

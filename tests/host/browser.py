@@ -70,6 +70,7 @@ class Page:
             """(kind) => {
                 app.graph.clear();
                 const node = LiteGraph.createNode(kind);
+                node.id = 1000 + Math.floor(Math.random() * 1e6); // by which the page remembers values
                 node.pos = [700, 120];
                 app.graph.add(node);
                 app.canvas.ds.scale = 1;

@@ -22,9 +22,11 @@ READY = "() => window.app?.graph && window.app?.loadApiJson && window.app?.exten
 WORKFLOWS = pathlib.Path(__file__).parents[2] / "workflows"
 EDGE = 12  # pixels around a node
 TYPES = "() => Object.keys(LiteGraph.registered_node_types).filter((type) => type.startsWith('AdvUnlearn'))"
+# The page remembers values by the graph and the number of a node.
 DROP = """(type) => {
   app.graph.clear();
   const node = LiteGraph.createNode(type);
+  node.id = 1000 + Math.floor(Math.random() * 1e6);
   app.graph.add(node);
   return node.id;
 }"""
@@ -41,6 +43,8 @@ SHOW = """([ids, edge]) => {
   return { x: canvas.left + 300 - edge, y: canvas.top + 200 - edge - 16, width: right - left + 2 * edge,
            height: bottom - top + 2 * edge + 16 };
 }"""
+# The badge of a node is the name of the pack's folder here.
+NO_BADGES = "() => app.extensionManager.setting.set('Comfy.NodeBadge.NodeSourceBadgeMode', 'None')"
 IDLE = (
     "async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running[0] && !q.queue_pending[0]; }"
 )
@@ -77,6 +81,7 @@ def main(url: str, help_pages: str, readme: str) -> None:
         page.goto(url)
         page.wait_for_function(READY, timeout=120_000)
         page.wait_for_timeout(3000)
+        page.evaluate(NO_BADGES)
         for kind in page.evaluate(TYPES):
             node = page.evaluate(DROP, kind)
             page.wait_for_timeout(700)

@@ -23,6 +23,7 @@ from ...memory.plan import Plan
 from ...models.loading import TextToImage, best_device
 from ...prompts import retain
 from ...prompts.scope import Scope, make_scope
+from ...reporting.snapshots import Snapshots
 from ...reporting.training_samples import Samples
 from ...training.checkpoint import Checkpoints
 from ...training.distributed import Processes, joined_processes
@@ -37,6 +38,7 @@ from ..folder_lock import lock_folder
 from ..inputs import command_line, load_model, make_out_folder, open_prompts, print_note
 from ..progress_bar import ProgressBar
 from ..run_folder import LOG, RunFolder
+from ..snapshots import make_snapshots
 from .output import print_result
 from .save import check_single_file, save_single_file, save_trained
 
@@ -68,13 +70,19 @@ def run(args: Namespace) -> None:
         )
         samples = Samples(model, [run.concept.prompts[0], *prompts[:1]]) if output.sample_every else None
         run_folder = RunFolder(folder, output, content, prompts, samples, resume)
+        snapshots = make_snapshots(model, run, prompts, output, folder, resume)
         describe_settings(args, model, run, model_config.model)  # after everything that may refuse the run
         print_note(scope.describe())
-        result = train_in_folder(work, run_folder, run)
+        result = train_in_folder(work, run_folder, run, snapshots)
+        if snapshots:
+            snapshots.add(result.iterations, "encoder.safetensors", result.encoder, result.denoiser)
+            print_note(snapshots.describe())
         save(args, run_folder, model, run, result, scope)
 
 
-def train_in_folder(work: Callable[..., TrainResult], run_folder: RunFolder, run: RunConfig) -> TrainResult:
+def train_in_folder(
+    work: Callable[..., TrainResult], run_folder: RunFolder, run: RunConfig, snapshots: Snapshots | None
+) -> TrainResult:
     """Train with a progress bar, and keep the run folder up to date.
 
     Raises TrainingDiverged, after the last good weights are saved, for a loss that is not finite.
@@ -84,6 +92,8 @@ def train_in_folder(work: Callable[..., TrainResult], run_folder: RunFolder, run
     def follow(progress: Progress) -> None:
         bar.show_training(progress)
         run_folder(progress)
+        if snapshots:
+            snapshots(progress)
 
     try:
         with run_folder:
