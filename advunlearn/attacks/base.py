@@ -1,8 +1,7 @@
 """Base classes of the test attacks, the context they get, and the output they return.
 
-An attack is a loop over `step`. A `GradientAttack` steps by gradient, optimiser and projection: a new one defines its
-search space (`start`), its `loss` and its `result`. All attacks work on N cases in one batch, draw from a
-`torch.Generator`, and leave the model unchanged.
+An attack is a loop over `step`; see `gradient_attack` for those that step by gradient, optimiser and projection. All
+attacks work on N cases in one batch, draw from a `torch.Generator`, and leave the model unchanged.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ from torch import Tensor, nn
 from ..config.attacks import AttackConfig, Vocabulary
 from ..config.concept import ConceptConfig
 from ..errors import AdvUnlearnError
-from ..losses import denoising_loss
-from ..models.ddim import scale_batch
-from ..models.denoiser import Denoiser, add_noise
+from ..models.denoiser import Denoiser
 from ..models.text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts, tokenize
 from .pgd import OnStep
 from .prompt_slots import PromptSlots, content_tokens
-from .search_spaces import SearchSpace
 from .vocabulary import PromptRow, describe_prompt, replace_untypable, search_vocabulary, typed_vocabulary
 
 NEEDS = {
@@ -170,6 +166,13 @@ class Attack(abc.ABC):
     def result(self) -> AttackOutput:
         """Return the current result."""
 
+    def objective(self) -> Tensor | None:
+        """Return the losses of the current result (N,), comparable between steps; None for an attack without a loss.
+
+        Attacks that search one point for all cases return one loss.
+        """
+        return None
+
     def prompts(self) -> list[PromptRow]:
         """Return the current adversarial prompt of each case, see `describe_prompt`; [] if the result is no text."""
         return []
@@ -198,42 +201,6 @@ class Attack(abc.ABC):
         return means
 
 
-class GradientAttack(Attack):
-    """An attack whose step is: draw, gradient with respect to the embeddings, optimiser, projection.
-
-    `start` sets `search` and `optimizer`.
-    """
-
-    search: SearchSpace
-    optimizer: torch.optim.Optimizer
-    chunk = 64  # cases differentiated together, for latents of 8 x 8
-
-    def draw(self) -> tuple[Tensor, ...]:
-        """Draw the random inputs of a step's losses; each tensor has a row per case."""
-        return ()
-
-    @abc.abstractmethod
-    def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
-        """Return the losses (n,) of the cases with indices `rows` (n,) at embeddings (n, k, D)."""
-
-    def step(self) -> Tensor:
-        """Take one step; the cases are differentiated in chunks to bound memory."""
-        drawn = self.draw()
-        x = self.search.embeddings()  # (N, k, D)
-        gradient = torch.zeros_like(x)
-        losses = torch.zeros(len(x))
-        for rows in torch.arange(len(x)).split(scale_batch(self.chunk, self.context.targets.x_0)):
-            part = x.detach()[rows].requires_grad_(True)
-            loss = self.loss(part, rows, *(d[rows] for d in drawn))
-            (gradient[rows],) = torch.autograd.grad(loss.sum(), part)
-            losses[rows] = loss.detach().float().cpu()
-        self.optimizer.zero_grad()
-        x.backward(gradient)
-        self.optimizer.step()
-        self.search.project()
-        return losses
-
-
 class SlotAttack(Attack):
     """An attack that searches the embeddings (N, k, D) of prompt slots; `start` sets `slots`."""
 
@@ -253,10 +220,14 @@ class TokenAttack(SlotAttack):
 
     def result(self) -> AttackOutput:
         """Return the conditioning of the prompts with the current tokens."""
-        table = embedding_table(self.context.encoder).detach()
-        embeddings = table[self.token_ids().to(table.device)].float()
+        embeddings = self.embed_tokens(self.token_ids())
         with torch.no_grad():
             return AttackOutput(self.slots.encode(self.context.encoder, embeddings), embeddings)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Return the attacked encoder's embeddings (N, k, D) of tokens (N, k)."""
+        table = embedding_table(self.context.encoder).detach()
+        return table[ids.to(table.device)].float()
 
     def prompts(self) -> list[PromptRow]:
         """Return the prompts, decoded from all of their tokens."""
@@ -281,28 +252,3 @@ class TokenAttack(SlotAttack):
         if not len(ids):
             raise AdvUnlearnError(f"{self.name} has no token to search: none of this tokenizer's can be typed")
         return ids
-
-
-def noise_targets(attack: Attack) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a timestep and noise for each target; return x_t (N, C, h, w), t (N,) and the noise (N, C, h, w)."""
-    denoiser = attack.context.denoiser
-    x_0 = attack.context.targets.x_0
-    t = torch.randint(len(denoiser.alphas_cumprod), (len(x_0),), generator=attack.generator).to(x_0.device)
-    noise = torch.randn(x_0.shape, generator=attack.generator).to(x_0.device)
-    return add_noise(x_0, noise, t, denoiser.alphas_cumprod), t, noise
-
-
-class DenoisingAttack(SlotAttack, GradientAttack):
-    """An attack by the denoising loss on images of the concept, as UnlearnDiffAtk (arXiv 2310.11868)."""
-
-    needs: ClassVar[tuple[str, ...]] = ("target images",)
-
-    def draw(self) -> tuple[Tensor, ...]:
-        """Draw noised targets: x_t, t, noise."""
-        return noise_targets(self)
-
-    def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
-        """Return || noise - eps(x_t, t | c') ||^2, (n,)."""
-        x_t, t, noise = drawn
-        conditioning = self.slots.rows(rows).encode(self.context.encoder, embeddings)
-        return denoising_loss(self.context.denoiser.noise_pred(x_t, t, conditioning), noise)

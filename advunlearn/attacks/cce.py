@@ -14,7 +14,8 @@ from torch import Tensor
 from ..config.attacks import CCEConfig
 from ..models.denoiser import add_noise
 from ..models.text_encoder import embedding_table
-from .base import AttackOutput, AttackTargets, DenoisingAttack
+from .base import AttackOutput, AttackTargets
+from .gradient_attack import DenoisingAttack, draw_timesteps
 from .prompt_slots import PromptSlots, content_tokens, replacement_slots
 from .search_spaces import SharedEmbedding
 
@@ -58,22 +59,30 @@ class CCE(DenoisingAttack):
         """Return the text of a case's prompt before and after the new word."""
         return self.case_slots.surrounding_text(row, self.context.tokenizer)
 
-    def draw(self) -> tuple[Tensor, ...]:
+    def draw(self, generator: torch.Generator, level: float | None = None) -> tuple[Tensor, ...]:
         """Draw a batch of noised images: their indices, x_t, t, noise."""
         x_0 = self.images.x_0
-        denoiser = self.context.denoiser
-        index = torch.randint(len(x_0), (self.config.batch,), generator=self.generator).to(x_0.device)
-        t = torch.randint(len(denoiser.alphas_cumprod), (len(index),), generator=self.generator).to(x_0.device)
-        noise = torch.randn(len(index), *x_0.shape[1:], generator=self.generator).to(x_0.device)
-        return index, add_noise(x_0[index], noise, t, denoiser.alphas_cumprod), t, noise
+        alphas = self.context.denoiser.alphas_cumprod
+        index = torch.randint(len(x_0), (self.config.batch,), generator=generator).to(x_0.device)
+        t = draw_timesteps(len(alphas), len(index), generator, level).to(x_0.device)
+        noise = torch.randn(len(index), *x_0.shape[1:], generator=generator).to(x_0.device)
+        return index, add_noise(x_0[index], noise, t, alphas), t, noise
 
     def loss(self, embeddings: Tensor, rows: Tensor, *drawn: Tensor) -> Tensor:
         """Return the denoising loss of the drawn images, (n,)."""
         index, *noised = drawn
         return super().loss(embeddings, index, *noised)
 
+    def embed_point(self, point: Tensor) -> Tensor:
+        """Return the word (1, k, D) once per image of a batch."""
+        return point.expand(self.config.batch, -1, -1)
+
+    def compute_losses(self, point: Tensor) -> Tensor:
+        """Return the mean loss (1,) of the word over the fixed batches."""
+        return super().compute_losses(point).mean(0, keepdim=True)
+
     def result(self) -> AttackOutput:
         """Return the cases' prompts with the new word instead of the name."""
-        word = self.search.result().expand(len(self.case_slots), -1, -1)
+        word = self.best_point().expand(len(self.case_slots), -1, -1)
         with torch.no_grad():
             return AttackOutput(self.case_slots.encode(self.context.encoder, word), word)

@@ -14,6 +14,7 @@ from ..config.attacks import MMAConfig
 from ..errors import AdvUnlearnError
 from ..models.text_encoder import embedding_table
 from .base import TokenAttack
+from .best import BestPoints
 from .pez import choose_encoder, cosine_distance, encode_end_of_text, encode_target_features
 from .prompt_slots import PromptSlots, free_slots
 from .vocabulary import exclude_words
@@ -59,8 +60,7 @@ class MMA(TokenAttack):
         self.table = embedding_table(self.encoder).detach()[self.allowed.to(context.device)].float()  # (V, D)
         shape = (len(self.slots), config.tokens)
         self.tokens = torch.randint(len(self.allowed), shape, generator=self.starts).to(context.device)
-        self.best_tokens = self.tokens.clone()
-        self.best_losses = torch.full((len(self.tokens),), torch.inf, device=context.device)
+        self.best = BestPoints(self.tokens)
         self.target_features = encode_target_features(context)
 
     def set_vocabulary(self) -> None:
@@ -103,19 +103,17 @@ class MMA(TokenAttack):
     def step(self) -> Tensor:
         """Move to the best of the drawn swaps, even if it is worse than the current prompt; update the best prompt."""
         gradient, losses = self.gradient()
-        self.update_best(losses)
+        self.best.update(self.tokens, losses)
         variants = draw_swaps(self.tokens, gradient, self.config.candidates, self.config.top, self.generator)
         lowest, index = self.compare(variants).min(1)
         self.tokens = variants[torch.arange(len(variants), device=index.device), index]
-        self.update_best(lowest)
+        self.best.update(self.tokens, lowest)
         return losses.float().cpu()
-
-    def update_best(self, losses: Tensor) -> None:
-        """Save the current prompts (N, k) whose losses (N,) are the lowest so far."""
-        better = losses < self.best_losses
-        self.best_tokens[better] = self.tokens[better]
-        self.best_losses[better] = losses[better]
 
     def token_ids(self) -> Tensor:
         """Return the best prompts' tokens."""
-        return self.make_typable(self.allowed[self.best_tokens.cpu()])
+        return self.make_typable(self.allowed[self.best.points.cpu()])
+
+    def objective(self) -> Tensor:
+        """Return 1 - cos(f(c'), f_o(c)) of the best prompts (N,)."""
+        return self.compare(self.best.points[:, None]).flatten()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.attacks import P4DConfig
 from ..losses import attack_loss
 from ..models.ddim import scale_batch
-from .base import noise_targets
+from .gradient_attack import noise_targets
 from .pez import HardPromptAttack
 from .prompt_slots import PromptSlots, free_slots, interleaved_slots
 
@@ -35,9 +35,9 @@ class P4DN(HardPromptAttack):
         super().start()
         self.reference_conditioning = self.context.encode(self.context.prompts, self.context.reference.encoder)
 
-    def draw(self) -> tuple[Tensor, ...]:
+    def draw(self, generator: torch.Generator, level: float | None = None) -> tuple[Tensor, ...]:
         """Draw noised targets: x_t, t, and the original model's noise predictions."""
-        x_t, t, _ = noise_targets(self)
+        x_t, t, _ = noise_targets(self, generator, level)
         denoiser = self.context.reference.denoiser
         assert denoiser is not None  # see `needs`
         size = scale_batch(self.chunk, x_t)

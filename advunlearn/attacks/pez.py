@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..config.attacks import HardPromptConfig, PEZConfig, Through
 from ..models.prompt_tokens import end_position
 from ..models.text_encoder import embedding_table, encode
-from .base import AttackContext, GradientAttack, TokenAttack
+from .base import AttackContext, TokenAttack
+from .gradient_attack import GradientAttack
 from .prompt_slots import PromptSlots, free_slots
 from .search_spaces import NearestTokens
 
@@ -54,7 +55,6 @@ class HardPromptAttack(TokenAttack, GradientAttack):
 
     search: NearestTokens
     config: HardPromptConfig
-    keeps_best = False  # whether losses of different steps can be compared
 
     @abc.abstractmethod
     def make_slots(self) -> PromptSlots:
@@ -73,23 +73,19 @@ class HardPromptAttack(TokenAttack, GradientAttack):
         self.optimizer = torch.optim.AdamW(
             [self.search.parameter], lr=self.config.lr, weight_decay=self.config.weight_decay
         )
-        self.best_tokens = self.search.token_ids()
-        self.best_losses = torch.full((len(self.slots),), torch.inf)
 
-    def step(self) -> Tensor:
-        """Take one step; update the best tokens."""
-        if not self.keeps_best:
-            return super().step()
-        ids = self.search.token_ids()
-        losses = super().step()
-        better = losses < self.best_losses
-        self.best_tokens[better] = ids[better]
-        self.best_losses[better] = losses[better]
-        return losses
+    def current_point(self) -> Tensor:
+        """Return the nearest tokens (N, k) that can be typed."""
+        return self.make_typable(self.search.token_ids())
+
+    def embed_point(self, point: Tensor) -> Tensor:
+        """Return the searched encoder's embeddings of tokens (N, k)."""
+        table = embedding_table(self.searched_encoder()).detach()
+        return table[point.to(table.device)].float()
 
     def token_ids(self) -> Tensor:
-        """Return the best tokens, or the current ones if losses cannot be compared."""
-        return self.make_typable(self.best_tokens if self.keeps_best else self.search.token_ids())
+        """Return the best tokens (N, k)."""
+        return self.best_point()
 
 
 class PEZ(HardPromptAttack):
@@ -99,7 +95,7 @@ class PEZ(HardPromptAttack):
     needs = ("original encoder", "one encoder")
     config_class = PEZConfig
     config: PEZConfig
-    keeps_best = True
+    has_draws = False
 
     def searched_encoder(self) -> nn.Module:
         """Return the attacked encoder, or the original one."""

@@ -57,6 +57,15 @@ def mutate(prompts: Tensor, rate: float, vocabulary: Tensor, generator: torch.Ge
     return torch.where(changed & (torch.arange(size) == slot), new, prompts)
 
 
+def select_best(prompts: Tensor, losses: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` distinct prompts of (P, k) with the lowest losses (P,), in order, and their losses."""
+    distinct: dict[tuple[int, ...], int] = {}
+    for row in losses.argsort(stable=True).tolist():
+        distinct.setdefault(tuple(prompts[row].tolist()), row)
+    rows = list(distinct.values())[:count]
+    return prompts[rows], losses[rows]
+
+
 class RingABell(TokenAttack):
     """A genetic search per distinct prompt; cases with the same prompt get its best, second best, ... result."""
 
@@ -79,9 +88,10 @@ class RingABell(TokenAttack):
         vector = self.encode_concept(make_prompt_pairs(context.concept))
         self.targets = self.encode_original(distinct) + config.strength * vector
         self.populations = [self.draw_population() for _ in distinct]
-        self.survivors = list(self.populations)
-        self.best_tokens = [population[0] for population in self.populations]
-        self.best_distances = [torch.inf] * len(distinct)
+        self.losses = [self.distances(*each) for each in zip(self.populations, self.targets, strict=True)]
+        # The best of all generations, as many as there are cases of the prompt.
+        counts = [self.prompt_index.count(n) for n in range(len(distinct))]
+        self.best = [select_best(*each) for each in zip(self.populations, self.losses, counts, strict=True)]
 
     def draw_population(self) -> Tensor:
         """Draw random prompts (population, k)."""
@@ -120,23 +130,29 @@ class RingABell(TokenAttack):
     def breed(self, n: int) -> float:
         """Let the better half of population n survive, cross over and mutate; return the lowest distance before it."""
         config = self.config
-        population = self.populations[n]
-        distances = self.distances(population, self.targets[n])
-        order = distances.argsort(stable=True)
-        survivors = population[order[: max(1, config.population // 2)]]
-        lowest = float(distances[order[0]])
-        if lowest < self.best_distances[n]:
-            self.best_tokens[n] = survivors[0].clone()
-            self.best_distances[n] = lowest
-        self.survivors[n] = survivors
+        lowest = float(self.losses[n].min())
+        order = self.losses[n].argsort(stable=True)
+        survivors = self.populations[n][order[: max(1, config.population // 2)]]
         children = cross_over(survivors, config.crossover, self.generator)
         self.populations[n] = mutate(children, config.mutation, self.vocabulary, self.generator)
+        self.losses[n] = self.distances(self.populations[n], self.targets[n])
+        best, losses = self.best[n]
+        together = torch.cat([best, self.populations[n]]), torch.cat([losses, self.losses[n]])
+        self.best[n] = select_best(*together, len(best))
         return lowest
 
     def token_ids(self) -> Tensor:
-        """Return the best prompt of each case, or the next survivors if cases share a prompt."""
-        rows = [
-            self.survivors[n][rank % len(self.survivors[n])] if rank else self.best_tokens[n]
-            for n, rank in zip(self.prompt_index, self.rank, strict=True)
-        ]
-        return self.make_typable(torch.stack(rows))
+        """Return the best prompt of each case; cases that share a prompt get the best, the second best, and so on."""
+        return self.make_typable(torch.stack([row for row, _ in self.ranked()]))
+
+    def objective(self) -> Tensor:
+        """Return the distances of the prompts (N,) from their targets."""
+        return torch.stack([loss for _, loss in self.ranked()])
+
+    def ranked(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the tokens (k,) and the distance () of each of N cases."""
+        rows = []
+        for n, rank in zip(self.prompt_index, self.rank, strict=True):
+            tokens, losses = self.best[n]
+            rows.append((tokens[rank % len(tokens)], losses[rank % len(tokens)]))
+        return rows

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..config.attacks import WeightStart
 from .projections import project_linf, project_simplex
 from .vocabulary import find_nearest, normalize_rows
 
@@ -32,12 +33,21 @@ class SearchSpace(Protocol):
 class TokenSimplex:
     """Weights of all tokens, on the probability simplex, for each of (N, k) slots; straight-through sampling."""
 
-    def __init__(self, table: Tensor, vocabulary: Tensor, count: int, tokens: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        table: Tensor,
+        vocabulary: Tensor,
+        count: int,
+        tokens: int,
+        generator: torch.Generator,
+        start: WeightStart = "random",
+    ) -> None:
         self.rows = table[vocabulary].detach().float()  # (V, D)
         self.vocabulary = vocabulary
         self.generator = generator
-        w = torch.rand(count, tokens, len(vocabulary), generator=generator).to(table.device)
-        self.parameter = (w / w.sum(-1, keepdim=True)).requires_grad_(True)  # (N, k, V)
+        shape = (count, tokens, len(vocabulary))
+        w = torch.ones(shape) if start == "uniform" else torch.rand(shape, generator=generator)
+        self.parameter = (w / w.sum(-1, keepdim=True)).to(table.device).requires_grad_(True)  # (N, k, V)
 
     def embeddings(self) -> Tensor:
         """Draw a token per slot from the current weights; the gradient passes to the weights unchanged."""

@@ -6,7 +6,8 @@ import torch
 
 from ..config.attacks import SoftPrefixConfig
 from ..models.text_encoder import embedding_table
-from .base import AttackOutput, DenoisingAttack
+from .base import AttackOutput
+from .gradient_attack import DenoisingAttack
 from .prompt_slots import prefix_slots
 from .search_spaces import EmbeddingBall
 from .vocabulary import search_vocabulary
@@ -33,7 +34,7 @@ class SoftPrefix(DenoisingAttack):
         self.optimizer = torch.optim.Adam([self.search.parameter], lr=config.lr * sigma)
 
     def result(self) -> AttackOutput:
-        """Return the prompts with the current prefix."""
-        embeddings = self.search.result()
+        """Return the prompts with the best prefix."""
+        embeddings = self.best_point()
         with torch.no_grad():
             return AttackOutput(self.slots.encode(self.context.encoder, embeddings), embeddings)

@@ -42,9 +42,15 @@ def choose_attacks(names: Sequence[str], find_lack: Callable[[str], str]) -> tup
 
 Vocabulary = Literal["typed", "all"]
 Through = Literal["attacked", "original"]
+Keep = Literal["best", "last"]
+WeightStart = Literal["uniform", "random"]
 VOCABULARY = (
     "searched tokens: typed are those that a keyboard can enter, so that the result can be typed; all, as published, "
     "replaces an untypable token of the result by its nearest typed one"
+)
+KEEP = (
+    "result of a search: best of the points compared (the start, every 20 steps, each judgement), by the attack's own "
+    "loss on draws that stay the same; or the last point"
 )
 THROUGH = "the text encoder that the search reads; its target is always the original encoder's"
 ARTICLES = ("a", "an", "the", "of", "in", "on", "and", "with")
@@ -59,13 +65,32 @@ class AttackConfig(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnDiffAtkConfig(AttackConfig):
+class SearchConfig(AttackConfig):
+    """The settings of every search by gradient."""
+
+    shared: ClassVar[Mapping[str, str]] = {**AttackConfig.shared, "keep": "attack_keep"}
+    keep: Keep = setting("best", KEEP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnDiffAtkConfig(SearchConfig):
     """UnlearnDiffAtk (arXiv 2310.11868): 40 iterations at each of 50 timesteps, 3 tokens for objects, 5 for nudity."""
 
-    shared: ClassVar[Mapping[str, str]] = {**AttackConfig.shared, "lr": "attack_lr"}
+    shared: ClassVar[Mapping[str, str]] = {**SearchConfig.shared, "lr": "attack_lr"}
     steps: int = setting(2000, "gradient steps", 0, 100000)
     tokens: int = setting(3, "tokens in front of the prompt", 1, 75)
     lr: float = setting(0.01, "learning rate of Adam on the simplex", 0, 100)
+    weight_decay: float = setting(0.1, "weight decay of Adam", 0, 10)
+    timesteps: int = setting(
+        5,
+        "noise the images at N timesteps in ascending order, with an equal part of the steps at each (published: 50); "
+        "0: at a random timestep in every step",
+        0,
+        1000,
+    )
+    start: WeightStart = setting(
+        "uniform", "weights of the tokens that the search starts from: uniform, as published, or random"
+    )
     vocabulary: Vocabulary = setting(
         "typed",
         "searched tokens: typed are those that a keyboard can enter; all, as published, also the others. Images are "
@@ -75,10 +100,10 @@ class UnlearnDiffAtkConfig(AttackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPrefixConfig(AttackConfig):
+class SoftPrefixConfig(SearchConfig):
     """The loss of UnlearnDiffAtk over embeddings in a ball around real tokens; there are no published values."""
 
-    shared: ClassVar[Mapping[str, str]] = {**AttackConfig.shared, "lr": "prefix_lr", "radius": "prefix_radius"}
+    shared: ClassVar[Mapping[str, str]] = {**SearchConfig.shared, "lr": "prefix_lr", "radius": "prefix_radius"}
     steps: int = setting(60, "gradient steps", 0, 100000)
     tokens: int = setting(5, "embeddings in front of the prompt", 1, 75)
     lr: float = setting(0.3, "learning rate of Adam, in standard deviations of the embedding table", 0, 100)
@@ -88,7 +113,7 @@ class SoftPrefixConfig(AttackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardPromptConfig(AttackConfig):
+class HardPromptConfig(SearchConfig):
     """PEZ's search for hard tokens."""
 
     steps: int = setting(3000, "gradient steps", 0, 100000)
@@ -160,10 +185,10 @@ class MMAConfig(AttackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CCEConfig(AttackConfig):
+class CCEConfig(SearchConfig):
     """Concept inversion (arXiv 2308.01508): textual inversion (arXiv 2208.01618) on an erased model."""
 
-    shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps"}
+    shared: ClassVar[Mapping[str, str]] = {"steps": "attack_steps", "keep": "attack_keep"}
     steps: int = setting(5000, "gradient steps", 0, 100000)
     tokens: int = setting(1, "embeddings of the new word", 1, 75)
     batch: int = setting(16, "images per step (published: 4, in 4 accumulated parts)", 1, 100000)

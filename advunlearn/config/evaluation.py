@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..errors import AdvUnlearnError
 from ..files import JsonDict
+from .attacks import KEEP, Keep
 from .base import Validated, setting
 
 
@@ -18,7 +19,8 @@ class EvaluateConfig(Validated):
     attack_steps: int = setting(60, "steps of each test attack", 0, 100000)
     attack_tokens: int = setting(5, "adversarial tokens of the test attacks", 1, 20)
     judge_interval: int = setting(20, "judge the attacked images every N steps", 1, 100000)
-    attack_lr: float = setting(0.05, "unlearndiffatk: learning rate of Adam on the simplex", 0, 100)
+    attack_keep: Keep = setting("best", KEEP)
+    attack_lr: float = setting(0.01, "unlearndiffatk: learning rate of Adam on the simplex", 0, 100)
     prefix_lr: float = setting(
         0.3, "soft_prefix: learning rate of Adam, in standard deviations of the embedding table", 0, 100
     )

@@ -163,8 +163,8 @@ class AttackRun:
     def judge_step(self, attack: Attack, step: int) -> None:
         """Generate and judge the images of all cases that have not succeeded yet."""
         log = self.log
+        output = attack.result()  # part of the attack: a search compares its points
         started = time.perf_counter()
-        output = attack.result()
         rows = log.find_open_rows()
         self.times_judged += 1
         if len(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from advunlearn.attacks import mma, ring_a_bell
 from advunlearn.attacks.base import AttackContext
 from advunlearn.attacks.prompt_slots import content_tokens, interleaved_slots, make_slots, without_name
 from advunlearn.attacks.registry import attack_settings, make_attack
-from advunlearn.attacks.search_spaces import NearestTokens
+from advunlearn.attacks.search_spaces import NearestTokens, TokenSimplex
 from advunlearn.attacks.synonym_search import replace_name
+from advunlearn.attacks.unlearndiffatk import find_level
 from advunlearn.attacks.vocabulary import (
     exclude_words,
     find_nearest,
@@ -113,14 +115,15 @@ def test_repair_takes_the_nearest_token_that_can_be_typed() -> None:
 def test_with_the_whole_vocabulary_what_is_found_is_repaired(context: AttackContext) -> None:
     attack, _ = attacked("pez", context, vocabulary="all", steps=2)
     typed = set(typed_vocabulary(context.tokenizer).tolist())
-    assert not set(attack.best_tokens.flatten().tolist()) <= typed  # type: ignore[attr-defined]
+    assert not set(attack.search.token_ids().flatten().tolist()) <= typed  # type: ignore[attr-defined]
     assert set(attack.token_ids().flatten().tolist()) <= typed  # type: ignore[attr-defined]
     assert all(t["exact"] for t in attack.prompts())
 
 
 def test_unlearndiffatk_finds_what_can_be_typed_unless_told_to_search_everything(context: AttackContext) -> None:
+    random = {"tokens": 12, "steps": 0, "start": "random"}
     texts = {
-        kind: attacked("unlearndiffatk", context, vocabulary=kind, tokens=5)[0].prompts() for kind in ("typed", "all")
+        kind: attacked("unlearndiffatk", context, vocabulary=kind, **random)[0].prompts() for kind in ("typed", "all")
     }
     assert all(t["exact"] for t in texts["typed"]) and not all(t["exact"] for t in texts["all"])
 
@@ -243,3 +246,21 @@ def test_shipped_synonyms() -> None:
     assert synonyms.shipped_synonyms(ConceptConfig(concept="unicorn")) == []
     assert "kirche" in synonyms.miniature_synonyms(ConceptConfig(concept="church"))
     assert synonyms.miniature_synonyms(ConceptConfig(concept="ink", kind="style"))[0] == "silhouette"
+
+
+def test_the_timesteps_rise_in_equal_parts() -> None:
+    # 10 steps at 5 timesteps: two at each, in the middle of a fifth of the schedule.
+    levels = [find_level(step, 10, 5) for step in range(10)]
+    assert levels == pytest.approx([0.1, 0.1, 0.3, 0.3, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9])
+    # As published: 40 steps at each of 50 timesteps, 10, 30, ... 990 of 1000.
+    published = [int(1000 * find_level(step, 2000, 50)) for step in range(2000)]
+    assert published == [t for t in range(10, 1000, 20) for _ in range(40)]
+    assert find_level(7, 3, 5) == 0.9  # a step after the last one stays at the last timestep
+
+
+def test_the_simplex_starts_uniform_or_random() -> None:
+    table = torch.eye(4)
+    make = partial(TokenSimplex, table, torch.arange(4), 2, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(make(start="uniform").parameter.detach(), torch.full((2, 3, 4), 0.25))
+    drawn = make(start="random").parameter.detach()
+    assert torch.allclose(drawn.sum(-1), torch.ones(2, 3)) and not torch.equal(drawn[0], drawn[1])

@@ -87,9 +87,10 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
         assert row["restarts"] == (1 if name in ("cce", "synonym_search") else 2)  # these have one start
         assert set(measured.seconds[name]) == {"attack", "looks"} and len(measured.cases[name]) == 2
     forwards = {name: row["forwards"]["attack"] for name, row in measured.attacks.items()}
-    # 2 cases, 2 restarts, a step: a gradient is 3 F a row, P4D asks the original too; CCE has its own batch.
-    assert forwards["unlearndiffatk"] == forwards["soft_prefix"] == 4 * 3
-    assert forwards["p4d_n"] == forwards["p4d_k"] == 4 * 4 and forwards["cce"] == 2 * 3
+    # 2 cases, 2 restarts, a step: a gradient is 3 F a row, P4D asks the original too; CCE has its own batch. Start and
+    # end are compared at 8 noise levels, for which P4D asks the original once.
+    assert forwards["unlearndiffatk"] == forwards["soft_prefix"] == 4 * (3 + 2 * 8)
+    assert forwards["p4d_n"] == forwards["p4d_k"] == 4 * (4 + 3 * 8) and forwards["cce"] == 2 * (3 + 2 * 8)
     assert all(forwards[n] == 0 for n in (*BLIND, "ring_a_bell", "mma", "pez"))
     assert measured.attacks["random_prefix"]["forwards"]["looks"] == 4 * 6 * 2  # rows, sampling steps, guidance
     # A church by its German name is a church still.

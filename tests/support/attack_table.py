@@ -21,7 +21,8 @@ from advunlearn.models.text_encoder import embedding_table, frozen, tokenize
 from advunlearn.prompts import synonyms
 
 PROMPTS = ["a photo of a church", "a church"]
-# Budgets with which each attack lowers its objective within a second or two.
+# Budgets with which each attack lowers its objective within a second or two. UnlearnDiffAtk has one timestep: its first
+# steps would depend on the number of steps otherwise.
 TINY: dict[str, dict[str, Any]] = {
     "random_prefix": {"steps": 2},
     "seed_search": {"steps": 2},
@@ -31,7 +32,7 @@ TINY: dict[str, dict[str, Any]] = {
     "pez": {"steps": 12, "tokens": 4},
     "p4d_n": {"steps": 8, "tokens": 4},
     "p4d_k": {"steps": 8},
-    "unlearndiffatk": {"steps": 10, "tokens": 3, "lr": 0.3},
+    "unlearndiffatk": {"steps": 10, "tokens": 3, "lr": 0.3, "start": "random", "timesteps": 1},
     "soft_prefix": {"steps": 8, "tokens": 3, "radius": 3.0},
     "cce": {"steps": 12, "batch": 4},
 }
