@@ -11,15 +11,17 @@ import abc
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config.attacks import SearchConfig
+from ..config.attacks import HardPromptConfig, SearchConfig
 from ..losses import denoising_loss
 from ..models.ddim import scale_batch
 from ..models.denoiser import add_noise
-from .base import Attack, AttackContext, SlotAttack
+from ..models.text_encoder import embedding_table
+from .base import Attack, AttackContext, SlotAttack, TokenAttack
 from .best import BestPoints
-from .search_spaces import SearchSpace
+from .prompt_slots import PromptSlots
+from .search_spaces import NearestTokens, SearchSpace
 
 COMPARED_LEVELS = 8  # noise levels at which points are compared
 COMPARE_INTERVAL = 20  # steps between two comparisons
@@ -162,3 +164,41 @@ class DenoisingAttack(SlotAttack, GradientAttack):
         x_t, t, noise = drawn
         conditioning = self.slots.rows(rows).encode(self.context.encoder, embeddings)
         return denoising_loss(self.context.denoiser.noise_pred(x_t, t, conditioning), noise)
+
+
+class HardPromptAttack(TokenAttack, GradientAttack):
+    """A search for hard tokens by PEZ's projected gradient (arXiv 2302.03668), with AdamW."""
+
+    search: NearestTokens
+    config: HardPromptConfig
+
+    @abc.abstractmethod
+    def make_slots(self) -> PromptSlots:
+        """Return the prompts with their slots."""
+
+    def searched_encoder(self) -> nn.Module:
+        """Return the encoder whose embedding table is searched."""
+        return self.context.encoder
+
+    def start(self) -> None:
+        """Start from random tokens."""
+        self.slots = self.make_slots()
+        table = embedding_table(self.searched_encoder())
+        vocabulary = self.find_vocabulary(self.config.vocabulary)
+        self.search = NearestTokens(table, vocabulary, len(self.slots), self.slots.at.shape[1], self.starts)
+        self.optimizer = torch.optim.AdamW(
+            [self.search.parameter], lr=self.config.lr, weight_decay=self.config.weight_decay
+        )
+
+    def current_point(self) -> Tensor:
+        """Return the nearest tokens (N, k) that can be typed."""
+        return self.make_typable(self.search.token_ids())
+
+    def embed_point(self, point: Tensor) -> Tensor:
+        """Return the searched encoder's embeddings of tokens (N, k)."""
+        table = embedding_table(self.searched_encoder()).detach()
+        return table[point.to(table.device)].float()
+
+    def token_ids(self) -> Tensor:
+        """Return the best tokens (N, k)."""
+        return self.best_point()

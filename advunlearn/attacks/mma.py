@@ -15,7 +15,7 @@ from ..errors import AdvUnlearnError
 from ..models.text_encoder import embedding_table
 from .base import TokenAttack
 from .best import BestPoints
-from .pez import choose_encoder, cosine_distance, encode_end_of_text, encode_target_features
+from .features import choose_encoder, cosine_distance, encode_end_of_text, encode_target_features
 from .prompt_slots import PromptSlots, free_slots
 from .vocabulary import exclude_words
 

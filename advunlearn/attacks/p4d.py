@@ -13,8 +13,7 @@ from torch import Tensor
 from ..config.attacks import P4DConfig
 from ..losses import attack_loss
 from ..models.ddim import scale_batch
-from .gradient_attack import noise_targets
-from .pez import HardPromptAttack
+from .gradient_attack import HardPromptAttack, noise_targets
 from .prompt_slots import PromptSlots, free_slots, interleaved_slots
 
 
