@@ -101,7 +101,7 @@ class Page:
         script = "([id, name]) => app.graph.getNodeById(id)?.widgets?.find((w) => w.name === name)?.value ?? ''"
         return " ".join(str(self.page.evaluate(script, [node, TEXT])).split())
 
-    def wait_for_text(self, node: int | str, part: str, timeout: float = 300) -> str:
+    def wait_for_text(self, node: int | str, part: str, timeout: float = 900) -> str:
         """Wait until a node says something; return all that it says."""
         end, text = time.time() + timeout, ""
         while time.time() < end:
