@@ -40,6 +40,7 @@ class Page:
             self.page.reload()
             self._wait()
         self.page.keyboard.press("Escape")  # the template browser of a first visit
+        self.errors.clear()  # v0.3.64 has one of its own at its start
 
     def _wait(self) -> None:
         ready = "() => window.app?.graph && window.app?.loadApiJson && window.app?.extensionManager"
