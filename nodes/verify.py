@@ -13,6 +13,7 @@ from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.config.verification import DEFAULT_BUDGET, VERIFY_BUDGETS, VerifyConfig
 from .evaluate import UNITS
 from .judges import Judge
+from .status import Status, with_status
 from .widgets import output, resolution, schema, settings, widget
 
 
@@ -63,8 +64,10 @@ class VerifyRobustCLIP(io.ComfyNode):
         )
 
     @classmethod
+    @with_status
     def execute(
         cls,
+        status: Status,
         model: Any,
         original_clip: Any,
         clip: Any,
@@ -87,15 +90,22 @@ class VerifyRobustCLIP(io.ComfyNode):
 
         attacks, config = VERIFY_BUDGETS[budget]
         with host.enable_gradients():
+            status.show("loading the model")
             original = host.make_model(model, original_clip, vae, resolution)
+            original.denoiser.on_predict = status.beat
             inputs = EvaluationInputs(retained=parse_lines(retained_prompts))
             evaluator = Evaluator(original, judge, settings(ConceptConfig, values), EvaluateConfig(**config), inputs)
             names = choose_attacks(attacks, evaluator.find_missing)
-            bar = host.Bar(UNITS * len(names), cls.hidden.unique_id)
-            evaluator.on_progress = lambda what, step, total: bar.update(
-                UNITS * names.index(what) + UNITS * step // total
-            )
+            bar = host.Bar(UNITS * len(names), status.node_id)
+
+            def follow(what: str, step: int, total: int) -> None:
+                status.update(f"{what}, {step} of {total}")
+                bar.update(UNITS * names.index(what) + UNITS * step // total)
+
+            evaluator.on_progress = follow
             subject = Subject(clip_l.make_text_encoder(clip, original.denoiser.device), original.denoiser)
+            status.show("sampling without an attack")
             result = verify(evaluator, subject, names, settings(VerifyConfig, values)) | {"budget": budget}
             bar.update(bar.total)
+            status.show("passed" if result["passed"] else "failed")
         return io.NodeOutput(result["passed"], format_verification(result), json.dumps(result))
