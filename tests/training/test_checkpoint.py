@@ -211,13 +211,13 @@ def test_a_run_that_diverges_before_its_second_state_leaves_none(
 
         def poisoned(
             bank: TrajectoryBank,
-            batch: int,
-            prompts: range | None = None,
+            *args: Any,
             drawn: list[int] = drawn,
             draws: int = draws,
+            **options: Any,
         ) -> BankSamples:
             drawn[0] += 1
-            found = draw(bank, batch, prompts)
+            found = draw(bank, *args, **options)
             return dataclasses.replace(found, cond=found.cond * float("nan")) if drawn[0] > draws else found
 
         with monkeypatch.context() as patch, pytest.raises(TrainingDiverged):
