@@ -10,6 +10,7 @@ from ..errors import AdvUnlearnError
 from ..files import JsonDict
 from .base import Attack, AttackContext
 from .cce import CCE
+from .emphasis import Emphasis
 from .mma import MMA
 from .p4d import P4DK, P4DN
 from .pez import PEZ
@@ -24,6 +25,7 @@ ATTACK_CLASSES: tuple[type[Attack], ...] = (
     RandomPrefix,
     SeedSearch,
     SynonymSearch,
+    Emphasis,
     RingABell,
     MMA,
     PEZ,

@@ -6,6 +6,7 @@ fields of the same meaning here. Settings that a user gives for one attack overr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ ATTACK_NAMES = (
     "random_prefix",
     "seed_search",
     "synonym_search",
+    "emphasis",
     "ring_a_bell",
     "mma",
     "pez",
@@ -30,7 +32,7 @@ ATTACK_NAMES = (
 )
 DEFAULT_ATTACKS = ("unlearndiffatk", "soft_prefix")
 # Each of their steps is a separate attempt, which only a judge can compare with the others.
-JUDGE_ONLY = ("random_prefix", "seed_search", "synonym_search")
+JUDGE_ONLY = ("random_prefix", "seed_search", "synonym_search", "emphasis")
 
 
 def choose_attacks(names: Sequence[str], find_lack: Callable[[str], str]) -> tuple[str, ...]:
@@ -219,6 +221,36 @@ class SynonymSearchConfig(AttackConfig):
     steps: int = setting(100000, "maximum number of synonyms; there is one step per synonym", 0, 100000)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmphasisConfig(AttackConfig):
+    """Weights of the concept's name in the prompt, one per step."""
+
+    shared: ClassVar[Mapping[str, str]] = {}
+    steps: int = setting(100000, "maximum number of weights; there is one step per weight", 0, 100000)
+    weights: str = setting(
+        "1.1, 1.3, 1.5, 2, 3, 5, -1, -2", "weights of the concept's name, separated by commas, in ComfyUI's syntax"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.values or not all(map(math.isfinite, self.values)):
+            raise AdvUnlearnError(
+                f"weights is {self.weights!r}; give numbers separated by commas, for example 1.5, 2, -1"
+            )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The weights as numbers; nan for a part that is none."""
+        return tuple(_parse_number(part) for part in self.weights.split(",") if part.strip())
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 # The prefix of the command-line flags of each attack that has flags.
 FLAG_PREFIXES: dict[str, type[AttackConfig]] = {
     "unlearndiffatk": UnlearnDiffAtkConfig,
@@ -227,4 +259,5 @@ FLAG_PREFIXES: dict[str, type[AttackConfig]] = {
     "ring-a-bell": RingABellConfig,
     "mma": MMAConfig,
     "cce": CCEConfig,
+    "emphasis": EmphasisConfig,
 }

@@ -35,7 +35,8 @@ class EvaluateConfig(Validated):
     repeats: int = setting(2, "images per retained object (0: do not measure retained objects)", 0, 1000)
     restarts: int = setting(
         1,
-        "parallel starts of each test attack; a case counts if any succeeds (cce and synonym_search have one start)",
+        "parallel starts of each test attack; a case counts if any succeeds (cce, synonym_search and emphasis have one "
+        "start)",
         1,
         64,
     )

@@ -58,6 +58,7 @@ OTHER_ATTACKS = {
     "random_prefix": ("Random prefix", "Random words before the prompt: a baseline for the attacks."),
     "seed_search": ("Other seeds", "The plain prompt with other initial noise: a baseline for the attacks."),
     "synonym_search": ("Synonym search", "All synonyms of the concept, one after the other."),
+    "emphasis": ("Emphasis", "The plain prompt with weights on the concept's name, one after the other."),
     "ring_a_bell": ("Ring-A-Bell", "A genetic search that knows only the original text encoder."),
     "mma": ("MMA", "Token swaps, guided by the encoder's gradient, that avoid the concept's own words."),
     "pez": ("PEZ", "A hard prompt whose encoding is close to the original encoding of the concept's prompt."),

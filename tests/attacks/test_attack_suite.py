@@ -52,7 +52,7 @@ def test_every_attack(name: str, context: AttackContext) -> None:
     first, other = (attacked(name, context, seed, steps=2)[0].result() for seed in (1, 2))
     again = cancelled(name, context, 2).result()
     assert torch.equal(first.conditioning, again.conditioning) and torch.equal(first.embeddings, again.embeddings)
-    if name != "synonym_search":
+    if name not in ("synonym_search", "emphasis"):  # nothing is drawn in these
         drawn = (f.conditioning if f.noise is None else f.noise for f in (first, other))
         assert not torch.equal(*drawn)
     # Tokenizing the text gives the found tokens again, and encoding it gives the result's conditioning.
@@ -60,6 +60,8 @@ def test_every_attack(name: str, context: AttackContext) -> None:
     assert bool(texts) is ATTACKS[name].discrete
     for text, conditioning in zip(texts, found.conditioning, strict=False):
         assert text["exact"]
+        if name == "emphasis":  # its text has a weight, which the tokenizer does not read
+            continue
         assert torch.allclose(context.encode([text["prompt"]])[0], conditioning, atol=1e-5)
     # Its objective falls, and the denoising loss of the images is lower than at its start, unless it uses the original
     # encoder only.

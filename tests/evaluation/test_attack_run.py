@@ -84,7 +84,7 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
     for name, row in measured.attacks.items():
         assert row["sum"]["success"] == row["without_attack"]["success"] + row["by_attack"]["success"]
         assert row["sum"]["success"] == sum(case["success"] for case in measured.cases[name])
-        assert row["restarts"] == (1 if name in ("cce", "synonym_search") else 2)  # these have one start
+        assert row["restarts"] == (1 if name in ("cce", "synonym_search", "emphasis") else 2)  # these have one start
         assert set(measured.seconds[name]) == {"attack", "looks"} and len(measured.cases[name]) == 2
     forwards = {name: row["forwards"]["attack"] for name, row in measured.attacks.items()}
     # 2 cases, 2 restarts, a step: a gradient is 3 F a row, P4D asks the original too; CCE has its own batch. Start and

@@ -27,6 +27,7 @@ TINY: dict[str, dict[str, Any]] = {
     "random_prefix": {"steps": 2},
     "seed_search": {"steps": 2},
     "synonym_search": {"steps": 3},
+    "emphasis": {"steps": 3},
     "ring_a_bell": {"steps": 6, "tokens": 3, "population": 12, "positions": 8},
     "mma": {"steps": 5, "tokens": 4, "candidates": 16, "top": 32},
     "pez": {"steps": 12, "tokens": 4},
@@ -37,7 +38,7 @@ TINY: dict[str, dict[str, Any]] = {
     "cce": {"steps": 12, "batch": 4},
 }
 CPU = torch.device("cpu")
-BLIND = ("random_prefix", "seed_search", "synonym_search")  # attacks without an objective
+BLIND = ("random_prefix", "seed_search", "synonym_search", "emphasis")  # attacks without an objective
 
 
 def two_cases(model: TextToImage) -> AttackContext:

@@ -1,0 +1,87 @@
+"""Emphasis: the concept's name with a weight, as ComfyUI's prompts have it: "a (church:2)".
+
+ComfyUI applies a weight w to a token's output of the text encoder: z_0 + w (z - z_0), where z_0 is the output of the
+empty prompt at the same position (comfy/sd1_clip.py, ClipTokenWeightEncoder). This leaves the outputs that the encoder
+was trained on, and can be typed.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from ..config.attacks import EmphasisConfig
+from ..errors import AdvUnlearnError
+from ..models.prompt_tokens import find_span
+from ..models.text_encoder import Tokenizer, special_tokens, tokenize
+from .seed_search import PlainPromptAttack
+from .vocabulary import PromptRow
+
+
+def emphasize(conditioning: Tensor, empty: Tensor, chosen: Tensor, weight: float) -> Tensor:
+    """Return conditioning (N, L, D) with a weight on the chosen positions (N, L); empty (1, L, D) has weight 0."""
+    return torch.where(chosen[..., None], empty + weight * (conditioning - empty), conditioning)
+
+
+def add_weight(prompt: str, names: tuple[str, ...], weight: float) -> str:
+    """Return a prompt with a weight on the first of the names that occurs, or on all of it if none does."""
+    for name in sorted(names, key=len, reverse=True):
+        pattern = rf"\b{re.escape(name)}\b"
+        if re.search(pattern, prompt, re.IGNORECASE):
+            return re.sub(pattern, lambda match: f"({match[0]}:{weight:g})", prompt, count=1, flags=re.IGNORECASE)
+    return f"({prompt}:{weight:g})"
+
+
+def find_name(ids: list[int], names: tuple[str, ...], tokenizer: Tokenizer) -> list[bool]:
+    """Return which tokens of a prompt (L) are the first of the names that occurs; its whole content if none does."""
+    for name in sorted(names, key=len, reverse=True):
+        try:
+            span = find_span(ids, tokenizer(name).input_ids[1:-1])
+        except AdvUnlearnError:
+            continue
+        return [span.start <= i < span.stop for i in range(len(ids))]
+    return [token not in special_tokens(tokenizer) for token in ids]
+
+
+class Emphasis(PlainPromptAttack):
+    """The plain prompt with another weight on the concept's name in each step."""
+
+    name = "emphasis"
+    needs = ("concept",)
+    restarts = False
+    config_class = EmphasisConfig
+    config: EmphasisConfig
+
+    def start(self) -> None:
+        """Find the name in the prompts, and encode them."""
+        super().start()
+        context = self.context
+        assert context.concept is not None  # see `needs`
+        self.names = context.concept.names
+        ids = tokenize(context.tokenizer, context.prompts)
+        self.chosen = torch.tensor([find_name(row, self.names, context.tokenizer) for row in ids.tolist()])
+        self.plain = self.conditioning
+        self.empty = context.encode([""])
+
+    @property
+    def weight(self) -> float:
+        """The current weight; before the first step 1."""
+        return self.config.values[(self.steps_taken - 1) % len(self.config.values)] if self.steps_taken else 1.0
+
+    @property
+    def steps(self) -> int:
+        """Number of steps: one per weight, at most as many as configured."""
+        return min(self.config.steps, len(self.config.values))
+
+    def step(self) -> Tensor:
+        """Take the next weight."""
+        losses = super().step()
+        self.conditioning = emphasize(self.plain, self.empty, self.chosen.to(self.plain.device), self.weight)
+        return losses
+
+    def prompts(self) -> list[PromptRow]:
+        """Return the prompts as ComfyUI reads them, and their weight."""
+        rows = zip(super().prompts(), self.context.prompts, strict=True)
+        return [row | {"prompt": add_weight(p, self.names, self.weight), "weight": self.weight} for row, p in rows]
