@@ -60,7 +60,6 @@ class VerifyRobustCLIP(io.ComfyNode):
                 output(io.String, "report", tooltip="a line for each threshold"),
                 output(io.String, "result", tooltip="checks, hashes, settings, prompts and metrics as JSON"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
