@@ -256,6 +256,9 @@ def encode_target(
     return ddim_sample(denoiser, context, empty, noise, config.sampling_steps, config.guidance_scale)
 
 
+PREVIEW_SIZE = 1024  # pixels, above which the host scales a preview down
+
+
 class Bar:
     """The progress bar of a node. Every update raises the host's exception if the user pressed cancel."""
 
@@ -266,7 +269,7 @@ class Bar:
         """Show `done` of the total and, if given, a PIL image on the node."""
         self.done = done
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done, self.total, None if preview is None else ("JPEG", preview, 512))
+        self.bar.update_absolute(done, self.total, None if preview is None else ("JPEG", preview, PREVIEW_SIZE))
 
 
 def to_image(image: Any) -> Tensor:

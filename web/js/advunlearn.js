@@ -12,6 +12,8 @@ const NO_ENCODER =
   "models/text_encoders, or choose one under released: it is downloaded when this node runs.";
 const TEXT = "$$node-text-preview"; // the page's widget for progress text
 const [CHARACTER, LINE, MARGIN] = [6.4, 16, 60]; // pixels of its font; its margins
+const PICTURE = "$$canvas-image-preview"; // the page's widget for the picture of a node, by itself 220 pixels high
+const TRAINING = { comfyClass: "AdvUnlearnTrain", ratio: 600 / 512 }; // of its picture's height and width
 const lastText = new Map(); // node id -> what the node said last
 
 function toast(severity, summary, detail) {
@@ -35,6 +37,10 @@ function makeRoom(id, text) {
   const lines = breakLines(text, Math.max(24, Math.floor((node.size[0] - MARGIN) / CHARACTER)));
   widget.value = lines.join("\n");
   widget.options.getMinHeight = () => MARGIN / 2 + LINE * lines.length;
+  const picture = node.widgets.find(({ name }) => name === PICTURE);
+  if (picture && node.comfyClass === TRAINING.comfyClass) {
+    picture.computeLayoutSize = () => ({ minHeight: node.size[0] * TRAINING.ratio, minWidth: 1 });
+  }
   const height = node.computeSize()[1];
   if (node.size[1] < height) node.setSize([node.size[0], height]);
 }
