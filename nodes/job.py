@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..advunlearn.config.io import FileDtype, OutputConfig
-from ..advunlearn.config.presets import AUTO, describe_all_settings, make_run, resolve_preset
+from ..advunlearn.config.presets import AUTO, describe_all_settings, describe_main_settings, make_run, resolve_preset
 from ..advunlearn.config.training import SECTIONS, RunConfig
 from . import resuming
 from .status import Status
@@ -104,6 +104,7 @@ def prepare(
     run, memory_line = memory.fit_run(adapted, run, prompts, values["memory"])
     shown = [status.note, memory_line.split(";")[0], *(details if stored else ()), *warnings]
     status.note = "\n".join(filter(None, shown))
+    status.details = f"{source}: {describe_main_settings(run)}"
     details += [memory_line, f"{source}\n{describe_all_settings(run)}"]
     log("\n".join(details[1:]).splitlines())
     return Job(

@@ -43,6 +43,7 @@ class Status:
     def __init__(self, node_id: str | None) -> None:
         self.node_id = node_id
         self.note = ""  # a second line under every text
+        self.details = ""  # further lines on the node alone
         self.text = ""
         self.since = self.sent = time.monotonic()  # when the text changed, and when anything was sent
         self.logged = 0.0
@@ -55,7 +56,7 @@ class Status:
         from comfy.model_management import InterruptProcessingException
 
         if error is not None:
-            self.note = ""
+            self.note = self.details = ""
         if isinstance(error, InterruptProcessingException):
             self.show(self.describe_stop())
         elif isinstance(error, AdvUnlearnError | TrainingDiverged):
@@ -98,7 +99,7 @@ class Status:
         self.sent = time.monotonic()
         instance = getattr(server.PromptServer, "instance", None)
         if instance is not None and self.node_id is not None and instance.client_id is not None:
-            text = "\n".join(filter(None, [text, self.note]))
+            text = "\n".join(filter(None, [text, self.note, self.details]))
             instance.send_progress_text(text, self.node_id, instance.client_id)
 
 

@@ -92,7 +92,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
             compared = progress.compare_snapshots(result, listed)
             checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
-        status.note = ""
+        status.note = status.details = ""
         status.show(f"done: {result.iterations} iterations, saved as {listed}")
         losses = {"loss": [row["loss"] for row in result.losses]}
         report = summarize_training(job.run, result, path, job.warnings, [*compared, *job.details])

@@ -55,9 +55,7 @@ class TrainingSettings(io.ComfyNode):
     def execute(cls, **values: Any) -> io.NodeOutput:
         """Return the settings that differ from the preset's, by section; `node` has those of the node itself."""
         changes = {section: read_changes(SECTIONS[section], values) for section in ("concept", "train")}
-        node = {
-            name: values[name] for name in ("dtype", "sample_every", "encoder_dtype", "keep_every") if name in values
-        }
+        node = {name: values[name] for name in NODE_SETTINGS if name in values}
         return io.NodeOutput({**changes, "node": node})
 
 

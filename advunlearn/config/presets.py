@@ -135,6 +135,22 @@ def describe_all_settings(run: RunConfig) -> str:
     return "\n".join(f"{section}: {settings}" for section, settings in sections.items())
 
 
+def describe_main_settings(run: RunConfig) -> str:
+    """Return the settings that decide most about a run, on one line."""
+    train, attack = run.train, run.attack.in_mode(run.train.mode)
+    parts = [
+        f"mode {train.mode}",
+        f"{train.iterations} iterations",
+        f"lr {show_value(train.lr)}",
+        f"batch {train.batch}",
+    ]
+    if train.retains:
+        parts.append(f"retain_batch {train.retain_batch}, retain_weight {show_value(train.retain_weight)}")
+    if train.attacks:
+        parts.append(f"warmup {train.warmup}, attack steps {attack.steps}, restarts {attack.restarts}")
+    return ", ".join(parts)
+
+
 def describe_preset_values(section: str, name: str) -> str:
     """Return the values that the presets give one setting: "0.25", or "miniature 2; nudity 0.3; object, style 0.5"."""
     default = next(field.default for field in dataclasses.fields(SECTIONS[section]) if field.name == name)  # type: ignore[arg-type]

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from advunlearn.config.presets import describe_all_settings, describe_preset_values, make_run, resolve_preset
+from advunlearn.config.presets import (
+    describe_all_settings,
+    describe_main_settings,
+    describe_preset_values,
+    make_run,
+    resolve_preset,
+)
 from advunlearn.config.training import RunConfig
 from advunlearn.errors import AdvUnlearnError
 
@@ -70,6 +76,20 @@ def test_settings_are_described_with_the_digits_that_they_need() -> None:
     assert [line.split(":")[0] for line in lines] == ["concept", "train", "attack", "bank"]
     assert "lr 5e-06," in lines[1] and "checkpointing false" in lines[1] and "quirks" not in lines[1]
     assert "step_size 0.001," in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({}, "retain_batch 5, retain_weight 0.5, warmup 200, attack steps 30, restarts 1"),
+        ({"mode": "fast"}, "retain_batch 5, retain_weight 0.5, warmup 200, attack steps 1, restarts 1"),
+        ({"mode": "esd"}, ""),
+    ],
+)
+def test_the_main_settings_are_those_that_the_mode_uses(train: dict[str, Any], expected: str) -> None:
+    run = make_run("object", {"concept": CHURCH, "train": train})
+    start = f"mode {run.train.mode}, 1000 iterations, lr 1e-05, batch 1"
+    assert describe_main_settings(run) == ", ".join(filter(None, [start, expected]))
 
 
 def test_the_values_of_a_setting_are_grouped_by_preset() -> None:

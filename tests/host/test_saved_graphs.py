@@ -104,9 +104,11 @@ def test_an_earlier_preset_still_overrides_the_settings_but_not_the_concept(serv
         server.queue(old_graph(preset="nudity", concept="van gogh"))
 
 
-@pytest.mark.parametrize(("attack", "setting"), [("unlearndiffatk", "attack_lr"), ("soft_prefix", "prefix_radius")])
+@pytest.mark.parametrize(
+    ("attack", "setting", "value"), [("unlearndiffatk", "attack_lr", 50.0), ("soft_prefix", "prefix_radius", 0.01)]
+)
 def test_an_earlier_attack_graph_attacks_with_its_learning_rate_and_radius(
-    server: Server, attack: str, setting: str
+    server: Server, attack: str, setting: str, value: float
 ) -> None:
     def losses(**changes: float) -> list[float]:
         inputs: dict[str, Any] = {"attack_lr": 0.05, "prefix_lr": 0.3, "prefix_radius": 1.0} | changes
@@ -130,7 +132,7 @@ def test_an_earlier_attack_graph_attacks_with_its_learning_rate_and_radius(
         }
         return json.loads(server.run(graph)["losses"]["text"][0])["loss"]
 
-    usual, changed = losses(), losses(**{setting: 0.01})
+    usual, changed = losses(), losses(**{setting: value})
     assert usual != changed
 
 
