@@ -36,7 +36,7 @@ pytestmark = pytest.mark.host
 
 def test_every_node_is_there_with_a_tooltip_on_every_input_and_output(server: Server) -> None:
     nodes = {name: described for name, described in server.get("object_info").items() if name.startswith("AdvUnlearn")}
-    assert len(nodes) == 20
+    assert len(nodes) == 21
     for name, described in nodes.items():
         kind = "AdvUnlearn/settings" if name.endswith("Settings") else "AdvUnlearn"
         assert described["category"] == kind and described["description"]

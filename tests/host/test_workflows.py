@@ -60,12 +60,12 @@ def test_every_workflow_but_those_for_stable_diffusion_is_run() -> None:
     assert sorted([*WORKFLOWS, "sdxl", "train-sd15"]) == NAMES
 
 
-@pytest.mark.parametrize(("name", "checkpoint"), [("sdxl", SHIPPED.SDXL), ("train-sd15", SHIPPED.SD15)])
-def test_a_workflow_for_stable_diffusion_has_the_link_of_its_checkpoint(name: str, checkpoint: str) -> None:
+@pytest.mark.parametrize(("name", "file"), [("sdxl", SHIPPED.SDXL), ("train-sd15", SHIPPED.SD15)])
+def test_a_workflow_for_stable_diffusion_has_the_link_of_its_checkpoint(name: str, file: str) -> None:
     (loader,) = (node for node in read_page(name)["nodes"] if node["type"] == "CheckpointLoaderSimple")
     (model,) = loader["properties"]["models"]
-    assert model["name"] == checkpoint and model["directory"] == "checkpoints"
-    assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(f"/{checkpoint}")
+    assert model["name"] == file and model["directory"] == "checkpoints"
+    assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(f"/{file}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,13 +122,11 @@ def test_before_and_after_counts_fewer_churches_after(workflows: Outputs) -> Non
     assert retained["total"] == len(RETAINED) and retained["correct"] >= len(RETAINED) - 1
 
 
-@pytest.mark.parametrize(("name", "checkpoint"), [("sdxl", SHIPPED.SDXL), ("train-sd15", SHIPPED.SD15)])
-def test_what_is_not_run_lacks_only_the_checkpoint_that_a_user_must_have(
-    server: Server, name: str, checkpoint: str
-) -> None:
+@pytest.mark.parametrize(("name", "file"), [("sdxl", SHIPPED.SDXL), ("train-sd15", SHIPPED.SD15)])
+def test_what_is_not_run_lacks_only_the_checkpoint_that_a_user_must_have(server: Server, name: str, file: str) -> None:
     with pytest.raises(HostError) as refused:
         server.queue(SHIPPED.WORKFLOWS[name]())
     errors = json.loads(str(refused.value))["node_errors"]
     assert [node["class_type"] for node in errors.values()] == ["CheckpointLoaderSimple"], errors
     (error,) = next(iter(errors.values()))["errors"]
-    assert error["type"] == "value_not_in_list" and checkpoint in error["details"]
+    assert error["type"] == "value_not_in_list" and file in error["details"]
