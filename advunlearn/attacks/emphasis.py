@@ -70,11 +70,6 @@ class Emphasis(PlainPromptAttack):
         """The current weight; before the first step 1."""
         return self.config.values[(self.steps_taken - 1) % len(self.config.values)] if self.steps_taken else 1.0
 
-    @property
-    def steps(self) -> int:
-        """Number of steps: one per weight, at most as many as configured."""
-        return min(self.config.steps, len(self.config.values))
-
     def step(self) -> Tensor:
         """Take the next weight."""
         losses = super().step()

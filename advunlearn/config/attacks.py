@@ -237,6 +237,8 @@ class EmphasisConfig(AttackConfig):
             raise AdvUnlearnError(
                 f"weights is {self.weights!r}; give numbers separated by commas, for example 1.5, 2, -1"
             )
+        # One step per weight: a larger number would be reported as the number of steps.
+        object.__setattr__(self, "steps", min(self.steps, len(self.values)))
 
     @property
     def values(self) -> tuple[float, ...]:

@@ -46,6 +46,7 @@ def test_each_step_has_the_next_weight(context: AttackContext) -> None:
 
 def test_weights_are_numbers() -> None:
     assert EmphasisConfig(weights="1.5, -2,").values == (1.5, -2.0)
+    assert EmphasisConfig(weights="1.5, -2,").steps == 2 and EmphasisConfig(steps=3).steps == 3
     for text in ("", "much", "1, inf"):
         with pytest.raises(AdvUnlearnError, match="give numbers separated by commas"):
             EmphasisConfig(weights=text)
