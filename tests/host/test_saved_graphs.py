@@ -105,7 +105,7 @@ def test_an_earlier_preset_still_overrides_the_settings_but_not_the_concept(serv
 
 
 @pytest.mark.parametrize(
-    ("attack", "setting", "value"), [("unlearndiffatk", "attack_lr", 50.0), ("soft_prefix", "prefix_radius", 0.01)]
+    ("attack", "setting", "value"), [("unlearndiffatk", "attack_lr", 0.0), ("soft_prefix", "prefix_radius", 0.01)]
 )
 def test_an_earlier_attack_graph_attacks_with_its_learning_rate_and_radius(
     server: Server, attack: str, setting: str, value: float
