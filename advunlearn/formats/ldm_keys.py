@@ -73,8 +73,8 @@ def map_unet_keys(names: Iterable[str]) -> dict[str, str]:
             keys[name] = _map_unet_key(name.split("."), stride, levels_with_attention)
         except (KeyError, ValueError, IndexError) as error:
             raise AdvUnlearnError(
-                f"the UNet's weight {name!r} has no name in the original layout: only Stable Diffusion 1.x models can "
-                "be written as single-file checkpoints; use the diffusers folder"
+                f"the UNet's weight {name!r} has no name in the original layout: only models of Stable Diffusion 1.x "
+                "and XL can be written as single-file checkpoints; use the diffusers folder"
             ) from error
     return keys
 

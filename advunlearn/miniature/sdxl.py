@@ -166,7 +166,7 @@ def write_sdxl_folder(folder: str | pathlib.Path) -> pathlib.Path:
     state = build_small_unet(unet, module.state_dict())
     module.load_state_dict({name: tensor.half() for name, tensor in state.items()}, assign=True)
     module.save_pretrained(folder / "unet")
-    config = json.loads((path() / "text_encoder" / "config.json").read_text())
+    config = json.loads((path() / "text_encoder" / "config.json").read_text(encoding="utf-8"))
     for part, tensors in build_encoders(text, SMALL_ENCODERS, whole_vocabulary=False).items():
         if part == "text_encoder":
             del tensors[PROJECTION]
@@ -186,7 +186,7 @@ def write_sdxl_folder(folder: str | pathlib.Path) -> pathlib.Path:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     return folder
 
 

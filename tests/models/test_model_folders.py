@@ -64,7 +64,7 @@ def test_a_part_that_does_not_fit_is_refused(
             {"_class_name": "FlowMatchEulerDiscreteScheduler"},
             "a flow-matching model",
         ),
-        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "it is a flow-matching model"),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "is a flow-matching model"),
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "a model of EDM's noise schedule"),
         (
             "scheduler/scheduler_config.json",
@@ -89,7 +89,7 @@ def test_another_kind_of_model_is_refused(
         save_file(tensors | {"conv_in.weight": torch.zeros(64, 9, 3, 3).half()}, folder / UNET, {"format": "pt"})
     assert main(["sample", "a dog", "--model", str(folder), "--out", str(tmp_path / "x.png")]) == 2
     error = capsys.readouterr().err
-    assert f"model {str(folder)!r}: {says}" in error and error.count("\n") == 1
+    assert f"model {str(folder)!r}" in error and says in error and error.count("\n") == 1
 
 
 def test_nothing_is_asked_of_a_network(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

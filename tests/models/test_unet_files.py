@@ -70,8 +70,8 @@ def test_every_weight_of_sd15_gets_the_name_that_diffusers_converts_from() -> No
 
 
 def test_names_are_not_guessed() -> None:
-    with pytest.raises(AdvUnlearnError, match="'add_embedding.linear_1.weight' has no name in the original layout"):
-        map_unet_keys(["conv_in.weight", "add_embedding.linear_1.weight"])
+    with pytest.raises(AdvUnlearnError, match="'encoder_hid_proj.weight' has no name in the original layout"):
+        map_unet_keys(["conv_in.weight", "encoder_hid_proj.weight"])
     assert map_vae_keys(["decoder.layers.0.weight"]) == {"decoder.layers.0.weight": "taesd_decoder.1.weight"}
 
 

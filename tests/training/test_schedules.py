@@ -65,8 +65,8 @@ def test_concepts_take_turns(model: TextToImage, mode: str, every: int, turns: l
     banks, seen = banks_of(model, PAIR, torch.Generator().manual_seed(0)), []
     draw = banks.concept.draw
 
-    def spy(batch: int, prompts: range | None = None) -> Any:
-        drawn = draw(batch, prompts)
+    def spy(*args: Any, **options: Any) -> Any:
+        drawn = draw(*args, **options)
         seen.append(set(drawn.prompt.tolist()))
         return drawn
 
