@@ -210,10 +210,10 @@ def build_checkpoint() -> State:
     wide = build_wide_unet(unet, make_unet(WIDE_ENCODERS, CHECKPOINT_UNET).state_dict())
     encoders = build_encoders(text, WIDE_ENCODERS, whole_vocabulary=True)
     scale = AutoencoderTiny.load_config(path() / "vae")["scaling_factor"]
-    parts = (
-        {name: tensor.half() for name, tensor in state.items()} for state in (wide, widen_state(vae, wide_shapes()[2]))
-    )
-    return build_sdxl_checkpoint_state(*parts, *encoders.values(), vae_scale=scale)
+    wide_vae = widen_state(vae, wide_shapes()[2])
+    halved = [{name: tensor.half() for name, tensor in state.items()} for state in (wide, wide_vae)]
+    clip_l, clip_g = encoders.values()
+    return build_sdxl_checkpoint_state(halved[0], halved[1], clip_l, clip_g, scale)
 
 
 def write_sdxl_checkpoint(file: str | pathlib.Path) -> pathlib.Path:

@@ -135,7 +135,7 @@ def build_encoder(
 
 def identity_layer(shape: EncoderShape, generator: torch.Generator) -> dict[str, Tensor]:
     """Return a layer that adds nothing: random weights before outputs that are zero, so that it can be trained."""
-    layer = {}
+    layer: dict[str, Tensor] = {}
     for norm in ("layer_norm1", "layer_norm2"):
         layer |= {f"{norm}.weight": torch.ones(shape.width), f"{norm}.bias": torch.zeros(shape.width)}
     sizes = {f"self_attn.{part}_proj": (shape.width, shape.width) for part in ("q", "k", "v", "out")}
