@@ -23,6 +23,8 @@ MEASURED = ".measured.pt"  # suffix of the measurements of an evaluation that is
 SHA256_DIGITS = 64
 # Names of devices on Windows, with any ending: a file called nul.txt cannot be made there, and its content is lost.
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789\xb9\xb2\xb3")}
+# Parts of a name that ComfyUI replaces when it saves a file.
+DATE_PATTERN = re.compile(r"%(year|month|day|hour|minute|second)%")
 MAX_NAME = 200  # bytes; file systems take 255, and endings are added
 # The files that save_pretrained writes into a folder.
 TEXT_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -88,12 +90,13 @@ def find_name_fault(name: object, folders: bool = False) -> str:
 
     Args:
         name: the name, without ending.
-        folders: whether the name may have folders in front, separated by '/'.
+        folders: whether the name is one that a host completes: with folders in front, separated by '/', with spaces
+            inside, and with ComfyUI's patterns of the date, such as %year%.
     """
     text = name if isinstance(name, str) else ""
-    for part in text.split("/") if folders else [text]:
-        if not re.fullmatch(r"\w([\w.-]*[\w-])?", part):
-            allowed = "letters, digits, '.', '_', '-'" + ", and '/' for folders" * folders
+    for part in DATE_PATTERN.sub("0", text).split("/") if folders else [text]:
+        if not re.fullmatch(r"\w([\w. -]*[\w-])?" if folders else r"\w([\w.-]*[\w-])?", part):
+            allowed = "letters, digits, '.', '_', '-'" + ", spaces, %year% and the like, and '/' for folders" * folders
             return (
                 f"the name {shorten(name)} is invalid; use {allowed}; begin with a letter, a digit or '_', and do not "
                 "end with '.'"

@@ -125,7 +125,11 @@ def _widgets() -> list[Any]:
         resolution("size of the images during training"),
         widget(ModelConfig, "memory"),
         seed(TrainConfig),
-        io.String.Input("save_name", default="robust_clip", tooltip="file name of the encoder, in output/clip"),
+        io.String.Input(
+            "save_name",
+            default="robust_clip",
+            tooltip="file name of the encoder, in output/clip; %year%, %month%, %day% and the like are replaced",
+        ),
         io.Boolean.Input(
             "resume",
             default=False,

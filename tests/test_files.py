@@ -51,6 +51,11 @@ def test_anything_else_is_no_name(name: object) -> None:
 
 def test_a_name_may_have_folders_only_where_that_is_said() -> None:
     assert find_name_fault("runs/a.1/b", folders=True) == ""
+    for name in ("my clip", "%year%-%month%/robust %hour%%minute%", "%day%"):  # as ComfyUI's SaveImage takes them
+        assert find_name_fault(name, folders=True) == ""
+        assert "is invalid" in find_name_fault(name)
+    for name in ("a ", " a", "a/ b", "a%d", "%years%", "a%", "../%year%"):
+        assert "is invalid" in find_name_fault(name, folders=True)
     for name in ("a/", "/a", "a//b", "a/../b", "a/./b", "a/-rf", "a./b"):
         assert "and '/' for folders" in find_name_fault(name, folders=True), name
 

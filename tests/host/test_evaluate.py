@@ -145,7 +145,7 @@ def test_what_no_judge_can_use_is_refused_in_one_sentence(server: Server, models
     chosen = {"folder": "(the path below)", "labels": "", "template": "a photo of a {}"}
     for path, says in (
         ("", "no folder is chosen; put one into models/classifiers"),
-        (str(models / "nowhere"), "no such folder"),
+        (str(models / "nowhere"), "is not in models/classifiers"),
         (str(models / "colours" / "vit"), "holds a classifier, not a clip"),
     ):
         with pytest.raises(HostError, match=says):
