@@ -82,10 +82,12 @@ def lock_name(name: str) -> Iterator[pathlib.Path]:
     """
     folder = run_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder, "choose another name"):
-        yield folder
-    with contextlib.suppress(OSError):  # it holds the state of a run that can be resumed
-        folder.rmdir()
+    try:
+        with lock_folder(folder, "choose another name"):
+            yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it holds the state of a run that can be resumed
+            folder.rmdir()
 
 
 def save_embedding(name: str, embeddings: Tensor) -> str:
