@@ -24,7 +24,7 @@ SHA256_DIGITS = 64
 # Names of devices on Windows, with any ending: a file called nul.txt cannot be made there, and its content is lost.
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789\xb9\xb2\xb3")}
 # Parts of a name that ComfyUI replaces when it saves a file.
-DATE_PATTERN = re.compile(r"%(year|month|day|hour|minute|second)%")
+DATE_PATTERN = r"%(year|month|day|hour|minute|second)%"
 MAX_NAME = 200  # bytes; file systems take 255, and endings are added
 # The files that save_pretrained writes into a folder.
 TEXT_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -94,7 +94,7 @@ def find_name_fault(name: object, folders: bool = False) -> str:
             inside, and with ComfyUI's patterns of the date, such as %year%.
     """
     text = name if isinstance(name, str) else ""
-    for part in DATE_PATTERN.sub("0", text).split("/") if folders else [text]:
+    for part in re.sub(DATE_PATTERN, "0", text).split("/") if folders else [text]:
         if not re.fullmatch(r"\w([\w. -]*[\w-])?" if folders else r"\w([\w.-]*[\w-])?", part):
             allowed = "letters, digits, '.', '_', '-'" + ", spaces, %year% and the like, and '/' for folders" * folders
             return (
