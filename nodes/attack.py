@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -16,8 +16,16 @@ from .evaluation_settings import attack_settings_input, check_attack_settings
 from .status import Status, refuse, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..advunlearn.attacks.base import AttackContext
+    from ..advunlearn.attacks.single_prompt import PromptAttackResult
+    from ..advunlearn.models.text_encoder import Tokenizer
+
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
 ATTACKS = (*PREFIX_ATTACKS, *(name for name in ATTACK_NAMES if name not in (*PREFIX_ATTACKS, *JUDGE_ONLY)))
+OTHER_TOKENS = "CLIP Text Encode splits this text into other tokens than the attack found; the effect may differ"
 MAX_TOKENS = 75  # of a prompt, without the start and the end token
 
 
@@ -33,58 +41,8 @@ class AdversarialPromptAttack(io.ComfyNode):
             "UnlearnDiffAtk or another attack. The inputs are not changed.",
             search_aliases=["red team", "adversarial prompt", "jailbreak", *ATTACKS],
             is_output_node=True,
-            inputs=[
-                io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
-                io.Clip.Input("clip", tooltip="the CLIP to attack, for example a robust one"),
-                io.String.Input("prompt", default="a church", tooltip="the prompt that names the concept"),
-                io.String.Input(
-                    "concept",
-                    default="",
-                    tooltip="name of the concept in the prompt, for ring_a_bell, mma and cce (empty: the whole prompt)",
-                ),
-                io.Combo.Input(
-                    "attack",
-                    options=list(ATTACKS),
-                    tooltip="tokens before the prompt: unlearndiffatk (words), soft_prefix (embeddings in a ball "
-                    "around real tokens); tokens between its words: p4d_k; a new prompt: p4d_n, pez, ring_a_bell, and "
-                    "mma (without the concept's words); a new word for the concept: cce. All but unlearndiffatk, "
-                    "soft_prefix and cce need original_clip",
-                ),
-                widget(EvaluateConfig, "attack_steps", id="steps", least=1),
-                widget(EvaluateConfig, "attack_tokens", id="tokens"),
-                widget(AdversaryConfig, "restarts"),
-                seed(EvaluateConfig),
-                resolution("size of the target image if none is connected"),
-                io.String.Input(
-                    "embedding_name",
-                    default="adversarial",
-                    tooltip="file name in models/embeddings; use it as embedding:name in any prompt",
-                ),
-                io.Clip.Input(
-                    "original_clip",
-                    optional=True,
-                    tooltip="the CLIP before erasing; it generates the target image if none is connected",
-                ),
-                io.Latent.Input("target", optional=True, tooltip="latents of an image that shows the concept"),
-                io.Image.Input("image", optional=True, tooltip="an image that shows the concept; needs vae"),
-                io.Vae.Input("vae", optional=True, tooltip="encodes the image"),
-                attack_settings_input(
-                    "the settings node of the chosen attack; without one, the defaults that it shows"
-                ),
-            ],
-            outputs=[
-                io.Conditioning.Output(
-                    "CONDITIONING", tooltip="conditioning of the adversarial prompt, by the attacked CLIP"
-                ),
-                output(
-                    io.String,
-                    "adversarial_prompt",
-                    tooltip="the adversarial prompt; CLIP Text Encode makes the same conditioning of it",
-                ),
-                output(io.String, "embedding", tooltip="the adversarial tokens as embedding:name, for any prompt"),
-                output(io.LossMap, "loss_map", tooltip="the loss of the attack, for Plot Loss Graph"),
-                output(io.String, "report", tooltip="summary: the loss before and after, and the prompt"),
-            ],
+            inputs=_inputs(),
+            outputs=_outputs(),
         )
 
     @classmethod
@@ -123,10 +81,8 @@ class AdversarialPromptAttack(io.ComfyNode):
         attack, for a prompt that is too long or has weights or embeddings, for an image without a VAE, and for an
         invalid name.
         """
-        from ..advunlearn.attacks.base import AttackContext, ReferenceModel
         from ..advunlearn.attacks.registry import attack_class
         from ..advunlearn.attacks.single_prompt import attack_prompt
-        from ..advunlearn.models.text_encoder import tokenize
         from . import clip_l, folders, host
 
         check_name(embedding_name)  # again: `validate_inputs` does not see the value of a link
@@ -144,47 +100,119 @@ class AdversarialPromptAttack(io.ComfyNode):
         with host.enable_gradients():
             attacked = host.make_model(model, clip, resolution=resolution)
             attacked.denoiser.on_predict = status.beat
-            ids = tokenize(attacked.tokenizer, [prompt])[0].tolist()
-            limit = MAX_TOKENS - tokens * (attack in PREFIX_ATTACKS)
-            if not clip_l.tokenizes_to(clip, prompt, ids) or ids.index(attacked.tokenizer.eos_token_id) > limit + 1:
-                raise AdvUnlearnError(
-                    f"the prompt has weights or embeddings, or more than {limit} tokens; use plain words and fewer of "
-                    "them"
-                )
+            _require_plain_words(clip, attacked.tokenizer, prompt, MAX_TOKENS - tokens * (attack in PREFIX_ATTACKS))
             original = original_clip and clip_l.make_text_encoder(original_clip, attacked.denoiser.device)
             x_0 = host.encode_target(attacked, original, prompt, config, target, image, vae)
-            context = AttackContext.for_prompt(
-                attacked.denoiser,
-                attacked.text_encoder,
-                attacked.tokenizer,
-                prompt,
-                x_0,
-                reference=ReferenceModel(original, attacked.denoiser),
-                concept=ConceptConfig(concept=concept.strip() or quote_name(" ".join(prompt.split()))),
-            )
+            context = _make_context(attacked, original, prompt, concept, x_0)
             result = attack_prompt(
-                context,
-                attack,
-                restarts=restarts,
-                config=config,
-                overrides=overrides,
-                on_step=follow,
+                context, attack, restarts=restarts, config=config, overrides=overrides, on_step=follow
             )
             embedding = folders.save_embedding(embedding_name, result.embeddings)
-            # CLIP Text Encode has a syntax of its own (brackets, weights), so the text may not give these tokens back.
-            ids = tokenize(attacked.tokenizer, [result.text])[0].tolist()
-            typed = result.exact and clip_l.tokenizes_to(clip, result.text, ids)
-        text = result.text
-        if not typed and result.surrounding_text is not None:
-            text = " ".join(filter(None, [result.surrounding_text[0], embedding, result.surrounding_text[1]]))
+            typed = result.exact and clip_l.tokenizes_to(clip, result.text, _token_ids(attacked.tokenizer, result.text))
+        text = _text_for_comfyui(result, embedding, typed)
+        losses = f"loss {result.loss_before:.4f} before, {result.loss:.4f} after"
         report = (
-            f"{attack} on {prompt!r}: denoising loss {result.loss_before:.4f} before, {result.loss:.4f} after "
-            f"({steps} steps, {len(result.embeddings)} tokens, best of {result.restarts})\n{text}"
+            f"{attack} on {prompt!r}: denoising {losses} ({steps} steps, {len(result.embeddings)} tokens, best of "
+            f"{result.restarts})\n{text}" + f"\n{OTHER_TOKENS}" * (not typed and result.surrounding_text is None)
         )
-        if not typed and result.surrounding_text is None:
-            report += (
-                "\nCLIP Text Encode splits this text into other tokens than the attack found; the effect may differ"
-            )
-        status.show(f"done: loss {result.loss_before:.4f} before, {result.loss:.4f} after\n{text}")
+        status.show(f"done: {losses}\n{text}")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return io.NodeOutput(conditioning, text, embedding, {"loss": result.losses}, report)
+
+
+def _inputs() -> list[Any]:
+    """Return the inputs; their order is part of saved graphs."""
+    return [
+        io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
+        io.Clip.Input("clip", tooltip="the CLIP to attack, for example a robust one"),
+        io.String.Input("prompt", default="a church", tooltip="the prompt that names the concept"),
+        io.String.Input(
+            "concept",
+            default="",
+            tooltip="name of the concept in the prompt, for ring_a_bell, mma and cce (empty: the whole prompt)",
+        ),
+        io.Combo.Input(
+            "attack",
+            options=list(ATTACKS),
+            tooltip="tokens before the prompt: unlearndiffatk (words), soft_prefix (embeddings in a ball "
+            "around real tokens); tokens between its words: p4d_k; a new prompt: p4d_n, pez, ring_a_bell, and "
+            "mma (without the concept's words); a new word for the concept: cce. All but unlearndiffatk, "
+            "soft_prefix and cce need original_clip",
+        ),
+        widget(EvaluateConfig, "attack_steps", id="steps", least=1),
+        widget(EvaluateConfig, "attack_tokens", id="tokens"),
+        widget(AdversaryConfig, "restarts"),
+        seed(EvaluateConfig),
+        resolution("size of the target image if none is connected"),
+        io.String.Input(
+            "embedding_name",
+            default="adversarial",
+            tooltip="file name in models/embeddings; use it as embedding:name in any prompt",
+        ),
+        io.Clip.Input(
+            "original_clip",
+            optional=True,
+            tooltip="the CLIP before erasing; it generates the target image if none is connected",
+        ),
+        io.Latent.Input("target", optional=True, tooltip="latents of an image that shows the concept"),
+        io.Image.Input("image", optional=True, tooltip="an image that shows the concept; needs vae"),
+        io.Vae.Input("vae", optional=True, tooltip="encodes the image"),
+        attack_settings_input("the settings node of the chosen attack; without one, the defaults that it shows"),
+    ]
+
+
+def _outputs() -> list[Any]:
+    return [
+        io.Conditioning.Output("CONDITIONING", tooltip="conditioning of the adversarial prompt, by the attacked CLIP"),
+        output(
+            io.String,
+            "adversarial_prompt",
+            tooltip="the adversarial prompt; CLIP Text Encode makes the same conditioning of it",
+        ),
+        output(io.String, "embedding", tooltip="the adversarial tokens as embedding:name, for any prompt"),
+        output(io.LossMap, "loss_map", tooltip="the loss of the attack, for Plot Loss Graph"),
+        output(io.String, "report", tooltip="summary: the loss before and after, and the prompt"),
+    ]
+
+
+def _make_context(attacked: Any, original: Any, prompt: str, concept: str, x_0: Tensor) -> AttackContext:
+    """Return the attack's view of an adapted model, the CLIP before erasing, the prompt and the target latents."""
+    from ..advunlearn.attacks.base import AttackContext, ReferenceModel
+
+    return AttackContext.for_prompt(
+        attacked.denoiser,
+        attacked.text_encoder,
+        attacked.tokenizer,
+        prompt,
+        x_0,
+        reference=ReferenceModel(original, attacked.denoiser),
+        concept=ConceptConfig(concept=concept.strip() or quote_name(" ".join(prompt.split()))),
+    )
+
+
+def _token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    from ..advunlearn.models.text_encoder import tokenize
+
+    return tokenize(tokenizer, [text])[0].tolist()  # type: ignore[no-any-return]
+
+
+def _require_plain_words(clip: Any, tokenizer: Tokenizer, prompt: str, limit: int) -> None:
+    """Raise AdvUnlearnError for a prompt with weights or embeddings, or with more tokens than the limit."""
+    from . import clip_l
+
+    ids = _token_ids(tokenizer, prompt)
+    if not clip_l.tokenizes_to(clip, prompt, ids) or ids.index(tokenizer.eos_token_id) > limit + 1:
+        raise AdvUnlearnError(
+            f"the prompt has weights or embeddings, or more than {limit} tokens; use plain words and fewer of them"
+        )
+
+
+def _text_for_comfyui(result: PromptAttackResult, embedding: str, typed: bool) -> str:
+    """Return the text for CLIP Text Encode: the attack's own, or the embedding in its surrounding text.
+
+    CLIP Text Encode has a syntax of its own (brackets, weights), so that the text itself may not give the tokens back.
+    """
+    if typed or result.surrounding_text is None:
+        return result.text
+    before, after = result.surrounding_text
+    return " ".join(filter(None, [before, embedding, after]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -14,6 +15,9 @@ from .evaluation_settings import DEFAULTS, Evaluation, attack_settings_input, ch
 from .judges import Judge
 from .status import Status, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
+
+if TYPE_CHECKING:
+    from ..advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
 
 # Entries of the menu that stand for several attacks or for none.
 GROUPS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
@@ -34,13 +38,7 @@ class EvaluateRobustness(io.ComfyNode):
             search_aliases=["attack success rate", "ASR"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
-                io.Clip.Input("clip_before", tooltip="the CLIP before erasing"),
-                io.Clip.Input("clip_after", tooltip="the robust CLIP"),
-                io.Vae.Input("vae", tooltip="decodes the images for the judge"),
-                Judge.Input("judge", tooltip="decides what an image shows"),
-                widget(ConceptConfig, "concept"),
-                widget(ConceptConfig, "kind"),
+                *compared_inputs("clip_before", "clip_after"),
                 io.Combo.Input(
                     "attack",
                     options=list(MENU),
@@ -101,46 +99,89 @@ class EvaluateRobustness(io.ComfyNode):
         Raises AdvUnlearnError for a concept or a label that the judge does not know, and for the settings of attacks
         that do not run.
         """
-        from ..advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+        from ..advunlearn.evaluation.evaluator import EvaluationInputs
         from ..advunlearn.prompts.prompt_files import parse_lines
         from ..advunlearn.reporting import report as tables
         from ..advunlearn.reporting.images import overview
-        from . import clip_l, host
+        from . import host
 
         options = {**DEFAULTS, "synonyms": "", **(evaluation or {})}
-        concept, config = settings(ConceptConfig, values), settings(EvaluateConfig, {**options, **values})
-        report: dict[str, Any] = {"concept": concept.name, "models": {}}
-        rows = {}
+        inputs = EvaluationInputs(
+            prompts=parse_lines(prompts),
+            retained=parse_lines(retained_prompts),
+            synonyms=parse_lines(options["synonyms"]),
+            attack_settings=attack_settings or {},
+        )
         with host.enable_gradients():
             status.show("loading the model")
-            before = host.make_model(model, clip_before, vae, resolution)
-            before.denoiser.on_predict = status.beat
-            inputs = EvaluationInputs(
-                prompts=parse_lines(prompts),
-                retained=parse_lines(retained_prompts),
-                synonyms=parse_lines(options["synonyms"]),
-                attack_settings=attack_settings or {},
+            evaluator, after = make_evaluator(
+                status,
+                host.make_model(model, clip_before, vae, resolution),
+                clip_after,
+                judge,
+                settings(ConceptConfig, values),
+                settings(EvaluateConfig, {**options, **values}),
+                inputs,
             )
-            evaluator = Evaluator(before, judge, concept, config, inputs)
             names = choose_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)
             check_attack_settings(attack_settings, names)
             bar = host.Bar(2 * UNITS * max(1, len(names)), status.node_id)
-            report |= evaluator.describe()
-            after = clip_l.make_text_encoder(clip_after, before.denoiser.device)
-            subjects = {"before": evaluator.original, "after": Subject(after, before.denoiser)}
-            for i, (name, subject) in enumerate(subjects.items()):
-
-                def follow(what: str, step: int, total: int, i: int = i, name: str = name) -> None:
-                    position = names.index(what)
-                    status.update(f"CLIP {name} erasing: {what}, {step} of {total}")
-                    bar.update((i * len(names) + position) * UNITS + UNITS * step // total)
-
-                status.show(f"CLIP {name} erasing: sampling without an attack")
-                evaluator.on_progress = follow
-                measured = evaluator.measure(subject, names)
-                report["models"][name] = measured.to_dict()
-                rows |= {f"{name}\n{what}": measured.images[what] for what in ("clean", *names)}
+            measured = {}
+            for i, (name, subject) in enumerate({"before": evaluator.original, "after": after}.items()):
+                evaluator.on_progress = show_progress(status, bar, names, f"CLIP {name} erasing: ", i * len(names))
+                measured[name] = evaluator.measure(subject, names)
             bar.update(bar.total)
             status.show("done")
+            rows = {
+                f"{name}\n{what}": measurement.images[what]
+                for name, measurement in measured.items()
+                for what in ("clean", *names)
+            }
             image = host.to_image(overview(rows))
+        models = {name: measurement.to_dict() for name, measurement in measured.items()}
+        report = {"concept": evaluator.concept.name, "models": models, **evaluator.describe()}
         return io.NodeOutput(image, tables.format_table(report), json.dumps(report))
+
+
+def compared_inputs(before: str, after: str) -> list[Any]:
+    """Return the inputs of a comparison of two CLIPs, whose ids are given: the model, the judge and the concept."""
+    return [
+        io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
+        io.Clip.Input(before, tooltip="the CLIP before erasing"),
+        io.Clip.Input(after, tooltip="the robust CLIP"),
+        io.Vae.Input("vae", tooltip="decodes the images for the judge"),
+        Judge.Input("judge", tooltip="decides what an image shows"),
+        widget(ConceptConfig, "concept"),
+        widget(ConceptConfig, "kind"),
+    ]
+
+
+def make_evaluator(
+    status: Status,
+    original: Any,
+    clip: Any,
+    judge: Any,
+    concept: ConceptConfig,
+    config: EvaluateConfig,
+    inputs: EvaluationInputs,
+) -> tuple[Evaluator, Subject]:
+    """Return the evaluator of an adapted model, whose predictions are signs of life, and another CLIP as a subject."""
+    from ..advunlearn.evaluation.evaluator import Evaluator, Subject
+    from . import clip_l
+
+    original.denoiser.on_predict = status.beat
+    subject = Subject(clip_l.make_text_encoder(clip, original.denoiser.device), original.denoiser)
+    return Evaluator(original, judge, concept, config, inputs), subject
+
+
+def show_progress(
+    status: Status, bar: Any, names: Sequence[str], prefix: str = "", done: int = 0
+) -> Callable[[str, int, int], None]:
+    """Show that sampling begins; return the callback that shows an attack's steps, `done` attacks after the first."""
+
+    def follow(what: str, step: int, total: int) -> None:
+        status.update(f"{prefix}{what}, {step} of {total}")
+        bar.update((done + names.index(what)) * UNITS + UNITS * step // total)
+
+    status.show(f"{prefix}sampling without an attack")
+    return follow

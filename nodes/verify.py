@@ -11,8 +11,7 @@ from ..advunlearn.config.attacks import choose_attacks
 from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.config.verification import DEFAULT_BUDGET, VERIFY_BUDGETS, VerifyConfig
-from .evaluate import UNITS
-from .judges import Judge
+from .evaluate import UNITS, compared_inputs, make_evaluator, show_progress
 from .status import Status, with_status
 from .widgets import output, resolution, schema, settings, widget
 
@@ -30,13 +29,7 @@ class VerifyRobustCLIP(io.ComfyNode):
             search_aliases=["threshold", "pass or fail", "ASR"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
-                io.Clip.Input("original_clip", tooltip="the CLIP before erasing"),
-                io.Clip.Input("clip", tooltip="the robust CLIP"),
-                io.Vae.Input("vae", tooltip="decodes the images for the judge"),
-                Judge.Input("judge", tooltip="decides what an image shows"),
-                widget(ConceptConfig, "concept"),
-                widget(ConceptConfig, "kind"),
+                *compared_inputs("original_clip", "clip"),
                 io.Combo.Input(
                     "budget",
                     options=list(VERIFY_BUDGETS),
@@ -82,28 +75,26 @@ class VerifyRobustCLIP(io.ComfyNode):
         Raises AdvUnlearnError for a concept or a label that the judge does not know, and for a threshold that needs
         retained prompts where there are none.
         """
-        from ..advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+        from ..advunlearn.evaluation.evaluator import EvaluationInputs
         from ..advunlearn.evaluation.verification import format_verification, verify
         from ..advunlearn.prompts.prompt_files import parse_lines
-        from . import clip_l, host
+        from . import host
 
         attacks, config = VERIFY_BUDGETS[budget]
         with host.enable_gradients():
             status.show("loading the model")
-            original = host.make_model(model, original_clip, vae, resolution)
-            original.denoiser.on_predict = status.beat
-            inputs = EvaluationInputs(retained=parse_lines(retained_prompts))
-            evaluator = Evaluator(original, judge, settings(ConceptConfig, values), EvaluateConfig(**config), inputs)
+            evaluator, subject = make_evaluator(
+                status,
+                host.make_model(model, original_clip, vae, resolution),
+                clip,
+                judge,
+                settings(ConceptConfig, values),
+                EvaluateConfig(**config),
+                EvaluationInputs(retained=parse_lines(retained_prompts)),
+            )
             names = choose_attacks(attacks, evaluator.find_missing)
             bar = host.Bar(UNITS * len(names), status.node_id)
-
-            def follow(what: str, step: int, total: int) -> None:
-                status.update(f"{what}, {step} of {total}")
-                bar.update(UNITS * names.index(what) + UNITS * step // total)
-
-            evaluator.on_progress = follow
-            subject = Subject(clip_l.make_text_encoder(clip, original.denoiser.device), original.denoiser)
-            status.show("sampling without an attack")
+            evaluator.on_progress = show_progress(status, bar, names)
             result = verify(evaluator, subject, names, settings(VerifyConfig, values)) | {"budget": budget}
             bar.update(bar.total)
             status.show("passed" if result["passed"] else "failed")
