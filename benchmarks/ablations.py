@@ -35,7 +35,8 @@ from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.quirks import OFFICIAL, Quirks, quirk_names
 from advunlearn.config.training import BankConfig, RunConfig
 from advunlearn.evaluation.cases import make_cases
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.miniature.captions import retain_prompts

@@ -39,7 +39,8 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.quirks import NO_QUIRKS, quirk_names
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.evaluation.metrics import Measurement
 from advunlearn.formats.text_encoders import save_encoder
 from advunlearn.judges.convnet import ConvJudge

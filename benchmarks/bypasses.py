@@ -28,7 +28,7 @@ from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.ddim import ddim_steps, ddim_timesteps
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import load
-from advunlearn.models.text_encoder import tokenize
+from advunlearn.models.tokenizer import tokenize
 
 STRENGTHS = (0.9, 0.7, 0.5, 0.3, 0.0)
 WEIGHTS = (1.2, 1.5, 2.0, 5.0)

@@ -39,7 +39,8 @@ from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.presets import preset_values
 from advunlearn.config.quirks import NONE, Quirks, quirk_names
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.evaluation.metrics import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts

@@ -28,7 +28,8 @@ from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature.captions import retain_prompts
 from advunlearn.models.loading import load

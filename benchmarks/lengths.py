@@ -25,7 +25,8 @@ from advunlearn import miniature
 from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load

@@ -29,7 +29,8 @@ from advunlearn.attacks.registry import make_attack
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.losses import denoising_loss
 from advunlearn.models.counting import count_forwards

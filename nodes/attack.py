@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..advunlearn.attacks.base import AttackContext
     from ..advunlearn.attacks.single_prompt import PromptAttackResult
-    from ..advunlearn.models.text_encoder import Tokenizer
+    from ..advunlearn.models.tokenizer import Tokenizer
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
 ATTACKS = (*PREFIX_ATTACKS, *(name for name in ATTACK_NAMES if name not in (*PREFIX_ATTACKS, *JUDGE_ONLY)))
@@ -191,7 +191,7 @@ def _make_context(attacked: Any, original: Any, prompt: str, concept: str, x_0: 
 
 
 def _token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    from ..advunlearn.models.text_encoder import tokenize
+    from ..advunlearn.models.tokenizer import tokenize
 
     return tokenize(tokenizer, [text])[0].tolist()  # type: ignore[no-any-return]
 

@@ -17,7 +17,8 @@ from .status import Status, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
 
 if TYPE_CHECKING:
-    from ..advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+    from ..advunlearn.evaluation.evaluator import Evaluator, Subject
+    from ..advunlearn.evaluation.inputs import EvaluationInputs
 
 # Entries of the menu that stand for several attacks or for none.
 GROUPS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
@@ -99,7 +100,7 @@ class EvaluateRobustness(io.ComfyNode):
         Raises AdvUnlearnError for a concept or a label that the judge does not know, and for the settings of attacks
         that do not run.
         """
-        from ..advunlearn.evaluation.evaluator import EvaluationInputs
+        from ..advunlearn.evaluation.inputs import EvaluationInputs
         from ..advunlearn.prompts.prompt_files import parse_lines
         from ..advunlearn.reporting import report as tables
         from ..advunlearn.reporting.images import overview

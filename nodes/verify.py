@@ -75,7 +75,7 @@ class VerifyRobustCLIP(io.ComfyNode):
         Raises AdvUnlearnError for a concept or a label that the judge does not know, and for a threshold that needs
         retained prompts where there are none.
         """
-        from ..advunlearn.evaluation.evaluator import EvaluationInputs
+        from ..advunlearn.evaluation.inputs import EvaluationInputs
         from ..advunlearn.evaluation.verification import format_verification, verify
         from ..advunlearn.prompts.prompt_files import parse_lines
         from . import host

@@ -18,7 +18,8 @@ from ..config.attacks import AttackConfig, Vocabulary
 from ..config.concept import ConceptConfig
 from ..errors import AdvUnlearnError
 from ..models.denoiser import Denoiser
-from ..models.text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts, tokenize
+from ..models.text_encoder import embedding_table, encode_prompts, encoder_parts
+from ..models.tokenizer import Tokenizer, tokenize
 from .pgd import OnStep
 from .prompt_slots import PromptSlots, content_tokens
 from .vocabulary import PromptRow, describe_prompt, replace_untypable, search_vocabulary, typed_vocabulary

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.attacks import EmphasisConfig
 from ..errors import AdvUnlearnError
 from ..models.prompt_tokens import find_span
-from ..models.text_encoder import Tokenizer, special_tokens, tokenize
+from ..models.tokenizer import Tokenizer, special_tokens, tokenize
 from .seed_search import PlainPromptAttack
 from .vocabulary import PromptRow
 

@@ -13,7 +13,8 @@ from ..config.adversary import Position
 from ..errors import AdvUnlearnError
 from ..models.chunks import content_positions, pack_chunks, unpack_chunks
 from ..models.prompt_tokens import end_position, find_span, insert_slots, num_content_before, replace_content
-from ..models.text_encoder import Tokenizer, embed, encode, num_chunks, special_tokens
+from ..models.text_encoder import embed, encode
+from ..models.tokenizer import Tokenizer, num_chunks, special_tokens
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..config.attacks import SeedSearchConfig
 from ..models.ddim import draw_noise
-from ..models.text_encoder import tokenize
+from ..models.tokenizer import tokenize
 from .base import Attack, AttackOutput
 from .prompt_slots import content_tokens
 from .vocabulary import PromptRow

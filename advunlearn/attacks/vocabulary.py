@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..files import JsonDict
-from ..models.text_encoder import Tokenizer
+from ..models.tokenizer import Tokenizer
 
 # An adversarial prompt in a report: "prompt", its searched "tokens" as text, and "exact", whether tokenizing the prompt
 # gives the same tokens again; attacks may add more.

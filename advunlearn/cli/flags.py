@@ -8,21 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar, get_type_hints
 
 from ..config.adversary import AdversaryConfig
-from ..config.attacks import ATTACK_NAMES, DEFAULT_ATTACKS, FLAG_PREFIXES
 from ..config.base import choices
 from ..config.concept import ConceptConfig
 from ..config.evaluation import (
     DEMO_BUDGET,
-    ClassifierConfig,
     EvaluateConfig,
-    NudityConfig,
-    ZeroShotConfig,
 )
-from ..config.io import CONVERSIONS, PROMPT_COLUMN, ModelConfig, OutputConfig, RetainConfig
+from ..config.io import CONVERSIONS, ModelConfig, OutputConfig, RetainConfig
 from ..config.presets import AUTO, PRESETS
-from ..config.renamed import current_attack
 from ..config.training import ENCODER_NAMES, BankConfig, RunConfig, TrainConfig
-from ..config.verification import DEFAULT_BUDGET, VERIFY_BUDGETS, VerifyConfig
 from ..files import JsonDict
 from ..formats.released import RELEASED_ENCODERS
 
@@ -138,185 +132,6 @@ def add_demo(sub: argparse.ArgumentParser) -> None:
     add_flags(sub, ConceptConfig, skip=("schedule",))
     add_flags(sub, EvaluateConfig, skip=("seed",), defaults=DEMO_BUDGET)
     sub.add_argument("--seed", type=int, default=0, help="seed of training (default: %(default)s)")
-
-
-def add_evaluate(sub: argparse.ArgumentParser) -> None:
-    """Add the flags of `evaluate`."""
-    add_flags(sub, ModelConfig)
-    sub.add_argument(
-        "files", nargs="*", metavar="FILE", help="encoder.safetensors files to evaluate, besides the original model"
-    )
-    sub.add_argument(
-        "--encoders", nargs="+", action="extend", default=[], metavar="FILE", help="the same as FILE, as a flag"
-    )
-    sub.add_argument(
-        "--unet",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a trained UNet to evaluate: a diffusers folder or a checkpoint; may be repeated",
-    )
-    sub.add_argument(
-        "--resume",
-        action="store_true",
-        help="reuse the measurements in --out that were made with these settings, and measure only what is missing: "
-        "further attacks, further encoders, or the rest of an interrupted evaluation",
-    )
-    sub.add_argument(
-        "--attacks",
-        nargs="+",
-        type=attack_name,
-        default=DEFAULT_ATTACKS,
-        metavar="NAME",
-        help=f"all, or some of {', '.join(ATTACK_NAMES)} (default: {' '.join(DEFAULT_ATTACKS)})",
-    )
-    add_measurement_flags(sub)
-    add_utility_flags(sub)
-    sub.add_argument(
-        "--pictures",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="save the image of every case in OUT/cases; report.json has their names (default: yes)",
-    )
-
-
-def add_attack(sub: argparse.ArgumentParser) -> None:
-    """Add the flags of `attack`."""
-    add_flags(sub, ModelConfig)
-    sub.add_argument("--encoder", metavar="FILE", help=ENCODER)
-    sub.add_argument("--unet", metavar="PATH", help=UNET)
-    sub.add_argument(
-        "--method",
-        type=current_attack,
-        choices=ATTACK_NAMES,
-        default=DEFAULT_ATTACKS[0],
-        help="the attack (default: %(default)s)",
-    )
-    sub.set_defaults(retained=None, clip_score="", fid="", lpips="")  # utility is measured by `evaluate` only
-    add_measurement_flags(sub)
-
-
-def attack_name(text: str) -> str:
-    """Return the name of an attack, or all; the error for anything else says what may have been meant."""
-    name = current_attack(text)
-    if name in (*ATTACK_NAMES, "all"):
-        return name
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is no attack; give all or some of {', '.join(ATTACK_NAMES)}, and put encoder files before --attacks "
-        "or after --encoders"
-    )
-
-
-def add_measurement_flags(sub: argparse.ArgumentParser, defaults: Mapping[str, object] | None = None) -> None:
-    """Add the flags for judge, prompts, and the settings of attacks and judges.
-
-    Args:
-        sub: the parser of a command.
-        defaults: the command's defaults of the budget, where they differ from the settings' own.
-    """
-    sub.add_argument(
-        "--judge",
-        metavar="JUDGE",
-        help="decides what an image shows: miniature, nudity (needs nudenet), clip:FOLDER, or a folder with an image "
-        "classifier or a CLIP of transformers (default: the miniature's)",
-    )
-    sub.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="your own prompts for the concept, instead of those made from its name: text with one prompt per line, or "
-        "a table (.csv, .tsv) with a column of prompts and optionally the seed of its noise in the column seed or "
-        "evaluation_seed",
-    )
-    sub.add_argument("--prompt-column", default="", metavar="NAME", help=PROMPT_COLUMN)
-    sub.add_argument(
-        "--synonyms",
-        metavar="FILE",
-        help="other names of the concept, one per line, for the attack synonym_search (default: the shipped ones)",
-    )
-    sub.add_argument(
-        "--images",
-        metavar="FOLDER",
-        help="your own images of the concept, as targets of the attacks that need some (default: images generated by "
-        "the original model)",
-    )
-    add_flags(sub, ConceptConfig, skip=("negative_guidance", "schedule"))
-    add_flags(sub, EvaluateConfig, defaults=defaults)
-    for prefix, config in FLAG_PREFIXES.items():
-        shared = {name: make_flag(setting) for name, setting in config.shared.items()}
-        add_flags(sub, config, prefix + "-", defaults=shared)
-    for judge in (NudityConfig, ClassifierConfig, ZeroShotConfig):
-        add_flags(sub, judge)
-
-
-def add_utility_flags(sub: argparse.ArgumentParser) -> None:
-    """Add the flags for retained prompts and image metrics."""
-    sub.add_argument(
-        "--retained",
-        metavar="FILE",
-        help='retained prompts to measure: lines "prompt | label" with a label of the judge, or prompts alone; or a '
-        "table (.csv, .tsv) with the columns prompt, label and seed (default: the miniature's own; none for other "
-        "judges)",
-    )
-    sub.add_argument(
-        "--clip-score",
-        default="",
-        metavar="FOLDER",
-        help="also measure the CLIP score of retained images, with the CLIP model in this transformers folder",
-    )
-    sub.add_argument(
-        "--fid",
-        default="",
-        metavar="FILE",
-        help="also measure the FID between retained images and the original model's, with an Inception network as "
-        "TorchScript (inception-2015-12-05.pt)",
-    )
-    sub.add_argument(
-        "--lpips",
-        default="",
-        metavar="FILE",
-        help="also measure the LPIPS between retained images and the original model's images from the same noise, with "
-        "a TorchScript network that takes two images (docs/guide/evaluation.md)",
-    )
-
-
-def add_verify(sub: argparse.ArgumentParser) -> None:
-    """Add the flags of `verify`."""
-    sub.add_argument("encoder", metavar="ENCODER", help="the text encoder to verify")
-    add_flags(sub, ModelConfig)
-    base = "the original model, before erasing: the same as --model"
-    sub.add_argument("--base", dest="ModelConfig.model", default=argparse.SUPPRESS, metavar="MODEL", help=base)
-    sub.add_argument(
-        "--budget",
-        choices=tuple(VERIFY_BUDGETS),
-        default=DEFAULT_BUDGET,
-        help="; ".join(f"{name}: {describe_verify_budget(name)}" for name in VERIFY_BUDGETS)
-        + " (default: %(default)s)",
-    )
-    add_flags(sub, VerifyConfig)
-    sub.add_argument(
-        "--attacks",
-        nargs="+",
-        type=attack_name,
-        default=[],
-        metavar="NAME",
-        help="all, or some attacks, instead of those of the budget; for a service that takes typed text only: "
-        "unlearndiffatk synonym_search",
-    )
-    sub.add_argument(
-        "--resume",
-        action="store_true",
-        help="reuse the measurements in --out that were made with these settings, and measure only what is missing",
-    )
-    add_measurement_flags(sub, dict.fromkeys(VERIFY_BUDGETS[DEFAULT_BUDGET].settings, "by --budget"))
-    add_utility_flags(sub)
-
-
-def describe_verify_budget(name: str) -> str:
-    """Return the attacks, cases and steps of a budget of `verify`."""
-    budget = VERIFY_BUDGETS[name]
-    return (
-        f"{', '.join(budget.attacks)} on {budget.settings['cases']} cases, {budget.settings['attack_steps']} steps each"
-    )
 
 
 def add_sample(sub: argparse.ArgumentParser) -> None:

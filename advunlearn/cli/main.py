@@ -16,7 +16,7 @@ from .. import __version__
 from ..errors import AdvUnlearnError, TrainingDiverged
 from ..files import DONE, MEASURED, STATE
 from ..formats.released import RELEASED_REPO
-from . import config_file, flags
+from . import config_file, evaluation_flags, flags
 
 
 class Command(NamedTuple):
@@ -44,16 +44,16 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "evaluate text encoders and UNets: attack success rate on the concept, utility on everything else",
-        flags.add_evaluate,
+        evaluation_flags.add_evaluate,
         "evaluation",
     ),
     "verify": Command(
         "attack a text encoder and compare the result with thresholds: exit code 0 if it passes, 1 if it fails, 2 for "
         "an error",
-        flags.add_verify,
+        evaluation_flags.add_verify,
         "verification",
     ),
-    "attack": Command("search for prompts that bring the concept back", flags.add_attack, "attack"),
+    "attack": Command("search for prompts that bring the concept back", evaluation_flags.add_attack, "attack"),
     "sample": Command("generate images", flags.add_sample, "sample.png"),
     "miniature": Command("write the miniature in the shape of Stable Diffusion 1.5 or SDXL", flags.add_miniature),
     "info": Command("describe a file, and compare it with a base model", flags.add_info),

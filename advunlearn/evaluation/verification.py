@@ -8,7 +8,7 @@ from ..config.verification import VerifyConfig
 from ..errors import AdvUnlearnError
 from ..formats.tensors import hash_tensors, hash_tree
 from ..formats.text_encoders import hash_encoder
-from ..models.text_encoder import tokenize
+from ..models.tokenizer import tokenize
 from ..training.recipe import environment
 from .evaluator import Evaluator
 from .generation import Subject

@@ -30,7 +30,8 @@ from .encoder_files import part_hashes
 from .placement import on_device
 from .prompt_tokens import fit_tokenizer
 from .sdxl_text_encoder import DualTextEncoder
-from .text_encoder import Tokenizer, embedding_table, encode_prompts, encoder_parts, get_clip_skip, set_clip_skip
+from .text_encoder import embedding_table, encode_prompts, encoder_parts, get_clip_skip, set_clip_skip
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.adversary import Position
 from ..errors import AdvUnlearnError
 from .chunks import MAX_CHUNKS, count_chunks
-from .text_encoder import Tokenizer, num_chunks, split_prompts
+from .tokenizer import Tokenizer, num_chunks, split_prompts
 
 
 def end_position(ids: Tensor, eos: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..config.concept import ConceptConfig
 from ..config.io import LongPrompts
 from ..models.prompt_tokens import describe_long_prompts, find_cut_prompts, fit_tokenizer
-from ..models.text_encoder import Tokenizer
+from ..models.tokenizer import Tokenizer
 from .retain import list_left_out, make_retain_prompts
 
 SHOWN_EXAMPLES = 6  # names or prompts that the description shows

@@ -11,7 +11,8 @@ from ..config.attacks import DEFAULT_ATTACKS
 from ..evaluation.evaluator import Measurement
 from ..files import JsonDict, write_atomic
 from .images import grid, overview, png
-from .page import format_warnings, list_other_attacks, look_up, look_up_mapping, read_counts, render
+from .page import format_warnings, read_counts, render
+from .page_metrics import list_other_attacks, look_up, look_up_mapping
 
 SHORT_NAMES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
 LOSSES = ("erase", "retain", "attack_start", "attack_end")

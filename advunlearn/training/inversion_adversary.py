@@ -12,7 +12,8 @@ from ..attacks.prompt_slots import PromptSlots, content_tokens, replacement_slot
 from ..config.adversary import AdversaryConfig
 from ..config.concept import ConceptConfig
 from ..models.denoiser import Denoiser
-from ..models.text_encoder import Tokenizer, embedding_table, tokenize
+from ..models.text_encoder import embedding_table
+from ..models.tokenizer import Tokenizer, tokenize
 from .adversary import AdversarialState, Draw
 from .micro_batches import row_losses, samples_loss
 

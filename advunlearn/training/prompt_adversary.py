@@ -12,7 +12,8 @@ from ..attacks.prompt_slots import position_slots
 from ..config.adversary import AdversaryConfig
 from ..models.denoiser import Denoiser
 from ..models.prompt_tokens import end_position
-from ..models.text_encoder import Tokenizer, embedding_table, encode
+from ..models.text_encoder import embedding_table, encode
+from ..models.tokenizer import Tokenizer
 from .adversary import AdversarialState, Draw
 from .distributed import SINGLE, Processes
 from .micro_batches import row_losses, samples_loss

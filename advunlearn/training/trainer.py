@@ -20,16 +20,8 @@ from ..models.denoiser import checkpointed
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.loading import TextToImage
 from ..models.placement import on_device
-from ..models.text_encoder import (
-    encode,
-    encoder_parts,
-    frozen,
-    gradients_for,
-    num_chunks,
-    tokenize,
-    trainable_copy,
-    trainable_parameters,
-)
+from ..models.text_encoder import encode, encoder_parts, frozen, gradients_for, trainable_copy, trainable_parameters
+from ..models.tokenizer import num_chunks, tokenize
 from .adversary import Adversary, CleanPrompt, Draw, divide
 from .bank import Banks, BankSamples, SampleSource, make_banks
 from .checkpoint import Checkpoints, RunState

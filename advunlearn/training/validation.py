@@ -10,7 +10,8 @@ from ..errors import AdvUnlearnError
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.loading import TextToImage
 from ..models.prompt_tokens import check_prompt_length
-from ..models.text_encoder import Tokenizer, encoder_parts
+from ..models.text_encoder import encoder_parts
+from ..models.tokenizer import Tokenizer
 from .bank import Banks, TrajectoryBank
 from .official import source_class
 from .prompt_adversary import num_adversarial_tokens

@@ -12,7 +12,8 @@ from torch import Tensor
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.evaluation.metrics import Measurement
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.loading import load

@@ -20,7 +20,8 @@ from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.models.ddim import ddim_sample
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.prompt_tokens import insert_slots
-from advunlearn.models.text_encoder import embedding_table, encode, frozen, tokenize
+from advunlearn.models.text_encoder import embedding_table, encode, frozen
+from advunlearn.models.tokenizer import tokenize
 
 
 def quadratic(x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.attack_run import AttackLog
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.counting import count_forwards
 from advunlearn.models.loading import TextToImage

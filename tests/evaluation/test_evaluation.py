@@ -10,7 +10,8 @@ from advunlearn.attacks.vocabulary import describe_prefix
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.evaluation.metrics import Measurement, count_hits, find_image_fault, frechet_distance
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions

@@ -13,7 +13,8 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import label_prompts, make_cases
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.classifier import ClassifierJudge
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.loading import TextToImage

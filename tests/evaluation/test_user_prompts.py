@@ -17,7 +17,8 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.evaluation.cases import make_cases
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.evaluation.target_images import load_target_images
 from advunlearn.evaluation.user_prompts import UserPrompt, read_user_prompts
 from advunlearn.judges.convnet import ConvJudge

@@ -30,7 +30,7 @@ from advunlearn.formats.text_encoders import export_state, read_encoder
 from advunlearn.formats.weights import open_weights
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import TextToImage, load
-from advunlearn.models.text_encoder import tokenize
+from advunlearn.models.tokenizer import tokenize
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYER = "text_model.encoder.layers.1.mlp.fc1."

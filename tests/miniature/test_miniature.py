@@ -24,7 +24,8 @@ from advunlearn.miniature.checkpoint import (
 )
 from advunlearn.models.ddim import ddim_sample
 from advunlearn.models.loading import TextToImage
-from advunlearn.models.text_encoder import encode, tokenize
+from advunlearn.models.text_encoder import encode
+from advunlearn.models.tokenizer import tokenize
 
 
 def test_it_is_small_enough_to_ship() -> None:

@@ -15,7 +15,7 @@ from advunlearn.miniature import sdxl
 from advunlearn.miniature.sdxl_encoders import WIDE_ENCODERS, EncoderShape, Stream, build_encoder
 from advunlearn.models.loading import TextToImage, load
 from advunlearn.models.sdxl_text_encoder import DualTextEncoder
-from advunlearn.models.text_encoder import tokenize
+from advunlearn.models.tokenizer import tokenize
 
 PROMPTS = ["a photo of a church, ink style", "un voilier", ""]
 WIDTH = 192  # of the miniature's text encoder

@@ -15,12 +15,14 @@ from advunlearn.attacks.single_prompt import attack_prompt
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.chunks import content_positions, count_chunks, pack_chunks, unpack_chunks
 from advunlearn.models.loading import TextToImage, load
 from advunlearn.models.prompt_tokens import fit_tokenizer
-from advunlearn.models.text_encoder import embedding_table, encode, num_chunks, tokenize
+from advunlearn.models.text_encoder import embedding_table, encode
+from advunlearn.models.tokenizer import num_chunks, tokenize
 from advunlearn.training.trainer import train
 
 FILLER = "dog " * 75

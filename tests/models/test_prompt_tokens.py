@@ -11,7 +11,7 @@ from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.prompt_tokens import check_prompt_length, insert_slots, num_content_before, replace_content
-from advunlearn.models.text_encoder import tokenize
+from advunlearn.models.tokenizer import tokenize
 from advunlearn.training.trainer import train
 
 B, E, X = 90, 99, 7  # start, end of text, placeholder

@@ -31,7 +31,8 @@ from advunlearn.models.encoder_files import load_encoder, save_encoders
 from advunlearn.models.loading import TextToImage, choose_vae_dtype, load
 from advunlearn.models.meta_model import skeleton
 from advunlearn.models.sdxl_text_encoder import DualTextEncoder
-from advunlearn.models.text_encoder import embedding_table, encode, tokenize, trainable_parameters
+from advunlearn.models.text_encoder import embedding_table, encode, trainable_parameters
+from advunlearn.models.tokenizer import tokenize
 from advunlearn.training.trainer import TrainResult, train
 
 CPU = torch.device("cpu")

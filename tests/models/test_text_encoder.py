@@ -13,15 +13,14 @@ from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage, load
 from advunlearn.models.prompt_tokens import end_position, find_span, insert_slots
 from advunlearn.models.text_encoder import (
-    Tokenizer,
     embedding_table,
     encode,
     frozen,
     gradients_for,
     set_clip_skip,
-    tokenize,
     trainable_parameters,
 )
+from advunlearn.models.tokenizer import Tokenizer, tokenize
 
 PIECES = json.loads((pathlib.Path(__file__).parents[1] / "data" / "clip_pieces.json").read_text())
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.evaluation.evaluator import EvaluationInputs, Evaluator
+from advunlearn.evaluation.evaluator import Evaluator
+from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.prompt_tokens import find_cut_prompts

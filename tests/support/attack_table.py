@@ -17,7 +17,8 @@ from advunlearn.losses import denoising_loss
 from advunlearn.models.ddim import ddim_sample
 from advunlearn.models.denoiser import add_noise
 from advunlearn.models.loading import TextToImage
-from advunlearn.models.text_encoder import embedding_table, frozen, tokenize
+from advunlearn.models.text_encoder import embedding_table, frozen
+from advunlearn.models.tokenizer import tokenize
 from advunlearn.prompts import synonyms
 
 PROMPTS = ["a photo of a church", "a church"]

@@ -18,7 +18,8 @@ from advunlearn.memory.estimate import estimate
 from advunlearn.memory.plan import Plan
 from advunlearn.models.loading import TextToImage
 from advunlearn.models.meta_model import skeleton
-from advunlearn.models.text_encoder import embedding_table, encode, frozen, tokenize
+from advunlearn.models.text_encoder import embedding_table, encode, frozen
+from advunlearn.models.tokenizer import tokenize
 from advunlearn.training.adversary import AdversarialState, divide
 from advunlearn.training.bank import make_banks
 from advunlearn.training.checkpoint import Checkpoints

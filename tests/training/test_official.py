@@ -21,7 +21,7 @@ from advunlearn.errors import AdvUnlearnError
 from advunlearn.files import CLIP_TOKENIZER
 from advunlearn.models.diffusers_denoiser import DiffusersDenoiser
 from advunlearn.models.loading import TextToImage
-from advunlearn.models.text_encoder import tokenize
+from advunlearn.models.tokenizer import tokenize
 from advunlearn.training.bank import TrajectoryBank, TrajectorySampler
 from advunlearn.training.official import FreshSampler, PublishedAttack, PublishedSampler, cut_to_words
 from advunlearn.training.trainer import train

@@ -15,7 +15,8 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 from advunlearn.models.loading import TextToImage
-from advunlearn.models.text_encoder import embedding_table, encode, tokenize
+from advunlearn.models.text_encoder import embedding_table, encode
+from advunlearn.models.tokenizer import tokenize
 from advunlearn.training import trainer
 from advunlearn.training.prompt_adversary import PromptAdversary
 from advunlearn.training.trainer import train

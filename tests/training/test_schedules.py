@@ -17,7 +17,8 @@ from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from advunlearn.losses import erase_loss, retain_loss
 from advunlearn.models.loading import TextToImage
-from advunlearn.models.text_encoder import encode, tokenize, trainable_parameters
+from advunlearn.models.text_encoder import encode, trainable_parameters
+from advunlearn.models.tokenizer import tokenize
 from advunlearn.training.adversary import AdversarialState
 from advunlearn.training.bank import Banks, make_banks
 from advunlearn.training.checkpoint import Checkpoints

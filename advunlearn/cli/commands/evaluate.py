@@ -11,8 +11,9 @@ from ...config.attacks import choose_attacks
 from ...config.concept import ConceptConfig
 from ...config.evaluation import EvaluateConfig
 from ...config.io import ModelConfig
-from ...evaluation.evaluator import EvaluationInputs, Evaluator, Subject
+from ...evaluation.evaluator import Evaluator, Subject
 from ...evaluation.image_metrics import ImageMetrics
+from ...evaluation.inputs import EvaluationInputs
 from ...evaluation.resume import EvaluationCache, describe_evaluation
 from ...evaluation.target_images import load_target_images
 from ...evaluation.user_prompts import UserPrompt, parse_user_prompts
