@@ -19,6 +19,7 @@ CLIP_TOKENIZER = pathlib.Path(__file__).parent / "data" / "clip_tokenizer"
 PARTIAL = ".partial"  # suffix of a file that is being written
 STATE = "state.pt"  # a run's checkpoint, from which it resumes
 DONE = "train.json"  # a run's result, written when it is complete
+SNAPSHOTS = "snapshots"  # folder of a run's intermediate encoders and their record
 MEASURED = ".measured.pt"  # suffix of the measurements of an evaluation that is not complete
 SHA256_DIGITS = 64
 # Names of devices on Windows, with any ending: a file called nul.txt cannot be made there, and its content is lost.

@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from advunlearn import miniature
+from advunlearn.attacks.emphasis import emphasize
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
@@ -93,8 +94,7 @@ class Bypasses:
         ids = tokenize(self.model.tokenizer, self.prompts)
         positions = torch.arange(ids.shape[1])
         is_text = (positions > 0) & (positions < (ids == self.model.tokenizer.eos_token_id).int().argmax(1)[:, None])
-        weights = torch.where(is_text, weight, 1.0)[..., None]
-        return empty + weights * (plain - empty)
+        return emphasize(plain, empty, is_text, weight)
 
     def redraw(self, latents: Tensor, denoise: float) -> Tensor:
         """Return images made from noised latents (N, C, h, w) of the concept, with a neutral prompt."""

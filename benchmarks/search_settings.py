@@ -10,19 +10,18 @@ the concept after the last step, F of the search, and results whose own loss is 
 from __future__ import annotations
 
 import argparse
-import copy
 import pathlib
 import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from attacks import RECIPE, encoder_of
+from bypasses import interpolate
 
 from advunlearn import miniature
 from advunlearn.attacks.registry import make_attack
@@ -46,15 +45,6 @@ WAYS: dict[str, dict[str, Any]] = {
     **{f"random, {lr}": {"lr": lr, **RANDOM} for lr in (0.005, 0.01, 0.02, 0.05)},
     **{f"random, {lr}, last": {"lr": lr, **RANDOM, "keep": "last"} for lr in (0.01, 0.05)},
 }
-
-
-def interpolate(original: nn.Module, erased: nn.Module, strength: float) -> nn.Module:
-    """Return original + strength * (erased - original), as Load Robust CLIP does."""
-    mixed = copy.deepcopy(erased)
-    with torch.no_grad():
-        for p, q in zip(mixed.parameters(), original.parameters(), strict=True):
-            p.copy_(q + strength * (p - q))
-    return mixed
 
 
 def measure(evaluator: Evaluator, subject: Subject, way: dict[str, Any]) -> dict[str, int]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.attacks import EmphasisConfig
 from ..errors import AdvUnlearnError
+from ..models.chunks import join_chunks
 from ..models.prompt_tokens import find_span
 from ..models.tokenizer import Tokenizer, special_tokens, tokenize
 from .seed_search import PlainPromptAttack
@@ -23,6 +25,16 @@ from .vocabulary import PromptRow
 def emphasize(conditioning: Tensor, empty: Tensor, chosen: Tensor, weight: float) -> Tensor:
     """Return conditioning (N, L, D) with a weight on the chosen positions (N, L); empty (1, L, D) has weight 0."""
     return torch.where(chosen[..., None], empty + weight * (conditioning - empty), conditioning)
+
+
+def spread_over_conditioning(chosen: Tensor, ids: Tensor, length: int, rows: int) -> Tensor:
+    """Return which rows (N, rows) of the conditioning belong to chosen tokens (N, n * length), see `join_chunks`.
+
+    Rows behind those of the tokens, such as SDXL's pooled output, have no weight in ComfyUI.
+    """
+    by_chunk = chosen.unflatten(1, (-1, length)).flatten(0, 1)[..., None]  # (N * n, length, 1)
+    joined = join_chunks(by_chunk, ids.unflatten(1, (-1, length)))[..., 0]
+    return F.pad(joined, (0, rows - joined.shape[1]))
 
 
 def add_weight(prompt: str, names: tuple[str, ...], weight: float) -> str:
@@ -61,9 +73,10 @@ class Emphasis(PlainPromptAttack):
         assert context.concept is not None  # see `needs`
         self.names = context.concept.names
         ids = tokenize(context.tokenizer, context.prompts)
-        self.chosen = torch.tensor([find_name(row, self.names, context.tokenizer) for row in ids.tolist()])
+        chosen = torch.tensor([find_name(row, self.names, context.tokenizer) for row in ids.tolist()])
         self.plain = self.conditioning
         self.empty = context.encode([""])
+        self.chosen = spread_over_conditioning(chosen, ids, context.tokenizer.model_max_length, self.plain.shape[1])
 
     @property
     def weight(self) -> float:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config.attacks import HardPromptConfig, SearchConfig
+from ..config.attacks import COMPARE_INTERVAL, HardPromptConfig, SearchConfig
 from ..losses import denoising_loss
 from ..models.ddim import scale_batch
 from ..models.denoiser import add_noise
@@ -24,7 +24,6 @@ from .prompt_slots import PromptSlots
 from .search_spaces import NearestTokens, SearchSpace
 
 COMPARED_LEVELS = 8  # noise levels at which points are compared
-COMPARE_INTERVAL = 20  # steps between two comparisons
 
 
 class GradientAttack(Attack):
@@ -79,8 +78,8 @@ class GradientAttack(Attack):
 
     def step(self) -> Tensor:
         """Compare the current point if it is time to, then take one step."""
-        interval = COMPARE_INTERVAL if self.has_draws else 1
-        if self.config.keep == "best" and self.steps_taken % interval == 0:
+        compares = self.config.keep == "best" and (not self.has_draws or self.steps_taken % COMPARE_INTERVAL == 0)
+        if compares and self.has_draws:
             self.compare()
         drawn = self.draw(self.generator)
         x = self.search.embeddings()  # (N, k, D)
@@ -91,6 +90,8 @@ class GradientAttack(Attack):
             loss = self.loss(part, rows, *(d[rows] for d in drawn))
             (gradient[rows],) = torch.autograd.grad(loss.sum(), part)
             losses[rows] = loss.detach().float().cpu()
+        if compares and not self.has_draws:
+            self.compare((x.detach(), losses))
         self.optimizer.zero_grad()
         x.backward(gradient)
         self.optimizer.step()
@@ -98,11 +99,16 @@ class GradientAttack(Attack):
         self.steps_taken += 1
         return losses
 
-    def compare(self) -> None:
-        """Keep the current point where it is better than all compared before."""
+    def compare(self, known: tuple[Tensor, Tensor] | None = None) -> None:
+        """Keep the current point where it is better than all compared before.
+
+        Args:
+            known: embeddings (N, k, D) and their losses (N,), of an attack without draws; used if they are the point's.
+        """
         if self.compared_at != self.steps_taken:
             point = self.current_point()
-            self.best.update(point, self.compute_losses(point))
+            same = known is not None and torch.equal(self.embed_point(point), known[0])
+            self.best.update(point, known[1] if known and same else self.compute_losses(point))
             self.compared_at = self.steps_taken
 
     @torch.no_grad()
@@ -129,7 +135,8 @@ class GradientAttack(Attack):
 
     def objective(self) -> Tensor:
         """Return the losses of the result (N,) on the fixed draws."""
-        return self.compute_losses(self.best_point())
+        point = self.best_point()
+        return self.best.losses if self.config.keep == "best" else self.compute_losses(point)
 
 
 def noise_targets(

@@ -7,8 +7,6 @@ paper the timesteps rise during the search; the paper takes 40 steps at each of 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -72,11 +70,11 @@ class UnlearnDiffAtk(TokenAttack, DenoisingAttack):
 
         As published: a token that cannot be typed is searched, but what counts is the image of the text.
         """
-        output = super().result()
         if self.config.vocabulary == "typed":
-            return output
+            return super().result()
         with torch.no_grad():
-            return replace(output, conditioning=self.context.encode([row["prompt"] for row in self.prompts()]))
+            conditioning = self.context.encode([row["prompt"] for row in self.prompts()])
+        return AttackOutput(conditioning, self.embed_tokens(self.token_ids()))
 
     def prompts(self) -> list[PromptRow]:
         """Return prefix and prompt of each case; with the whole vocabulary some prefixes are not `exact`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.io import OutputConfig
 from ..errors import AdvUnlearnError
-from ..files import DONE, write_atomic
+from ..files import DONE, SNAPSHOTS, write_atomic
 from ..reporting import charts, images
 from ..reporting.report import LOSSES, write_json
 from ..reporting.training_samples import Samples
@@ -158,7 +158,9 @@ class RunFolder:
         (self.folder / DONE).unlink(missing_ok=True)
         if not self.resume:
             self.checkpoints.remove()
-            for path in (self.folder / LOG, self.folder / LOSS, *(self.folder / SAMPLES).glob("*.png")):
+            made = ((SAMPLES, "*.png"), (SNAPSHOTS, "*.safetensors"), (SNAPSHOTS, "*.json"))
+            earlier = [path for folder, pattern in made for path in (self.folder / folder).glob(pattern)]
+            for path in (self.folder / LOG, self.folder / LOSS, *earlier):
                 path.unlink(missing_ok=True)
         write_json(self.folder / CONFIG, self.config)
         write_atomic(self.folder / RETAINED, "".join(f"{prompt}\n" for prompt in self.retained).encode())

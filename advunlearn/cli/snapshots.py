@@ -10,13 +10,12 @@ from torch import nn
 from ..config.io import OutputConfig
 from ..config.training import RunConfig
 from ..errors import AdvUnlearnError
+from ..files import SNAPSHOTS
 from ..formats.text_encoders import choose_file_dtype, save_encoder
 from ..models.loading import TextToImage
 from ..models.text_encoder import encoder_parts
 from ..reporting.snapshots import Snapshots, make_samples
 from ..training.recipe import recipe_metadata
-
-FOLDER = "snapshots"
 
 
 def make_snapshots(
@@ -35,14 +34,11 @@ def make_snapshots(
         return None
     if run.train.unet_method or len(encoder_parts(model.text_encoder)) > 1:
         raise AdvUnlearnError("keep_every keeps the text encoder of Stable Diffusion 1.x; set it to 0 for this run")
-    if not resume:
-        for path in (folder / FOLDER).glob("*.safetensors"):
-            path.unlink()
 
     def save(encoder: nn.Module, iteration: int) -> str:
-        path = folder / FOLDER / f"{iteration:06}.safetensors"
+        path = folder / SNAPSHOTS / f"{iteration:06}.safetensors"
         metadata = recipe_metadata(model, run, iterations=iteration)
         return save_encoder(path, encoder, metadata, choose_file_dtype(output.encoder_dtype, encoder)).name
 
     samples = make_samples(model, run.concept.prompts[0], prompts)
-    return Snapshots(samples, output.keep_every, save, folder / FOLDER, resume)
+    return Snapshots(samples, output.keep_every, save, folder / SNAPSHOTS, resume)

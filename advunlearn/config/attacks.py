@@ -50,9 +50,10 @@ VOCABULARY = (
     "searched tokens: typed are those that a keyboard can enter, so that the result can be typed; all, as published, "
     "replaces an untypable token of the result by its nearest typed one"
 )
+COMPARE_INTERVAL = 20  # steps between two comparisons of points
 KEEP = (
-    "result of a search: best of the points compared (the start, every 20 steps, each judgement), by the attack's own "
-    "loss on draws that stay the same; or the last point"
+    f"result of a search: best of the points compared (the start, every {COMPARE_INTERVAL} steps, each judgement), by "
+    "the attack's own loss on draws that stay the same; or the last point"
 )
 THROUGH = "the text encoder that the search reads; its target is always the original encoder's"
 ARTICLES = ("a", "an", "the", "of", "in", "on", "and", "with")

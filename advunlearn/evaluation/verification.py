@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from ..config.verification import VerifyConfig
 from ..errors import AdvUnlearnError
 from ..formats.tensors import hash_tensors, hash_tree
-from ..formats.text_encoders import hash_encoder
 from ..models.tokenizer import tokenize
 from ..training.recipe import environment
 from .evaluator import Evaluator
@@ -48,12 +47,13 @@ def verify(
     utility = limits.min_retained > 0
     measured = evaluator.measure(subject, attacks, utility, resumed=resumed, on_part=on_part)
     checks = check_thresholds(measured, attacks, limits)
+    description = describe_evaluation(evaluator, subject)
     return {
         "passed": all(check["passed"] for check in checks),
         "concept": evaluator.concept.name,
         "checks": checks,
-        "sha256": hash_basis(evaluator, subject) | {"limits": hash_tree(limits.to_dict())},
-        "settings": describe_evaluation(evaluator, subject) | {"limits": limits.to_dict()},
+        "sha256": hash_basis(evaluator, subject, description) | {"limits": hash_tree(limits.to_dict())},
+        "settings": description | {"limits": limits.to_dict()},
         "prompts": evaluator.cases.all_prompts(),
         "environment": environment(),
         "measured": measured.to_dict(),
@@ -80,7 +80,7 @@ def check_thresholds(measured: Measurement, attacks: Sequence[str], limits: Veri
     return rows + [{"what": "images", "warning": text, "passed": False} for text in measured.warnings]
 
 
-def hash_basis(evaluator: Evaluator, subject: Subject) -> Row:
+def hash_basis(evaluator: Evaluator, subject: Subject, description: Row) -> Row:
     """Return SHA-256 hashes of what a verification rests on: weights, settings, prompts and their tokens.
 
     The judge's is the start of a hash. A denoiser that keeps its modules to itself is identified by its fingerprint.
@@ -89,12 +89,12 @@ def hash_basis(evaluator: Evaluator, subject: Subject) -> Row:
     unets = {f"{i}.{k}": v for i, unet in enumerate(subject.denoiser.modules()) for k, v in unet.state_dict().items()}
     vae = getattr(model.vae, "state_dict", None)
     return {
-        "encoder": hash_encoder(subject.encoder.state_dict()),
-        "original_encoder": model.base_hash(),
+        "encoder": description["subject"]["encoder"],
+        "original_encoder": description["model"]["base"],
         "denoiser": hash_tensors(unets) if unets else subject.denoiser.fingerprint(),
         **({"vae": hash_tensors(vae())} if vae else {}),
         "judge": evaluator.judge.settings().get("weights"),
-        "settings": hash_tree(describe_evaluation(evaluator, subject)),
+        "settings": hash_tree(description),
         "prompts": hash_tree(prompts),
         "tokens": hash_tree(tokenize(model.tokenizer, prompts)),
     }

@@ -84,9 +84,12 @@ def _find_other_sampling(weights: Weights) -> str:
 
 
 def require_many_steps(source: str, title: str = "") -> None:
-    """Raise AdvUnlearnError if a model's file name or title says that it is distilled to a few steps."""
-    name = pathlib.PurePath(source).name
-    for text in (name, title):
+    """Raise AdvUnlearnError if a model's file name or title says that it is distilled to a few steps.
+
+    In the Hugging Face cache the name is that of the repository, models--OWNER--NAME.
+    """
+    parts = pathlib.PurePath(source).parts
+    for text in (*parts[-1:], *(part for part in parts if part.startswith("models--")), title):
         if match := re.search(FEW_STEPS, text):
             raise AdvUnlearnError(
                 f"{source} is named {match[0]!r}: a model distilled to a few steps without guidance, which training "

@@ -21,7 +21,7 @@ from ..models.ddim import scale_batch
 from ..models.loading import TextToImage
 from ..training.bank import Banks, BankSamples, SampleSource, TrajectoryBank, make_banks
 from ..training.events import Progress
-from ..training.official import source_class
+from ..training.official import fit_long_prompts, source_class
 from ..training.offload import offloaded_modules
 from ..training.schedule import Schedule
 from ..training.trainer import Trainer
@@ -160,7 +160,7 @@ class Estimator:
     def _estimate(self, plan: Plan, live: LiveMemory) -> Estimate:
         run = shortened(plan.run)
         retained = self.retain_prompts if run.train.retains else []
-        fake = self._fake_model(run, plan.resolution // 8, live)
+        fake = fit_long_prompts(self._fake_model(run, plan.resolution // 8, live), run.train, retained)
         weights = live.live
         banks = make_banks(fake, run, retained, torch.Generator(), make=ProbedBank, state={"concept": {}, "retain": {}})
         bank = _count_bytes(tensor for tensors in banks.tensors().values() for tensor in tensors.values())

@@ -116,9 +116,8 @@ class LiveMemory(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation and follow what it returns."""
-        if func is torch.ops.prim.device.default and _is_fake(
-            args[0]
-        ):  # two of three calls, and torch's answer is slow
+        # Two of three calls, and torch's answer is slow.
+        if func is torch.ops.prim.device.default and _is_fake(args[0]):
             return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
             return 1.0 if args[0].is_floating_point() else 0

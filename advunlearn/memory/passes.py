@@ -19,9 +19,8 @@ from ..models.counting import BACKWARD
 from ..models.denoiser import Denoiser, checkpointed
 from .fake_tensors import LiveMemory
 
-PASS_SAMPLES = (
-    61  # a prime that divides the width of no layer; diffusers' upsampling copies larger batches (64 and more)
-)
+# A prime that divides the width of no layer; diffusers' upsampling copies larger batches (64 and more).
+PASS_SAMPLES = 61
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..errors import AdvUnlearnError
 from ..files import CLIP_TOKENIZER
 from ..formats import single_file
 from ..formats.single_file import SECOND_TEXT_ENCODER
-from ..formats.supported import require_schedule
+from ..formats.supported import require_many_steps, require_schedule
 from ..formats.text_encoders import ConfigDict
 from ..formats.weights import open_weights
 from .loading import (
@@ -57,6 +57,7 @@ def _blank_parts(path: pathlib.Path, device: torch.device, dtype: torch.dtype) -
     from diffusers import DDIMScheduler
 
     configs = _read_configs(path)
+    require_many_steps(str(path))
     require_schedule(configs["scheduler"], str(path))
     folder = path / "tokenizer"
     encoder = _blank_text_encoder(configs, "eager" if uses_plain_attention(device, dtype) else "sdpa")

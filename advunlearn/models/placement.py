@@ -24,8 +24,11 @@ def on_device(modules: Iterable[nn.Module], device: torch.device) -> Iterator[No
 
     Tensors that were made of their weights meanwhile stay where they are.
     """
-    moved = move_modules(modules, device)
+    modules = list(modules)
+    before = [(module, next(module.parameters()).device) for module in modules]
+    moved = [(module, place) for module, place in before if place.type != device.type]
     try:
+        move_modules(modules, device)
         yield
     finally:
         for module, place in moved:

@@ -22,12 +22,8 @@ from .distributed import SINGLE, Processes
 
 BANK = "bank-{}.pt"
 FORMAT = 2  # of the state file; raised when its content changes
-FREE_SETTINGS = (
-    "iterations",
-    "checkpointing",
-    "micro_batch",
-    "offload",
-)  # a resumed run may have other values of these
+# A resumed run may have other values of these.
+FREE_SETTINGS = ("iterations", "checkpointing", "micro_batch", "offload")
 
 
 class Checkpoints:

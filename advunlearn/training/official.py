@@ -19,6 +19,7 @@ from ..config.adversary import AdversaryConfig
 from ..config.quirks import Quirks, parse_quirks
 from ..config.training import BankConfig, TrainConfig
 from ..models.ddim import ddim_steps, ddim_timesteps
+from ..models.loading import TextToImage
 from .bank import BankSamples, Report, TrajectoryBank, TrajectorySampler, TrajectoryStep
 
 
@@ -41,10 +42,16 @@ def cut_to_words(ids: Tensor, prompts: Sequence[str], config: AdversaryConfig, e
         k = n if config.position == "add" else config.tokens
         following = source[1 + n + k :]
         if config.position == "add":
-            following = torch.cat([following[:1].expand(k), following])
-        kept = torch.cat([source[: 1 + n], following])
+            next_token = following[:1] if len(following) else source[-1:]
+            following = torch.cat([next_token.expand(k), following])
+        kept = torch.cat([source[: 1 + n], following])[: len(row)]
         row[: len(kept)] = kept
     return cut, torch.tensor(sizes, device=ids.device)
+
+
+def fit_long_prompts(model: TextToImage, config: TrainConfig, retain_prompts: Sequence[str]) -> TextToImage:
+    """Return the model for retained prompts of any length, see `TextToImage.fit_prompts`; the published code cuts."""
+    return model if config.mode == "official" else model.fit_prompts(retain_prompts)
 
 
 class FreshSampler:

@@ -29,7 +29,7 @@ from .distributed import SINGLE, Processes, ShardedBank
 from .events import Callback, Progress, TrainResult, report_filling
 from .inversion_adversary import InversionAdversary
 from .micro_batches import split_batch
-from .official import PublishedAttack, cut_to_words, source_class
+from .official import PublishedAttack, cut_to_words, fit_long_prompts, source_class
 from .offload import CPU, OffloadedAdam, offloaded_modules
 from .prompt_adversary import PromptAdversary
 from .schedule import Schedule
@@ -317,8 +317,7 @@ def train(
     retained = list(retain_prompts) if run.train.retains else []
     check_run(model, run, retained, banks)
     check_processes(processes.count, run)
-    if run.train.mode != "official":  # the published code cuts long prompts
-        model = model.fit_prompts(retained)
+    model = fit_long_prompts(model, run.train, retained)
     settings = {**run.to_dict(), "retain_prompts": retained, **(model.fingerprints() if checkpoints else {})}
     if (chunks := num_chunks(model.tokenizer)) > 1:
         settings["chunks"] = chunks

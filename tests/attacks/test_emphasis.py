@@ -7,7 +7,7 @@ import torch
 from attack_table import attacked
 
 from advunlearn.attacks.base import AttackContext
-from advunlearn.attacks.emphasis import add_weight, emphasize, find_name
+from advunlearn.attacks.emphasis import add_weight, emphasize, find_name, spread_over_conditioning
 from advunlearn.config.attacks import EmphasisConfig
 from advunlearn.errors import AdvUnlearnError
 
@@ -19,6 +19,14 @@ def test_a_weight_by_hand() -> None:
     assert emphasize(z, empty, chosen, 2.0).flatten().tolist() == [3.0, 9.0]
     assert emphasize(z, empty, chosen, 1.0).flatten().tolist() == [3.0, 5.0]
     assert emphasize(z, empty, chosen, -1.0).flatten().tolist() == [3.0, -3.0]
+
+
+def test_a_weight_stands_where_the_conditioning_has_the_token() -> None:
+    # Two chunks of 3 tokens (start 7): the first prompt has both, the second one only the first, which is repeated;
+    # behind them stands a pooled row.
+    ids = torch.tensor([[7, 1, 8, 7, 2, 8], [7, 3, 8, 0, 0, 0]])
+    spread = spread_over_conditioning(ids == torch.tensor([[2], [3]]), ids, 3, 7)
+    assert spread.long().tolist() == [[0, 0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0, 0]]
 
 
 def test_the_text_is_what_a_host_reads() -> None:

@@ -167,6 +167,10 @@ def test_intermediate_encoders_are_kept_and_compared(
         safe_open(tmp_path / "short" / "encoder.safetensors", "pt") as b,
     ):
         assert all(a.get_tensor(key).equal(b.get_tensor(key)) for key in a.keys()) and not all(last)  # noqa: SIM118
+    # A run that is refused leaves them; a new run in the folder removes them, whether or not it keeps its own.
+    refused = [*flags, "--keep-every", "2", "--warmup", "9"]
+    assert main(["train", "--out", str(tmp_path), *refused]) == 2 and len(list(kept.iterdir())) == 2
+    assert main(["train", "--out", str(tmp_path), *flags]) == 0 and not list(kept.iterdir())
 
 
 def test_a_run_on_a_unet_keeps_no_text_encoders(

@@ -258,6 +258,13 @@ def test_micro_batches_need_less_memory_as_predicted_and_no_more_work(
     assert predicted.peak == pytest.approx(max(live.peaks.values()), rel=0.05)
 
 
+def test_a_retained_prompt_of_several_chunks_is_part_of_the_estimate(miniature_shape: TextToImage) -> None:
+    plan = changed(PLAN, train={"iterations": 2, "warmup": 0, "batch": 1, "retain_batch": 4})
+    long = [*RETAINED, "dog " * 100]
+    short, with_long = (estimate(miniature_shape, plan, retained, CPU) for retained in (RETAINED, long))
+    assert with_long.peak > short.peak and with_long.forwards.train == short.forwards.train
+
+
 def test_no_settings_fit_where_the_weights_do_not(shape: TextToImage, found: Estimate) -> None:
     def measure(plan: Plan) -> Estimate:
         return found

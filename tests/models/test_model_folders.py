@@ -92,6 +92,17 @@ def test_another_kind_of_model_is_refused(
     assert f"model {str(folder)!r}" in error and says in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["sample", "estimate"])
+def test_a_few_step_model_in_the_hugging_face_cache_is_refused_by_its_name(
+    command: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "models--stabilityai--sd-turbo"
+    shutil.copytree(miniature.path(), root / "snapshots" / "0123")
+    argv = ["sample", "a dog", "--out", str(tmp_path / "x.png")] if command == "sample" else ["estimate"]
+    assert main([*argv, "--model", str(root)]) == 2
+    assert "is named 'turbo'" in capsys.readouterr().err
+
+
 def test_nothing_is_asked_of_a_network(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -60,6 +60,8 @@ def test_a_gradient_that_is_never_zeroed_keeps_its_direction() -> None:
         ("sexual, nudity", "sexual</w> ,</w> dity</w>", {}),
         # In position add the dropped tokens, as many as there are words, are replaced by the one that follows.
         ("self-harm", "self</w> harm</w> harm</w>", {"position": "add"}),
+        # Nothing follows the dropped tokens.
+        (" ".join(["a"] * 40), " ".join(["a</w>"] * 40), {"position": "add"}),
     ],
 )
 def test_words_are_counted_for_tokens(prompt: str, kept: str, settings: dict[str, Any]) -> None:

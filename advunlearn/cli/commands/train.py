@@ -74,10 +74,10 @@ def run(args: Namespace) -> None:
         describe_settings(args, model, run, model_config.model)  # after everything that may refuse the run
         print_note(scope.describe())
         result = train_in_folder(work, run_folder, run, snapshots)
+        save(args, run_folder, model, run, result, scope)
         if snapshots:
             snapshots.add(result.iterations, "encoder.safetensors", result.encoder, result.denoiser)
             print_note(snapshots.describe())
-        save(args, run_folder, model, run, result, scope)
 
 
 def train_in_folder(
@@ -99,9 +99,9 @@ def train_in_folder(
         with run_folder:
             return work(callback=follow, checkpoints=run_folder.checkpoints)
     except TrainingDiverged as error:
-        dtype = run_folder.output.encoder_dtype
         about = {"advunlearn.error": str(error)}
-        save_trained(run_folder.folder, error.result, run.train, about, dtype, last_good=True)
+        # In float32: weights of a run that diverges may be too large for float16.
+        save_trained(run_folder.folder, error.result, run.train, about, "float32", last_good=True)
         raise
     finally:
         bar.close()
