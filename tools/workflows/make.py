@@ -8,7 +8,6 @@ Needs playwright and a Chromium ($CHROMIUM, default /usr/bin/chromium).
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 import uuid
@@ -17,9 +16,8 @@ from typing import Any
 
 from graphs import WORKFLOWS
 from layout import HEAD, LAYOUTS, MODELS, ROOM
-from playwright.sync_api import sync_playwright
+from page import open_page
 
-READY = "() => window.app?.graph && window.app?.loadApiJson && window.app?.extensionManager"
 ARRANGE = """async ({ id, name, graph, layout, models, room, head }) => {
   await app.loadApiJson(graph, name);
   app.graph.id = id; // by which the page tells the values of graphs apart
@@ -66,18 +64,11 @@ def arrange(page: Any, name: str) -> dict[str, Any]:
 
 
 def main(url: str, out: str, *names: str) -> None:
-    with sync_playwright() as playwright:
-        path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1920, "height": 1080})
-        page.goto(url)
-        page.wait_for_function(READY, timeout=120_000)
-        page.wait_for_timeout(3000)
+    with open_page(url, 1920, 1080) as page:
         for name in names or WORKFLOWS:
             made = arrange(page, name)
             pathlib.Path(out, f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
             print(name, len(made["nodes"]), "nodes")
-        browser.close()
 
 
 if __name__ == "__main__":

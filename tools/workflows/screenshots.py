@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pathlib
 import sys
 from typing import Any
 
+from page import open_page
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
-READY = "() => window.app?.graph && window.app?.loadApiJson && window.app?.extensionManager"
 WORKFLOWS = pathlib.Path(__file__).parents[2] / "workflows"
 EDGE = 12  # pixels around a node
 TYPES = "() => Object.keys(LiteGraph.registered_node_types).filter((type) => type.startsWith('AdvUnlearn'))"
@@ -74,13 +72,7 @@ def run_workflow(page: Any, name: str) -> None:
 
 
 def main(url: str, help_pages: str, readme: str) -> None:
-    with sync_playwright() as playwright:
-        path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 2200, "height": 2000})
-        page.goto(url)
-        page.wait_for_function(READY, timeout=120_000)
-        page.wait_for_timeout(3000)
+    with open_page(url, 2200, 2000) as page:
         page.evaluate(NO_BADGES)
         for kind in page.evaluate(TYPES):
             node = page.evaluate(DROP, kind)
@@ -90,7 +82,6 @@ def main(url: str, help_pages: str, readme: str) -> None:
         take_picture(page, [2]).save(pathlib.Path(readme, "train-node.png"), optimize=True)
         run_workflow(page, "before-and-after")
         take_picture(page, [4, 5, 6, 7]).save(pathlib.Path(readme, "before-and-after.png"), optimize=True)
-        browser.close()
 
 
 if __name__ == "__main__":
