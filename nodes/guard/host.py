@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import folder_paths
+from comfy import cli_args
 from comfy_api.latest import io
 
 from ...advunlearn.errors import AdvUnlearnError
@@ -57,6 +58,7 @@ def install() -> list[type[io.ComfyNode]]:
     if path is None:
         return []
     try:
+        require_read_only_models()
         config = read_settings(path)
         drop_writable_folders()
         encoder = folders.find_encoder(config.encoder)
@@ -126,6 +128,14 @@ def describe_type(kind: Any) -> str:
     return kind if isinstance(kind, str) else io.Combo.io_type
 
 
+def require_read_only_models() -> None:
+    """Raise AdvUnlearnError if the host takes uploads into the folders of models, with which it would load them."""
+    if getattr(cli_args.args, "enable_assets", False):
+        raise AdvUnlearnError(
+            "ComfyUI was started with --enable-assets, so that a user can upload models; start it without"
+        )
+
+
 def drop_writable_folders() -> None:
     """Let the host load no models from folders into which the page can write: a user could upload an encoder there."""
     writable = [
@@ -145,16 +155,19 @@ def drop_writable_folders() -> None:
 
 
 def register(handler: Handler) -> None:
-    """Register the handler with the host, behind those that other packs register until the server starts."""
+    """Let the host call the handler with every graph, behind the handlers of other packs, whenever they register them.
+
+    The host's own list of handlers has an order, and a pack may append to it when the server starts.
+    """
     import server
 
     instance = getattr(server.PromptServer, "instance", None)  # there is none where the host runs without a server
     if instance is None:
         return
-    instance.add_on_prompt_handler(handler)
+    trigger = instance.trigger_on_prompt
+    instance.trigger_on_prompt = lambda request: handler(trigger(request))
 
-    async def move_to_end(app: Any) -> None:
-        instance.on_prompt_handlers.remove(handler)
-        instance.on_prompt_handlers.append(handler)
+    async def drop_again(_: Any) -> None:
+        drop_writable_folders()  # a pack that was loaded later may have added some
 
-    instance.app.on_startup.append(move_to_end)
+    instance.app.on_startup.append(drop_again)

@@ -86,7 +86,8 @@ class HostError(Exception):
 class Server:
     """A host with its own base directory, in which the pack is linked into custom_nodes."""
 
-    def __init__(self, host: pathlib.Path, base: pathlib.Path, **environment: str) -> None:
+    def __init__(self, host: pathlib.Path, base: pathlib.Path, *options: str, **environment: str) -> None:
+        self.options = options  # of the command line
         self.host, self.base, self.log, self.environment = host, base, base / "server.log", environment
         models = [f"models/{kind}" for kind in ("checkpoints", "text_encoders", "embeddings")]
         for sub in (*models, "custom_nodes", "output", "input", "temp", "user"):
@@ -115,6 +116,7 @@ class Server:
             # Torch's attention, as on a GPU: faster, and counted faster by the memory estimate. The scripts that run
             # inside the host's Python use the host's default for a CPU.
             "--use-pytorch-cross-attention",
+            *self.options,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **MALLOC, **self.environment}
         environment.pop("PYTHONPATH", None)
@@ -188,6 +190,14 @@ class Server:
                     return data
             time.sleep(0.02)
         raise HostError(f"node {node_id} did not reach {value}")
+
+    def wait_for_log(self, text: str, start: int = 0, timeout: float = 300) -> None:
+        """Wait until the log has a text, from a position on."""
+        end = time.time() + timeout
+        while text.encode() not in self.log.read_bytes()[start:]:
+            if time.time() > end:
+                raise HostError(f"the log does not say {text!r}")
+            time.sleep(0.02)
 
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queue a graph; return its id. Raises HostError with the message of the validation."""

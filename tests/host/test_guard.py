@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,22 +22,7 @@ from .server import HostError, Server, node
 
 pytestmark = pytest.mark.host
 ROBUST, OTHER, LORA = "robust.safetensors", "other.safetensors", "text.safetensors"
-PACK = """
-import torch
-
-class TextToImage:
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "run"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"text": ("STRING", {})}}
-
-    def run(self, text):
-        return (torch.zeros(1, 64, 64, 3),)
-
-NODE_CLASS_MAPPINGS = {"TextToImage": TextToImage}
-"""
+SETTINGS = json.dumps({"encoder": ROBUST})
 
 
 def fill(base: pathlib.Path, checkpoint: pathlib.Path) -> None:
@@ -52,29 +38,43 @@ def fill(base: pathlib.Path, checkpoint: pathlib.Path) -> None:
     lora = {"lora_up.weight": torch.ones(768, 1), "lora_down.weight": torch.ones(1, 3072), "alpha": torch.tensor(1.0)}
     save_file({f"{key}.{name}": value for name, value in lora.items()}, base / "models" / "loras" / LORA)
     save_file({"clip_l": torch.full((1, 768), 0.05)}, base / "models" / "embeddings" / "vector.safetensors")
-    (base / "custom_nodes" / "other_pack.py").write_text(PACK)
+    shutil.copy(pathlib.Path(__file__).with_name("other_pack.py"), base / "custom_nodes")
+
+
+Start = Callable[..., Server]
 
 
 @pytest.fixture(scope="module")
-def guarded(host: pathlib.Path, checkpoint: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the guard."""
-    settings = tmp_path_factory.mktemp("operator") / "guard.json"
-    settings.write_text(json.dumps({"encoder": ROBUST}))
-    server = Server(host, tmp_path_factory.mktemp("guarded"), ADVUNLEARN_GUARD=str(settings))
-    (server.base / "models" / "checkpoints" / CHECKPOINT).hardlink_to(checkpoint)
-    fill(server.base, checkpoint)
-    try:
+def start(host: pathlib.Path, checkpoint: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """A function that starts a server with the files of `fill`, by its guard's settings ("": no guard) and options."""
+    started = []
+
+    def run(settings: str, *options: str) -> Server:
+        path = tmp_path_factory.mktemp("operator") / "guard.json"
+        path.write_text(settings)
+        environment = {"ADVUNLEARN_GUARD": str(path)} if settings else {}
+        server = Server(host, tmp_path_factory.mktemp("server"), *options, **environment)
+        (server.base / "models" / "checkpoints" / CHECKPOINT).hardlink_to(checkpoint)
+        fill(server.base, checkpoint)
+        started.append(server)
         server.start()
-        yield server
-    finally:
+        return server
+
+    yield run
+    for server in started:
         server.stop()
 
 
 @pytest.fixture(scope="module")
-def unguarded(server: Server, checkpoint: pathlib.Path) -> Server:
-    """The server without the guard, with the same files."""
-    fill(server.base, checkpoint)
-    return server
+def guarded(start: Start) -> Server:
+    """A server with the guard."""
+    return start(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def unguarded(start: Start) -> Server:
+    """A server without the guard, with the same files and the same other pack."""
+    return start("")
 
 
 @pytest.fixture(scope="module")
@@ -176,12 +176,19 @@ def test_an_embedding_is_read_as_text(guarded: Server, unguarded: Server) -> Non
     assert is_same_image(sample_images(guarded, sample_graph(taken)), as_text)
 
 
-def test_the_guard_sees_what_the_handlers_of_other_packs_have_changed(guarded: Server, unguarded: Server) -> None:
-    prompt = "a church through a handler"
-    assert is_same_image(
-        sample_images(guarded, sample_graph(prompt)),
-        sample_images(unguarded, load_graph(prompt + " ", encoder=ROBUST)),  # the same tokens, which it leaves alone
-    )
+@pytest.mark.parametrize("prompt", ["a church through a handler", "a church through a late handler"])
+def test_the_guard_sees_what_the_handlers_of_other_packs_have_changed(
+    prompt: str, guarded: Server, unguarded: Server
+) -> None:
+    graph = load_graph(prompt, encoder=ROBUST)  # of this prompt, both handlers of the other pack change the encoder
+    robust = sample_images(unguarded, load_graph(prompt + " ", encoder=ROBUST))  # the same tokens, which they leave
+    assert (sample_images(unguarded, graph) - robust).abs().mean() > 1e-3
+    assert is_same_image(sample_images(guarded, graph), robust)
+
+
+def test_what_is_no_graph_at_all_is_refused(guarded: Server) -> None:
+    with pytest.raises(HostError, match=r"the graph could not be checked \(AttributeError"):
+        guarded.request("prompt", [])
 
 
 # The host follows all of these as links to the checkpoint's CLIP.
@@ -292,7 +299,9 @@ def upload(server: Server, name: str, data: bytes, folder: str) -> None:
         assert answer.status == 200
 
 
-@pytest.mark.parametrize(("folder", "kind"), [("checkpoints", "CheckpointLoaderSimple"), ("loras", "LoraLoader")])
+@pytest.mark.parametrize(
+    ("folder", "kind"), [("checkpoints", "CheckpointLoaderSimple"), ("loras", "LoraLoader"), ("late", "LoraLoader")]
+)
 def test_a_model_that_a_user_uploads_cannot_be_loaded(
     folder: str, kind: str, guarded: Server, unguarded: Server
 ) -> None:
@@ -302,16 +311,20 @@ def test_a_model_that_a_user_uploads_cannot_be_loaded(
         assert listed == (server is unguarded)
 
 
-def test_every_graph_is_refused_if_the_settings_cannot_be_used(
-    host: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize(
+    ("settings", "options", "reason"),
+    [
+        ("[]", (), "settings cannot be used: .*guard.json is no JSON object"),
+        (SETTINGS, ("--enable-assets",), "ComfyUI was started with --enable-assets, so that a user can upload models"),
+    ],
+)
+def test_every_graph_is_refused_if_the_guard_cannot_hold(
+    settings: str, options: tuple[str, ...], reason: str, host: pathlib.Path, start: Start
 ) -> None:
-    server = Server(host, tmp_path_factory.mktemp("fault"), ADVUNLEARN_GUARD="/nowhere/guard.json")
-    try:
-        server.start()
-        with pytest.raises(HostError, match="settings cannot be used: /nowhere/guard.json cannot be read"):
-            server.queue({"load": node("PreviewAny", source="x")})
-    finally:
-        server.stop()
+    if any(option not in (host / "comfy" / "cli_args.py").read_text() for option in options):
+        pytest.skip("this version of the host lacks the option")
+    with pytest.raises(HostError, match=reason):
+        start(settings, *options).queue({"load": node("PreviewAny", source="x")})
 
 
 def test_without_settings_there_is_no_guard(unguarded: Server, guarded: Server) -> None:
