@@ -83,7 +83,7 @@ def compute_digest(path: pathlib.Path, digits: int = SHA256_DIGITS) -> str:
     return digest.hexdigest()
 
 
-def find_name_fault(name: object, folders: bool = False) -> str:
+def find_name_fault(name: object, folders: bool = False, reserved: int = 0) -> str:
     """Return why a user's name cannot be that of a new file on every system; "" for a valid name.
 
     A name consists of letters, digits, '.', '_' and '-'. It begins with none of '.' and '-', ends without a dot, is no
@@ -93,6 +93,7 @@ def find_name_fault(name: object, folders: bool = False) -> str:
         name: the name, without ending.
         folders: whether the name is one that a host completes: with folders in front, separated by '/', with spaces
             inside, and with ComfyUI's patterns of the date, such as %year%.
+        reserved: bytes that the names derived from this one add to it.
     """
     text = name if isinstance(name, str) else ""
     for part in re.sub(DATE_PATTERN, "0", text).split("/") if folders else [text]:
@@ -104,8 +105,8 @@ def find_name_fault(name: object, folders: bool = False) -> str:
             )
         if part.partition(".")[0].upper() in DEVICES:
             return f"the name {shorten(name)} is that of a device on Windows; choose another one"
-        if len(part.encode(errors="replace")) > MAX_NAME:
-            return f"the name {shorten(name)} is longer than {MAX_NAME} bytes; choose a shorter one"
+        if len(part.encode(errors="replace")) > MAX_NAME - reserved:
+            return f"the name {shorten(name)} is longer than {MAX_NAME - reserved} bytes; choose a shorter one"
     return ""
 
 
@@ -115,9 +116,9 @@ def shorten(name: object, length: int = 60) -> str:
     return text if len(text) <= length else text[:length] + "...'"
 
 
-def check_name(name: str, folders: bool = False) -> str:
+def check_name(name: str, folders: bool = False, reserved: int = 0) -> str:
     """Return a valid name. Raises AdvUnlearnError for any other, see `find_name_fault`."""
-    if fault := find_name_fault(name, folders):
+    if fault := find_name_fault(name, folders, reserved):
         raise AdvUnlearnError(fault)
     return name
 

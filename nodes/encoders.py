@@ -96,12 +96,15 @@ class LoadRobustCLIP(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, encoder: str, released: str = NONE, **_: Any) -> Any:
-        """Return a value that changes with the file, so that the host loads a changed file again."""
+    def fingerprint_inputs(cls, encoder: str | None, released: str | None = NONE, **_: Any) -> Any:
+        """Return a value that changes with the file, so that the host loads a changed file again.
+
+        The host passes None for a linked input; then the file is unknown, and a NaN equals no earlier value.
+        """
+        if encoder is None or released is None:
+            return float("nan")
         try:
-            path = (
-                folders.find_encoder(encoder or "") if released == NONE else hub.find_fetched(released, folders.FETCHED)
-            )
+            path = folders.find_encoder(encoder) if released == NONE else hub.find_fetched(released, folders.FETCHED)
         except AdvUnlearnError:
             path = None
         file = path and path.stat()
@@ -147,7 +150,7 @@ def download(name: str, status: Status) -> pathlib.Path:
     """Return the path of a released encoder; download it first if necessary, with progress and cancel on the node."""
     from . import host
 
-    bar = host.Bar(1)
+    bar = host.Bar(1, status.node_id)
 
     def report(done: int, total: int) -> None:
         bar.total = total

@@ -12,13 +12,11 @@ from ..advunlearn.config.presets import AUTO, describe_all_settings, describe_ma
 from ..advunlearn.config.training import SECTIONS, RunConfig
 from . import resuming
 from .status import Status
-from .training_settings import COMFYUI_DTYPE
+from .training_settings import COMFYUI_DTYPE, SAMPLE_EVERY
 
 if TYPE_CHECKING:
     from ..advunlearn.prompts.scope import Scope
     from ..advunlearn.training.stored_run import StoredRun
-
-SAMPLE_EVERY = 25  # without a settings node
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def prepare(
         details,
         asked.options.get("sample_every", SAMPLE_EVERY),
         asked.options.get("encoder_dtype", OutputConfig.encoder_dtype),
-        asked.options.get("keep_every", 0),
+        asked.options.get("keep_every", OutputConfig.keep_every),
     )
 
 

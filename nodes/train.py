@@ -12,7 +12,7 @@ from ..advunlearn.config.io import ModelConfig, RetainConfig
 from ..advunlearn.config.presets import AUTO, PRESETS, make_run, resolve_preset
 from ..advunlearn.config.training import TrainConfig
 from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
-from ..advunlearn.files import find_name_fault
+from ..advunlearn.files import check_name, find_name_fault
 from . import folders, resuming
 from .job import Job, prepare
 from .status import Status, refuse, with_status
@@ -20,8 +20,16 @@ from .training_settings import Attack, Bank, Training
 from .widgets import output, resolution, schema, seed, widget
 
 if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Mapping
+
+    from ..advunlearn.config.io import FileDtype
     from ..advunlearn.training.checkpoint import Checkpoints
     from ..advunlearn.training.stored_run import StoredRun
+
+# Endings of the names of further encoders, and the bytes that they may take: `_at_` before eight digits.
+SNAPSHOT, LAST_GOOD = "_at_{}", "_last_good"
+RESERVED = 12
 
 
 class TrainAdvUnlearnEncoder(io.ComfyNode):
@@ -54,7 +62,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         save_name: str | None = None,
     ) -> bool | str:
         """Reject what cannot be trained before the graph runs; the host passes None for a linked input."""
-        if save_name is not None and (fault := find_name_fault(save_name, folders=True)):
+        if save_name is not None and (fault := find_name_fault(save_name, folders=True, reserved=RESERVED)):
             return refuse("save_name", fault)
         if concept is None or preset is None or kind is None:
             return True
@@ -72,26 +80,27 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         Raises AdvUnlearnError for settings that cannot work, a run that does not fit into memory, and a loss that is
         not finite (the last good weights are saved then).
         """
-        from ..advunlearn.formats.text_encoders import choose_file_dtype, export_state, save_encoder
+        from ..advunlearn.formats.text_encoders import export_state
         from ..advunlearn.reporting.training_summary import summarize_training
         from ..advunlearn.training.checkpoint import Checkpoints
         from ..advunlearn.training.recipe import recipe_metadata
         from . import clip_l, host
 
-        name = values["save_name"]
+        # Again: `validate_inputs` does not see the value of a link.
+        name = check_name(values["save_name"], folders=True, reserved=RESERVED)
         with folders.lock_name(name), host.enable_gradients():
             checkpoints = Checkpoints(folders.run_folder(name))
             stored = resuming.find_run(checkpoints, status, name) if values["resume"] else None
             job = prepare(status, model, clip, vae, values, stored)
             progress = make_progress(status, job, name, stored, checkpoints)
             result = train_or_keep(job, name, progress, checkpoints, stored is not None)
-            path, listed = folders.new_path(name)
-            dtype = choose_file_dtype(job.encoder_dtype, result.encoder)
-            save_encoder(path, result.encoder, recipe_metadata(job.model, job.run), dtype)
+            metadata = recipe_metadata(job.model, job.run)
+            path, listed = save_trained(name, result.encoder, metadata, job.encoder_dtype)
+            checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
+            status.describe_stop = lambda: f"saved as {listed}; the comparison of intermediate encoders was stopped"
             state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
             robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
             compared = progress.compare_snapshots(result, listed)
-            checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
         status.note = status.details = ""
         status.show(f"done: {result.iterations} iterations, saved as {listed}")
         losses = {"loss": [row["loss"] for row in result.losses]}
@@ -178,24 +187,31 @@ def make_progress(status: Status, job: Job, name: str, stored: StoredRun | None,
 
 def save_snapshot(job: Job, name: str, encoder: Any, iteration: int) -> str:
     """Save an intermediate encoder; return the name under which it is listed."""
-    from ..advunlearn.formats.text_encoders import choose_file_dtype, save_encoder
     from ..advunlearn.training.recipe import recipe_metadata
 
-    path, listed = folders.new_path(f"{name}_at_{iteration}")
     metadata = recipe_metadata(job.model, job.run, iterations=iteration)
-    save_encoder(path, encoder, metadata, choose_file_dtype(job.encoder_dtype, encoder))
-    return listed
+    return save_trained(name + SNAPSHOT.format(iteration), encoder, metadata, job.encoder_dtype)[1]
+
+
+def save_trained(name: str, encoder: Any, metadata: Mapping[str, object], dtype: FileDtype) -> tuple[pathlib.Path, str]:
+    """Save an encoder in a new numbered file; return its path and the name under which it is listed."""
+    from ..advunlearn.formats.text_encoders import choose_file_dtype, save_encoder
+
+    path, listed = folders.new_path(name)
+    save_encoder(path, encoder, metadata, choose_file_dtype(dtype, encoder))
+    return path, listed
 
 
 def train_or_keep(job: Job, name: str, progress: Any, checkpoints: Any, resume: bool) -> Any:
-    """Train. If the loss is not finite, save the last good weights and raise AdvUnlearnError that names their file."""
-    from ..advunlearn.formats.text_encoders import choose_file_dtype, save_encoder
+    """Train. If the loss is not finite, save the last good weights and raise AdvUnlearnError that names their file.
+
+    They are saved in float32: weights of a run that diverges may be too large for float16.
+    """
     from ..advunlearn.training.trainer import train
 
     try:
         return train(job.model, job.run, job.prompts, callback=progress, checkpoints=checkpoints, resume=resume)
     except TrainingDiverged as error:
-        path, listed = folders.new_path(name + "_last_good")
-        dtype = choose_file_dtype(job.encoder_dtype, error.result.encoder)
-        save_encoder(path, error.result.encoder, {"advunlearn.error": str(error)}, dtype)
+        metadata = {"advunlearn.error": str(error)}
+        _, listed = save_trained(name + LAST_GOOD, error.result.encoder, metadata, "float32")
         raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
@@ -14,6 +14,7 @@ from .widgets import CATEGORY, output, preset_widget, read_changes, schema, widg
 
 SUBCATEGORY = f"{CATEGORY}/settings"
 COMFYUI_DTYPE = "default"
+SAMPLE_EVERY = 25  # iterations; smaller than the library's default, since images on a node cost no disk
 MODES = ("advunlearn", "fast", "esd", "official")
 # Settings that Train AdvUnlearn Encoder shows itself, and those of runs that the nodes do not have.
 SHOWN_ELSEWHERE = {
@@ -59,45 +60,46 @@ class TrainingSettings(io.ComfyNode):
         return io.NodeOutput({**changes, "node": node})
 
 
-class AttackSettings(io.ComfyNode):
+class SectionSettings(io.ComfyNode):
+    """The settings of one section of a run."""
+
+    section: ClassVar[str]
+    kind: ClassVar[Any]  # of the output
+    description: ClassVar[str]
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        title = f"{cls.section.title()} Settings"
+        return schema(
+            node_id=f"AdvUnlearn{title.replace(' ', '')}",
+            display_name=f"AdvUnlearn {title}",
+            category=SUBCATEGORY,
+            description=f"{cls.description} {RULE}",
+            inputs=section_inputs(cls.section),
+            outputs=[output(cls.kind, cls.section, tooltip=f"for the input {cls.section} of Train AdvUnlearn Encoder")],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        """Return the settings that differ from the preset's."""
+        return io.NodeOutput({cls.section: read_changes(SECTIONS[cls.section], values)})
+
+
+class AttackSettings(SectionSettings):
     """The adversary inside training."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="AdvUnlearnAttackSettings",
-            display_name="AdvUnlearn Attack Settings",
-            category=SUBCATEGORY,
-            description=f"The adversary that Train AdvUnlearn Encoder trains against. {RULE}",
-            inputs=section_inputs("attack"),
-            outputs=[output(Attack, "attack", tooltip="for the input attack of Train AdvUnlearn Encoder")],
-        )
-
-    @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        """Return the settings that differ from the preset's."""
-        return io.NodeOutput({"attack": read_changes(SECTIONS["attack"], values)})
+    section, kind = "attack", Attack
+    description = "The adversary that Train AdvUnlearn Encoder trains against."
 
 
-class BankSettings(io.ComfyNode):
+class BankSettings(SectionSettings):
     """The trajectory bank."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="AdvUnlearnBankSettings",
-            display_name="AdvUnlearn Bank Settings",
-            category=SUBCATEGORY,
-            description="The trajectory bank of Train AdvUnlearn Encoder: samples of the model that are taken once "
-            f"and drawn many times. {RULE}",
-            inputs=section_inputs("bank"),
-            outputs=[output(Bank, "bank", tooltip="for the input bank of Train AdvUnlearn Encoder")],
-        )
-
-    @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        """Return the settings that differ from the preset's."""
-        return io.NodeOutput({"bank": read_changes(SECTIONS["bank"], values)})
+    section, kind = "bank", Bank
+    description = (
+        "The trajectory bank of Train AdvUnlearn Encoder: samples of the model that are taken once and drawn many "
+        "times."
+    )
 
 
 def _node_inputs() -> list[Any]:
@@ -112,7 +114,7 @@ def _node_inputs() -> list[Any]:
         ),
         io.Int.Input(
             "sample_every",
-            default=25,
+            default=SAMPLE_EVERY,
             min=0,
             max=100000,
             optional=True,

@@ -63,6 +63,8 @@ def test_a_name_may_have_folders_only_where_that_is_said() -> None:
 def test_a_name_that_is_too_long_is_refused_in_a_short_message() -> None:
     assert "is longer than 200 bytes" in find_name_fault("n" * 201)
     assert "is longer than 200 bytes" in find_name_fault("\u96c6" * 67)  # three bytes each
+    assert "is longer than 190 bytes" in find_name_fault("n" * 191, reserved=10)
+    assert find_name_fault("n" * 190, reserved=10) == ""
     for name in ("n" * 10**6, "." * 10**6):
         with pytest.raises(AdvUnlearnError) as error:
             check_name(name)
