@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from ..advunlearn.models.tokenizer import Tokenizer
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
+EMBEDDING_ATTACKS = ("soft_prefix", "cce")  # their results are no words
 ATTACKS = (*PREFIX_ATTACKS, *(name for name in ATTACK_NAMES if name not in (*PREFIX_ATTACKS, *JUDGE_ONLY)))
 OTHER_TOKENS = "CLIP Text Encode splits this text into other tokens than the attack found; the effect may differ"
+REFUSES_EMBEDDINGS = "{what}, but this CLIP refuses embeddings: set embeddings to allow in Load Robust CLIP"
 MAX_TOKENS = 75  # of a prompt, without the start and the end token
 
 
@@ -48,8 +50,8 @@ class AdversarialPromptAttack(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, prompt: str | None = None, embedding_name: str | None = None) -> bool | str:
         """Reject an empty prompt and an invalid name before the graph runs; the host passes None for a linked input."""
-        if prompt is not None and not prompt.strip():
-            return "prompt is empty; name the concept, for example: a church"
+        if prompt is not None and (fault := find_prompt_fault(prompt)):
+            return fault
         fault = embedding_name is not None and find_name_fault(embedding_name)
         return refuse("embedding_name", fault) if fault else True
 
@@ -78,16 +80,13 @@ class AdversarialPromptAttack(io.ComfyNode):
         """Run the attack; return its best result as conditioning, as text and as an embedding.
 
         Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for the settings of another
-        attack, for a prompt that is too long or has weights or embeddings, for an image without a VAE, and for an
-        invalid name.
+        attack, for a prompt that is empty, too long, or has weights or embeddings, for restarts below 1, for an image
+        without a VAE, for an invalid name, and for a CLIP that refuses the embeddings of the result.
         """
-        from ..advunlearn.attacks.registry import attack_class
         from ..advunlearn.attacks.single_prompt import attack_prompt
         from . import clip_l, folders, host
 
-        check_name(embedding_name)  # again: `validate_inputs` does not see the value of a link
-        if original_clip is None and "original encoder" in attack_class(attack).needs:
-            raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
+        _check_inputs(clip, prompt, attack, restarts, embedding_name, original_clip)
         overrides = check_attack_settings(attack_settings, [attack]).get(attack)
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
         bar = host.Bar(steps, status.node_id)
@@ -115,9 +114,32 @@ class AdversarialPromptAttack(io.ComfyNode):
             f"{attack} on {prompt!r}: denoising {losses} ({steps} steps, {len(result.embeddings)} tokens, best of "
             f"{result.restarts})\n{text}" + f"\n{OTHER_TOKENS}" * (not typed and result.surrounding_text is None)
         )
+        conditioning = _encode_text(clip, text, len(result.embeddings) if embedding in text else 0)
         status.show(f"done: {losses}\n{text}")
-        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return io.NodeOutput(conditioning, text, embedding, {"loss": result.losses}, report)
+
+
+def find_prompt_fault(prompt: str) -> str:
+    """Return why a prompt cannot be attacked; "" if it can."""
+    return "" if prompt.strip() else "prompt is empty; name the concept, for example: a church"
+
+
+def _check_inputs(clip: Any, prompt: str, attack: str, restarts: int, embedding_name: str, original_clip: Any) -> None:
+    """Raise AdvUnlearnError, before any work, for inputs that cannot be attacked.
+
+    Prompt, restarts and name are checked again because `validate_inputs` and widgets do not see the values of links.
+    """
+    from ..advunlearn.attacks.registry import attack_class
+    from . import clip_l
+
+    check_name(embedding_name)
+    if fault := find_prompt_fault(prompt):
+        raise AdvUnlearnError(fault)
+    AdversaryConfig(restarts=restarts)
+    if original_clip is None and "original encoder" in attack_class(attack).needs:
+        raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
+    if attack in EMBEDDING_ATTACKS and clip_l.refuses_embeddings(clip):
+        raise AdvUnlearnError(REFUSES_EMBEDDINGS.format(what=f"{attack} finds embeddings"))
 
 
 def _inputs() -> list[Any]:
@@ -205,6 +227,16 @@ def _require_plain_words(clip: Any, tokenizer: Tokenizer, prompt: str, limit: in
         raise AdvUnlearnError(
             f"the prompt has weights or embeddings, or more than {limit} tokens; use plain words and fewer of them"
         )
+
+
+def _encode_text(clip: Any, text: str, embeddings: int) -> Any:
+    """Encode a result as CLIP Text Encode does. Raises AdvUnlearnError if it has another number of embeddings there."""
+    from . import clip_l
+
+    tokens = clip.tokenize(text)
+    if clip_l.count_embeddings(tokens) != embeddings:
+        raise AdvUnlearnError(REFUSES_EMBEDDINGS.format(what=f"the result, {text!r}, has embeddings"))
+    return clip.encode_from_tokens_scheduled(tokens)
 
 
 def _text_for_comfyui(result: PromptAttackResult, embedding: str, typed: bool) -> str:

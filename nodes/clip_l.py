@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.lora
@@ -175,6 +175,27 @@ def _without_embeddings(tokenizer: Any) -> tuple[Any, int]:
             setattr(clone, name, replacement)
             turned_off += count
     return clone, turned_off
+
+
+def refuses_embeddings(clip: Any) -> bool:
+    """Return whether a CLIP reads `embedding:NAME` in a prompt as plain text, see `refuse_embeddings`."""
+    folders = [tokenizer.embedding_directory for tokenizer in _find_tokenizers(clip.tokenizer)]
+    return bool(folders) and all(folder is None for folder in folders)
+
+
+def _find_tokenizers(tokenizer: Any) -> Iterator[Any]:
+    """Yield the tokenizers, of those inside a tokenizer and itself, that have a folder of embeddings or None for it."""
+    if hasattr(tokenizer, "embedding_directory"):
+        yield tokenizer
+        return
+    for inner in vars(tokenizer).values():
+        if hasattr(inner, "tokenize_with_weights"):
+            yield from _find_tokenizers(inner)
+
+
+def count_embeddings(tokens: Mapping[str, Sequence[Sequence[Any]]]) -> int:
+    """Return how many of CLIP-L's tokens are embeddings, of what a CLIP makes of a text."""
+    return sum(isinstance(token[0], Tensor) for chunk in tokens.get("l", ()) for token in chunk)
 
 
 def tokenizes_to(clip: Any, text: str, ids: Sequence[int]) -> bool:

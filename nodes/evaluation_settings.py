@@ -21,7 +21,7 @@ from ..advunlearn.config.attacks import (
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from .training_settings import SUBCATEGORY
-from .widgets import output, schema, settings, widget
+from .widgets import output, schema, settings, synonyms_input, widget
 
 # Smaller than the library's defaults: people wait for a graph.
 DEFAULTS = {"cases": 8, "attack_steps": 30, "judge_interval": 15, "repeats": 1}
@@ -131,13 +131,7 @@ class EvaluationSettings(io.ComfyNode):
             description="Sampling, attack budget and synonyms of Evaluate Robustness.",
             inputs=[
                 *(widget(EvaluateConfig, name, default=DEFAULTS.get(name), optional=True) for name in BUDGET),
-                io.String.Input(
-                    "synonyms",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="synonyms of the concept for the attack synonym_search, one per line (empty: known ones)",
-                ),
+                synonyms_input("for the attack synonym_search"),
             ],
             outputs=[output(Evaluation, "evaluation", tooltip="for the input evaluation of Evaluate Robustness")],
         )

@@ -177,6 +177,10 @@ class HostModel(TextToImage):
         self.denoiser.load()  # type: ignore[attr-defined]  # the VAE may have taken its place on the device
         return images.clone()  # no inference tensor
 
+    def vae_state(self) -> dict[str, Tensor]:
+        """Return the weights of the host's VAE, which is no module; {} without one."""
+        return self.vae.get_sd() if self.vae is not None else {}  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def look(self, latents: Tensor) -> Tensor:
         """Return previews (B, 3, H, W) of latents; without a VAE by the host's latent-to-RGB factors."""

@@ -13,7 +13,7 @@ from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.config.verification import DEFAULT_BUDGET, VERIFY_BUDGETS, VerifyConfig
 from .evaluate import UNITS, compared_inputs, make_evaluator, show_progress
 from .status import Status, with_status
-from .widgets import output, resolution, schema, settings, widget
+from .widgets import output, resolution, schema, settings, synonyms_input, widget
 
 
 class VerifyRobustCLIP(io.ComfyNode):
@@ -47,6 +47,7 @@ class VerifyRobustCLIP(io.ComfyNode):
                     "0)",
                 ),
                 resolution("size of the images"),
+                synonyms_input("for the attack synonym_search of the budget full"),
             ],
             outputs=[
                 output(io.Boolean, "passed", tooltip="whether every threshold is met"),
@@ -68,12 +69,13 @@ class VerifyRobustCLIP(io.ComfyNode):
         budget: str,
         retained_prompts: str,
         resolution: int,
+        synonyms: str = "",
         **values: Any,
     ) -> io.NodeOutput:
         """Return whether the CLIP passes, a report, and the result as JSON.
 
-        Raises AdvUnlearnError for a concept or a label that the judge does not know, and for a threshold that needs
-        retained prompts where there are none.
+        Raises AdvUnlearnError for a concept or a label that the judge does not know, for a threshold that needs
+        retained prompts where there are none, and for a budget that needs synonyms where none are known.
         """
         from ..advunlearn.evaluation.inputs import EvaluationInputs
         from ..advunlearn.evaluation.verification import format_verification, verify
@@ -90,7 +92,7 @@ class VerifyRobustCLIP(io.ComfyNode):
                 judge,
                 settings(ConceptConfig, values),
                 EvaluateConfig(**config),
-                EvaluationInputs(retained=parse_lines(retained_prompts)),
+                EvaluationInputs(retained=parse_lines(retained_prompts), synonyms=parse_lines(synonyms)),
             )
             names = choose_attacks(attacks, evaluator.find_missing)
             bar = host.Bar(UNITS * len(names), status.node_id)

@@ -152,6 +152,17 @@ def resolution(tooltip: str) -> Any:
     )
 
 
+def synonyms_input(purpose: str) -> Any:
+    """Make the optional input for synonyms of the concept."""
+    return io.String.Input(
+        "synonyms",
+        default="",
+        multiline=True,
+        optional=True,
+        tooltip=f"synonyms of the concept {purpose}, one per line (empty: known ones)",
+    )
+
+
 def settings(config: type, values: Mapping[str, Any], **overrides: Any) -> Any:
     """Make a settings object from a node's inputs; `overrides` replace inputs of the same name."""
     names = [field.name for field in dataclasses.fields(config)]

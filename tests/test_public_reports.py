@@ -95,7 +95,7 @@ def opens_text_without_encoding(call: ast.Call) -> bool:
 
 def test_no_text_is_read_in_the_encoding_of_the_system() -> None:
     found = []
-    for path in [*(ROOT / "advunlearn").rglob("*.py"), *(ROOT / "nodes").glob("*.py")]:
+    for path in [*(ROOT / "advunlearn").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and opens_text_without_encoding(node)]
         found += [f"{path.relative_to(ROOT)}:{call.lineno}" for call in calls]

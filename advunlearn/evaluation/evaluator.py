@@ -133,7 +133,7 @@ class Evaluator(ImageGenerator):
         needs = attack_class(name).needs
         if "synonyms" in needs and not self.synonyms:
             concept = self.concept.name
-            return f"no synonym of {concept!r} is known; give a file with one synonym per line (--synonyms)"
+            return f"no synonym of {concept!r} is known; give some as synonyms, one per line"
         if "one encoder" in needs and len(encoder_parts(self.model.text_encoder)) > 1:
             return f"{name} lacks {NEEDS['one encoder']}; choose other attacks"
         return ""

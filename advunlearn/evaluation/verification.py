@@ -41,8 +41,8 @@ def verify(
     """
     if limits.min_retained and not any(row.object for row in evaluator.cases.retained):
         raise AdvUnlearnError(
-            f"min_retained is {limits.min_retained}, but there are no retained prompts with a label; give some "
-            "(--retained FILE), or set min_retained to 0"
+            f"min_retained is {limits.min_retained}, but there are no retained prompts with a label; give some, "
+            "one per line: prompt | label, or set min_retained to 0"
         )
     utility = limits.min_retained > 0
     measured = evaluator.measure(subject, attacks, utility, resumed=resumed, on_part=on_part)
@@ -87,12 +87,12 @@ def hash_basis(evaluator: Evaluator, subject: Subject, description: Row) -> Row:
     """
     model, prompts = evaluator.model, evaluator.cases.all_prompts()
     unets = {f"{i}.{k}": v for i, unet in enumerate(subject.denoiser.modules()) for k, v in unet.state_dict().items()}
-    vae = getattr(model.vae, "state_dict", None)
+    vae = model.vae_state()
     return {
         "encoder": description["subject"]["encoder"],
         "original_encoder": description["model"]["base"],
         "denoiser": hash_tensors(unets) if unets else subject.denoiser.fingerprint(),
-        **({"vae": hash_tensors(vae())} if vae else {}),
+        **({"vae": hash_tensors(vae)} if vae else {}),
         "judge": evaluator.judge.settings().get("weights"),
         "settings": hash_tree(description),
         "prompts": hash_tree(prompts),

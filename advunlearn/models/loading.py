@@ -90,6 +90,10 @@ class TextToImage:
             images = [self.vae.decode(batch.to(self.vae.dtype)).sample.float() for batch in batches]
         return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
 
+    def vae_state(self) -> dict[str, Tensor]:
+        """Return the autoencoder's weights; {} without one that has any."""
+        return self.vae.state_dict() if isinstance(self.vae, nn.Module) else {}
+
     def fingerprints(self) -> dict[str, object]:
         """Return the values that identify this model; a run resumes only with the model it started with."""
         clip_skip = get_clip_skip(self.text_encoder)

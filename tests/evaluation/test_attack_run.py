@@ -104,7 +104,7 @@ def test_the_evaluator_runs_any_attack_and_says_what_it_cost(
 def test_a_concept_without_other_names(model: TextToImage, judge: ConvJudge) -> None:
     evaluator = Evaluator(model, judge, ConceptConfig(concept="church"), EvaluateConfig(cases=1))
     evaluator.synonyms = []
-    with pytest.raises(AdvUnlearnError, match="no synonym of 'church' is known; give a file with one synonym per line"):
+    with pytest.raises(AdvUnlearnError, match="no synonym of 'church' is known; give some as synonyms, one per line"):
         evaluator.measure(evaluator.original, ["synonym_search"])
 
 

@@ -42,6 +42,15 @@ class Page:
         self.page.keyboard.press("Escape")  # the template browser of a first visit
         self.errors.clear()  # v0.3.64 has one of its own at its start
 
+    @contextmanager
+    def other(self, server: Server) -> Iterator[Page]:
+        """Context with the page of another server, in the same browser."""
+        context = self.page.context.browser.new_context(viewport=SIZE)
+        try:
+            yield Page(context.new_page(), server)
+        finally:
+            context.close()
+
     def _wait(self) -> None:
         ready = "() => window.app?.graph && window.app?.loadApiJson && window.app?.extensionManager"
         self.page.wait_for_function(ready, timeout=120_000)

@@ -175,3 +175,30 @@ def recognise_objects(images: torch.Tensor) -> list[str]:
     judge = ConvJudge.from_pretrained(miniature.judge_path())
     with torch.no_grad():
         return [judge.objects[i] if i < len(judge.objects) else "none" for i in judge(images).object.argmax(1)]
+
+
+def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
+    """Return an attack of one step on the checkpoint's CLIP."""
+    values: dict[str, Any] = {
+        "steps": 1,
+        "tokens": 3,
+        "restarts": 1,
+        "seed": 0,
+        "resolution": 64,
+        "embedding_name": f"adv_{attack}",
+        "concept": "",
+    }
+    clips = {"model": ("ckpt", 0), "clip": ("ckpt", 1)}
+    return node("AdvUnlearnAttack", prompt=prompt, attack=attack, **clips, **(values | changes))
+
+
+def describe_inputs(server: Server, name: str) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return the type and the options of each input of a node."""
+    described = server.get(f"object_info/AdvUnlearn{name}")[f"AdvUnlearn{name}"]["input"]
+    inputs = {**described.get("required", {}), **described.get("optional", {})}
+    return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in inputs.items()}
+
+
+def is_widget(kind: Any) -> bool:
+    """Return whether inputs of a type have a widget; earlier hosts describe a menu by the list of its entries."""
+    return isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")

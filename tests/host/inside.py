@@ -135,6 +135,22 @@ def draw_both(model: Any, clip: Any, vae: Any, small: Any, steps: int = 10, scal
     return {"apart": (there - here).abs().max().item(), "contrast": here.std().item()}
 
 
+def read_embeddings(clip_l: Any, clip: Any) -> dict[str, Any]:
+    """Ask two CLIPs whether they refuse embeddings; let the attack node encode an embedding that is not read."""
+    attack, errors = (importlib.import_module(f"pack.{name}") for name in ("nodes.attack", "advunlearn.errors"))
+    refused = clip_l.refuse_embeddings(clip)
+    try:
+        attack._encode_text(refused, "a embedding:vector", 1)
+        message = ""
+    except errors.AdvUnlearnError as error:
+        message = str(error)
+    return {
+        "refused": [clip_l.refuses_embeddings(each) for each in (clip, refused, refused.clone())],
+        "message": message,
+        "plain": torch.equal(attack._encode_text(refused, "a dog", 0)[0][0], clip.encode("a dog")),
+    }
+
+
 def main() -> dict[str, Any]:
     """Measure."""
     known, start = set(sys.modules), time.perf_counter()
@@ -145,7 +161,9 @@ def main() -> dict[str, Any]:
     clip_l = importlib.import_module("pack.nodes.clip_l")
     library = importlib.import_module("pack.advunlearn.models.loading")
     with torch.inference_mode():  # as every node runs
-        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+            checkpoint, output_vae=True, output_clip=True, embedding_directory=[host_folder]
+        )
         before = digest(model.model), digest(clip.cond_stage_model)
         small = library.load("miniature")
         out["drawn"] = draw_both(model, clip, vae, small)
@@ -202,6 +220,10 @@ def main() -> dict[str, Any]:
                 half.encode("a church")
             out["patched"] = distance
         clip.encode("a church")  # the host removes the patches from the weights that the clones share
+        loader = importlib.import_module("pack.nodes.encoders").LoadRobustCLIP
+        prints = [loader.fingerprint_inputs(encoder) for encoder in (None, None, "gone", "gone")]
+        out["loads_again"] = [prints[0] != prints[1], prints[2] != prints[3]]  # by a link, by a name
+        out["embeddings"] = read_embeddings(clip_l, clip)
         out["untouched"] = before == (digest(model.model), digest(clip.cond_stage_model))
     return out
 

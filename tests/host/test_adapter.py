@@ -33,6 +33,10 @@ def test_predictions_and_gradients_equal_the_librarys_for_noise_and_v_prediction
     assert measured["as_before"], measured
     # LoRAs on the MODEL are part of it, and every prediction can be cancelled.
     assert measured["patch_seen"] and measured["patch_exact"] and measured["cancelled"] == "raised", measured
+    # Embeddings that a CLIP does not read are an error, where their name would be encoded instead.
+    assert measured["embeddings"]["refused"] == [False, True, True] and measured["embeddings"]["plain"], measured
+    assert "has embeddings, but this CLIP refuses embeddings" in measured["embeddings"]["message"], measured
+    assert measured["loads_again"] == [True, False], measured
     # A patched CLIP is read with its patches, loaded or not.
     assert max(measured["patched"].values()) < 1e-6, measured
     assert measured["heavy"] == []  # nothing heavy is imported before a node runs

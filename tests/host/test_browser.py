@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from . import graphs
 from .browser import VUE, Page, find_browser, open_page
 from .server import PACK, Server
+from .test_load import list_choices
 
 pytestmark = pytest.mark.host
 READABLE = 0.6  # the zoom below which the page draws no texts
@@ -66,15 +68,29 @@ def test_a_workflow_opens_on_one_screen_with_readable_texts(page: Page, name: st
     assert page.errors == []
 
 
-def test_a_new_loader_without_encoders_says_what_to_do_and_is_no_error(page: Page) -> None:
-    offered = page.server.get("object_info/AdvUnlearnLoadRobustCLIP")["AdvUnlearnLoadRobustCLIP"]
-    encoders = offered["input"]["required"]["encoder"]
-    node = page.drop("AdvUnlearnLoadRobustCLIP")
-    page.page.wait_for_timeout(500)
-    said = page.node_text(node)
-    none = (encoders[1]["options"] if encoders[0] == "COMBO" else encoders[0]) == ["none"]
-    assert ("train one with Train AdvUnlearn Encoder" in said) == none
-    assert page.toasts() == []
+@pytest.fixture(scope="module")
+def empty(host: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server without any encoder."""
+    server = Server(host, tmp_path_factory.mktemp("empty"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def test_a_new_loader_without_encoders_says_what_to_do_and_is_no_error(page: Page, empty: Server) -> None:
+    vue = page.has_setting(VUE) and page.setting(VUE)
+    file = empty.base / "models" / "text_encoders" / "robust.safetensors"
+    with page.other(empty) as opened:
+        for encoders in (["none"], [file.name, "none"]):
+            file.touch() if file.name in encoders else file.unlink(missing_ok=True)
+            assert list_choices(empty, "encoder") == encoders
+            opened.open(vue=vue)
+            node = opened.drop("AdvUnlearnLoadRobustCLIP")
+            opened.page.wait_for_timeout(500)
+            assert ("train one with Train AdvUnlearn Encoder" in opened.node_text(node)) == (encoders == ["none"])
+            assert opened.toasts() == []
 
 
 def test_an_error_of_a_run_is_said_in_the_packs_own_words(page: Page) -> None:

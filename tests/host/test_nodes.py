@@ -21,6 +21,7 @@ from .conftest import CHECKPOINT
 from .graphs import (
     IMAGES,
     SETTINGS_NODES,
+    attack_node,
     get_images,
     is_same_image,
     load_graph,
@@ -147,21 +148,6 @@ def test_a_run_on_two_concepts_shows_its_losses_and_its_samples(server: Server, 
     assert samples.std() > 20  # not an empty strip
 
 
-def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
-    """Return an attack of one step on the checkpoint's CLIP."""
-    values: dict[str, Any] = {
-        "steps": 1,
-        "tokens": 3,
-        "restarts": 1,
-        "seed": 0,
-        "resolution": 64,
-        "embedding_name": f"adv_{attack}",
-        "concept": "",
-    }
-    clips = {"model": ("ckpt", 0), "clip": ("ckpt", 1)}
-    return node("AdvUnlearnAttack", prompt=prompt, attack=attack, **clips, **(values | changes))
-
-
 @pytest.mark.parametrize(
     ("attack", "size", "text", "original"),
     [
@@ -216,6 +202,34 @@ def test_an_attack_aims_at_the_connected_target(server: Server) -> None:
         server.run(source | {"attack": attack_node("a church", "ring_a_bell", target=("sample", 0))})
 
 
+@pytest.mark.parametrize("attack", ["soft_prefix", "cce"])
+def test_an_attack_that_finds_embeddings_does_not_start_on_a_clip_that_refuses_them(
+    server: Server, base: pathlib.Path, attack: str
+) -> None:
+    graph = load_graph(released="church", embeddings="refuse")
+    graph["attack"] = attack_node("a church", attack, clip=("robust", 0), embedding_name="refused")
+    with pytest.raises(HostError, match=f"{attack} finds embeddings, but this CLIP refuses .* to allow"):
+        server.run(graph)
+    assert not (base / "models" / "embeddings" / "refused.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "name", "says"),
+    [("PrimitiveString", " ", "prompt", "prompt is empty"), ("PrimitiveInt", 0, "restarts", "restarts is 0")],
+)
+def test_what_cannot_be_attacked_is_refused_where_it_comes_by_a_link(
+    server: Server, kind: str, value: str | int, name: str, says: str
+) -> None:
+    graph = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "value": node(kind, value=value),
+        "attack": attack_node("a dog", "soft_prefix"),
+    }
+    graph["attack"]["inputs"][name] = ["value", 0]
+    with pytest.raises(HostError, match=says):
+        server.run(graph)
+
+
 def test_bad_input_is_refused_in_one_sentence(server: Server, base: pathlib.Path) -> None:
     with pytest.raises(HostError, match="warmup is 2 of 2 iterations"):
         server.run(train_graph("bad", training={"mode": "advunlearn", "warmup": 2}))
@@ -255,6 +269,34 @@ def test_a_bad_name_is_refused_where_it_is_typed_and_where_it_comes_by_a_link(
             server.run(graph | {"made": made | {"inputs": made["inputs"] | {widget: value}}})
     after = sorted(base.rglob("*"))
     assert [path for path in after if path not in before and path.suffix in (".safetensors", ".pt")] == []
+
+
+def test_a_save_name_leaves_room_for_the_names_of_intermediate_encoders(server: Server, base: pathlib.Path) -> None:
+    graph = train_graph("n" * 189) | {"text": node("PrimitiveString", value="n" * 189)}
+    for value in ("n" * 189, ["text", 0]):
+        graph["train"]["inputs"]["save_name"] = value
+        with pytest.raises(HostError, match="is longer than 188 bytes"):
+            server.run(graph)
+    name = "n" * 188
+    server.run(train_graph(name, training={"keep_every": 1}))
+    saved = {path.name for path in (base / "output" / "clip").glob("nnn*")}
+    assert saved == {f"{name}_at_1_00001_.safetensors", f"{name}_00001_.safetensors"}
+
+
+def test_a_cancel_while_intermediate_encoders_are_compared_keeps_the_encoder(
+    server: Server, base: pathlib.Path
+) -> None:
+    prompts = "a dog\na castle\na house\na car"  # of each an image is sampled
+    start = server.log.stat().st_size
+    prompt_id = server.queue(train_graph("compared", training={"keep_every": 1}, retain_prompts=prompts))
+    server.wait_for_log("comparing the intermediate encoders", start)
+    server.request("interrupt", {})
+    with pytest.raises(HostError, match="execution_interrupted"):
+        server.wait(prompt_id)
+    file = "compared_00001_.safetensors"
+    assert f"saved as {file}; the comparison of intermediate encoders was stopped" in server.log.read_text()
+    assert (base / "output" / "clip" / file).is_file()
+    assert not (base / "output" / "advunlearn" / "compared" / "state.pt").exists()
 
 
 def test_a_judge_outside_of_its_folders_is_refused_where_it_comes_by_a_link(

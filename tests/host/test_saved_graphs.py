@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from .graphs import CHECKPOINT, Graph
+from .graphs import CHECKPOINT, Graph, attack_node, describe_inputs, is_widget
 from .server import HostError, Server, node
 from .test_settings_nodes import read_settings
 
 pytestmark = pytest.mark.host
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 # Every input that the training node had before its settings nodes, some by still earlier names.
 OLD_TRAINING: dict[str, Any] = {
     "concept": "church",
@@ -114,20 +113,7 @@ def test_an_earlier_attack_graph_attacks_with_its_learning_rate_and_radius(
         inputs: dict[str, Any] = {"attack_lr": 0.05, "prefix_lr": 0.3, "prefix_radius": 1.0} | changes
         graph = {
             "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-            "attack": node(
-                "AdvUnlearnAttack",
-                model=("ckpt", 0),
-                clip=("ckpt", 1),
-                prompt="a church",
-                attack=attack,
-                steps=2,
-                tokens=2,
-                restarts=1,
-                seed=0,
-                resolution=64,
-                embedding_name="old",
-                **inputs,
-            ),
+            "attack": attack_node("a church", attack, steps=2, tokens=2, **inputs),
             "losses": node("PreviewAny", source=("attack", 3)),
         }
         return json.loads(server.run(graph)["losses"]["text"][0])["loss"]
@@ -171,9 +157,7 @@ def test_an_earlier_evaluation_graph_has_its_budget_and_its_synonyms(server: Ser
 
 def restore_by_position(server: Server, name: str, values: list[Any]) -> dict[str, Any]:
     """Return the widgets of a node with the values of a workflow file, as the page restores them."""
-    described = server.get(f"object_info/AdvUnlearn{name}")[f"AdvUnlearn{name}"]["input"]
-    inputs = {**described["required"], **described["optional"]}
-    widgets = [key for key, (kind, *_) in inputs.items() if isinstance(kind, list) or kind in WIDGETS]
+    widgets = [key for key, (kind, _) in describe_inputs(server, name).items() if is_widget(kind)]
     return dict(zip(widgets, values, strict=False))
 
 

@@ -8,26 +8,18 @@ from typing import Any
 
 import pytest
 
-from .graphs import CHECKPOINT, SETTINGS_NODES, Graph, train_graph
+from .graphs import CHECKPOINT, SETTINGS_NODES, Graph, describe_inputs, is_widget, train_graph
 from .server import HostError, Server, node
 
 pytestmark = pytest.mark.host
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 MOST_WIDGETS = 12
-
-
-def describe_inputs(server: Server, name: str) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Return the type and the options of each input of a node."""
-    described = server.get(f"object_info/AdvUnlearn{name}")[f"AdvUnlearn{name}"]["input"]
-    inputs = {**described.get("required", {}), **described.get("optional", {})}
-    return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in inputs.items()}
 
 
 def dropped_node(server: Server, name: str, **links: Any) -> dict[str, Any]:
     """Return a node with the values that its widgets have when it is put into a graph."""
     values = {}
     for key, (kind, options) in describe_inputs(server, name).items():
-        if isinstance(kind, list) or kind in WIDGETS:
+        if is_widget(kind):
             offered = options.get("options") or (kind if isinstance(kind, list) else [None])
             values[key] = options.get("default", offered[0])
     return node(f"AdvUnlearn{name}", **values | links)
@@ -67,7 +59,7 @@ def find_line(lines: list[str], start: str) -> str:
 @pytest.mark.parametrize("name", ["Train", "Attack", "Evaluate"])
 def test_a_node_has_few_widgets_and_a_seed_that_stays(server: Server, name: str) -> None:
     inputs = describe_inputs(server, name)
-    widgets = [key for key, (kind, _) in inputs.items() if isinstance(kind, list) or kind in WIDGETS]
+    widgets = [key for key, (kind, _) in inputs.items() if is_widget(kind)]
     assert len(widgets) <= MOST_WIDGETS, widgets
     assert inputs["seed"][1]["control_after_generate"] is False
 

@@ -70,15 +70,25 @@ def test_moments_are_on_the_device_during_a_step_only(monkeypatch: pytest.Monkey
     assert [len(group["params"]) for group in adam.param_groups] == [2]
 
 
+class RecordedLinear(nn.Linear):
+    """Takes no values from the device meta, which has none, and records where it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.places: list[str] = []
+
+    def to(self, device: torch.device) -> RecordedLinear:  # type: ignore[override]
+        self.places.append(device.type)
+        return self.to_empty(device=device)
+
+
 def test_modules_return_to_their_device() -> None:
-    layer = nn.Linear(2, 2)
-    with on_device([layer], torch.device("meta")):
-        assert layer.weight.is_meta
-        layer.to_empty(device="meta")
-        with pytest.raises(NotImplementedError, match="meta"):
-            layer.to("cpu")
-        layer.to_empty(device="cpu")
-    assert layer.weight.device.type == "cpu"
+    elsewhere, there = RecordedLinear(), RecordedLinear().to_empty(device="meta")
+    with pytest.raises(KeyError), on_device([elsewhere, there], torch.device("meta")):
+        assert elsewhere.weight.is_meta
+        raise KeyError  # an error does not keep them there
+    assert elsewhere.places == ["meta", "cpu"] and elsewhere.weight.device.type == "cpu"
+    assert there.places == [] and there.weight.is_meta
 
 
 def test_of_two_encoders_the_frozen_one_is_not_copied(tiny_model: TextToImage) -> None:
