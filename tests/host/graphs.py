@@ -189,7 +189,7 @@ def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
         "concept": "",
     }
     clips = {"model": ("ckpt", 0), "clip": ("ckpt", 1)}
-    return node("AdvUnlearnAttack", prompt=prompt, attack=attack, **clips, **(values | changes))
+    return node("AdvUnlearnAttack", prompt=prompt, attack=attack, **(clips | values | changes))
 
 
 def describe_inputs(server: Server, name: str) -> dict[str, tuple[Any, dict[str, Any]]]:
