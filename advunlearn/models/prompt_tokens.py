@@ -146,7 +146,7 @@ def describe_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> str:
     if not cut:
         return (
             f"{len(long)} of {total} prompts have more than {size} tokens and are encoded in chunks, as ComfyUI does "
-            f"(--long-prompts cut: as diffusers does): {example}"
+            f"(long_prompts cut: as diffusers does): {example}"
         )
     return (
         f"{len(cut)} of {total} prompts have more than {size * num_chunks(tokenizer)} tokens and are cut; what they "
