@@ -1,140 +1,81 @@
-"""Attack success and utility of ESD on the text encoder, ESD on the UNet, and AdvUnlearn with and without retain term.
+"""Attack success and utility of ESD and AdvUnlearn, on the text encoder and on the UNet.
 
-    python benchmarks/phenomenon.py run --concepts church castle parachute sailboat noto --seeds 0 1 2
-    python benchmarks/phenomenon.py table
+    python benchmarks/phenomenon.py run --concepts castle church
+    python benchmarks/phenomenon.py run --concepts castle --models original esd esd_text advunlearn advunlearn_xattn \
+        advunlearn_full --attacks unlearndiffatk soft_prefix cce
+    python benchmarks/phenomenon.py table [--attacks unlearndiffatk soft_prefix cce] [--models ...]
 
-`run` writes one report per concept and seed to benchmarks/results/phenomenon. It skips models that were measured with
-the same settings, so that it can be stopped and called again. `table` prints Markdown: counts summed over seeds, with
-minimum and maximum.
+`run` trains the models that are missing in runs/benchmarks and adds a row for each (concept, seed, model, part) to
+benchmarks/results/phenomenon.json; a part is an attack, or the plain prompts with synonyms and utility. It skips rows
+that exist, so that it can be stopped and called again. `table` prints Markdown: counts summed over seeds, with minimum
+and maximum. UnlearnDiffAtk searches the tokens that can be typed. The frozen parts compute in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
-from typing import Any
 
 import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from result_rows import ATTACKS, WHOLE_VOCABULARY, summed
+from measured import SETTINGS, find_missing, format_cells, format_titles, make_evaluator, measure, merge_parts
+from result_rows import ATTACKS, ResultRows
+from trained import MODELS, TITLES, TrainedModels, make_concept
 
-from advunlearn import miniature
-from advunlearn.cli.commands.demo import RECIPES, make_runs, study
-from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig, RunConfig
-from advunlearn.evaluation.evaluator import Evaluator
-from advunlearn.evaluation.inputs import EvaluationInputs
-from advunlearn.judges.convnet import ConvJudge
-from advunlearn.miniature import captions
 from advunlearn.models.loading import load
 
-RESULTS = ROOT / "benchmarks" / "results" / "phenomenon"
-TITLES = {
-    "original": "original model",
-    "esd": "ESD, UNet",
-    "esd_text": "ESD, text encoder",
-    "advunlearn": "AdvUnlearn",
-    "advunlearn_no_retain": "AdvUnlearn without retain term",
-}
-UTILITY = {"retained_accuracy": "retained", "neighbour_accuracy": "neighbours", "style_accuracy": "their style"}
+
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Train and measure what is missing."""
+    torch.set_num_threads(1)
+    model = load("miniature", dtype=torch.bfloat16)
+    for name in args.concepts:
+        concept = make_concept(name)
+        evaluator = make_evaluator(model, concept)
+        for seed in args.seeds:
+            models = TrainedModels(model, concept, seed)
+            for kind in args.models:
+                key = {"concept": name, "seed": seed * (kind != "original"), "model": kind}
+                if missing := find_missing(results, key, args.attacks):
+                    subject, seconds = models.get(kind)
+                    measure(evaluator, subject, results, key | {"training_seconds": seconds}, missing)
 
 
-def run(concepts: list[str], seeds: list[int], names: list[str], config: EvaluateConfig) -> None:
-    """Train and measure every concept with every seed."""
-    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for name in concepts:
-            path = RESULTS / f"{name.replace(' ', '_')}-{seed}.json"
-            saved = json.loads(path.read_text()) if path.exists() else {"models": {}, "losses": {}}
-            concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
-            runs = make_runs(names, concept, BankConfig(), seed=seed)
-            chosen = {k: run for k, run in runs.items() if not is_of(saved["models"].get(k), run)}
-            original = seed == 0 and "original" not in saved["models"]  # it is the same for every seed
-            if not chosen and not original:
-                continue
-            done = study(
-                Evaluator(model, judge, concept, config, EvaluationInputs(attack_settings=WHOLE_VOCABULARY)),
-                chosen,
-                original=original,
-                command=" ".join(["benchmarks/phenomenon.py", *sys.argv[1:]]),
-            )
-            losses = {k: _every(rows, 10) for k, rows in done.losses.items()}
-            for row in done.report["models"].values():
-                row.pop("cases", None)  # one row per image, and the images are not saved
-            report = done.report | {
-                "models": saved["models"] | done.report["models"],
-                "losses": saved["losses"] | losses,
-            }
-            path.write_text(json.dumps(report, indent=1) + "\n")
-            print(path.name, summary(report), flush=True)
-
-
-def is_of(row: dict[str, Any] | None, run: RunConfig) -> bool:
-    """Return whether a row was measured with these settings; settings that it lacks had their defaults."""
-    return row is not None and RunConfig.from_dict({**row["config"], "concept": run.concept.to_dict()}) == run
-
-
-def summary(report: dict[str, Any]) -> dict[str, list[int]]:
-    """Return the successes of each model, attack by attack."""
-    return {k: [r["asr"][a]["success"] for a in ATTACKS if a in r["asr"]] for k, r in report["models"].items()}
-
-
-def _every(rows: list[dict[str, float]], step: int) -> list[dict[str, float]]:
-    return [{k: round(v, 5) for k, v in row.items()} for row in rows[::step]]
-
-
-def worst(asr: dict[str, dict[str, int]]) -> dict[str, int]:
-    """Return the attack that finds most: synonyms, discrete or soft."""
-    return max((asr[a] for a in list(ATTACKS)[1:]), key=lambda c: c["success"] / c["total"])
-
-
-def table() -> None:
-    """Print the results as Markdown: counts summed over seeds, minimum and maximum in brackets."""
-    reports: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        report = json.loads(path.read_text())
-        reports.setdefault(report["concept"], []).append(report)
-    print(f"| concept | model | seeds | {' | '.join(ATTACKS.values())} | worst case | {' | '.join(UTILITY.values())} |")
-    print("|---" * (8 + len(UTILITY)) + "|")
-    for name, rows in sorted(reports.items(), key=lambda item: item[1][0]["kind"]):
-        for model in [m for m in TITLES if any(m in r["models"] for r in rows)]:
-            of = [r["models"][model] for r in rows if model in r["models"]]
-            cells = [summed([m["asr"][a] for m in of], "success") for a in ATTACKS]
-            cells.append(summed([worst(m["asr"]) for m in of], "success"))
-            cells += [summed([m["utility"][u] for m in of], "correct") for u in UTILITY]
-            print(f"| {name} | {TITLES[model]} | {len(of)} | {' | '.join(cells)} |")
+def table(args: argparse.Namespace, results: ResultRows) -> str:
+    """Return the rows of the chosen concepts and models as Markdown, summed over seeds."""
+    attacks = (*list(ATTACKS)[:2], *args.attacks)
+    found = merge_parts(results.rows, ("concept", "model", "seed"))
+    titles = ["concept", "model", "seeds", *format_titles(attacks)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for concept in args.concepts:
+        for kind in args.models:
+            models = [model for (c, k, _), model in found.items() if (c, k) == (concept, kind)]
+            models = [model for model in models if set(attacks) <= set(model["asr"])]
+            if models:
+                cells = [concept, TITLES[kind], str(len(models)), *format_cells(models, attacks)]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--concepts", nargs="+", default=["church", "castle", "parachute", "sailboat", "noto"])
+    parser.add_argument("--concepts", nargs="+", default=["castle", "church", "parachute", "sailboat", "noto"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--cases", type=int, default=100)
-    parser.add_argument("--attack-steps", type=int, default=40)
-    parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
-    parser.add_argument("--threads", type=int, default=1, help="two processes of one beat one process of two")
+    parser.add_argument(
+        "--models", nargs="+", choices=("original", *MODELS), default=["original", "esd_text", "advunlearn"]
+    )
+    parser.add_argument("--attacks", nargs="+", default=["unlearndiffatk", "soft_prefix"])
     args = parser.parse_args()
+    results = ResultRows("phenomenon.json", SETTINGS)
     if args.what == "table":
-        table()
+        print(table(args, results))
     else:
-        config = EvaluateConfig(
-            cases=args.cases,
-            attack_steps=args.attack_steps,
-            judge_interval=args.attack_steps,
-            repeats=1,
-            seed=args.eval_seed,
-        )
-        torch.set_num_threads(args.threads)
-        run(args.concepts, args.seeds, args.models, config)
+        run(args, results)
 
 
 if __name__ == "__main__":

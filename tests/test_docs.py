@@ -101,7 +101,7 @@ def test_commands_in_the_docs_have_the_flags_that_exist() -> None:
 def sum_over_seeds(concept: str, model: str) -> tuple[str, str, str]:
     """Return successes of typed text and in the worst case, and retained objects, from the raw reports."""
     totals = [0] * 6
-    for path in sorted((ROOT / "benchmarks" / "results" / "phenomenon").glob(f"{concept}-*.json")):
+    for path in sorted((ROOT / "benchmarks" / "results" / "phenomenon-earlier").glob(f"{concept}-*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))["models"][model]
         by_success = sorted(row["asr"], key=lambda name: row["asr"][name]["success"])
         worst = row["asr"][by_success[-1]]
