@@ -56,6 +56,8 @@ RECIPE = RECIPES["advunlearn"]
 WORDS = replace(RECIPE, attack=replace(RECIPE.attack, inversion_tokens=4))
 TRAINED = {"esd_text": RECIPES["esd_text"], "advunlearn": RECIPE, "quirks": RECIPE, "words": WORDS}
 MODELS, ESD = ("original", *TRAINED), "esd_text"
+# Of the encoders that other benchmarks attack; `encoder_of` trains them once.
+TRAINING = {"iterations": RECIPE.train.iterations, "trajectories": BankConfig().trajectories, "train_seed": 0}
 BASELINES = ("random_prefix", "seed_search")
 RETAINED = "retained"  # of a row that is no attack's
 COSTLIEST = 4  # F of a step for a case: p4d
@@ -208,9 +210,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=16, help="of MMA")
     parser.add_argument("--batch", type=int, default=16, help="of concept inversion")
     parser.add_argument("--cce-lr", type=float, default=0.01, help="its published one is for 5000 steps")
-    parser.add_argument("--iterations", type=int, default=RECIPE.train.iterations, help="of training")
-    parser.add_argument("--trajectories", type=int, default=BankConfig().trajectories, help="of the training bank")
-    parser.add_argument("--train-seed", type=int, default=0)
+    parser.add_argument("--iterations", type=int, default=TRAINING["iterations"], help="of training")
+    parser.add_argument("--trajectories", type=int, default=TRAINING["trajectories"], help="of the training bank")
+    parser.add_argument("--train-seed", type=int, default=TRAINING["train_seed"])
     parser.add_argument("--eval-seed", type=int, default=4242, help="one that chose no setting")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="attacks.json", metavar="NAME", help="in benchmarks/results")

@@ -1,11 +1,13 @@
 """How soon a LoRA that is trained on an erased text encoder brings the concept back.
 
-    python benchmarks/lora.py church ENCODER [ENCODER ...]
+    python benchmarks/lora.py run church ENCODER [ENCODER ...]
+    python benchmarks/lora.py table
 
 The adversary owns the model and images of the concept: it trains low-rank additions to every linear layer of the
 encoder by the denoising loss on the original model's images, with the plain prompts. No encoder can resist this; the
-figure is a limit. Prints a row for each encoder: plain prompts that show the concept after each number of steps, and
-seconds of training on one core.
+figure is a limit, and no attack of the library, whose attacks leave the encoder as it is. `run` adds a row to
+benchmarks/results/lora.json for each encoder, and skips rows that exist. `table` prints Markdown: plain
+prompts that show the concept after each number of steps, with passes and seconds of training on one core.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import copy
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,19 +27,22 @@ from torch.nn.utils import parametrize
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from given_encoders import load_encoders
+from result_rows import ResultRows
+
 from advunlearn import miniature
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.losses import denoising_loss
-from advunlearn.models.denoiser import add_noise
-from advunlearn.models.encoder_files import load_encoder
+from advunlearn.models.counting import count_forwards
+from advunlearn.models.denoiser import Denoiser, add_noise
 from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import encode, frozen
 
-RANK = 4
-BATCH = 16
+RANK, BATCH, LR = 4, 16, 3e-3
+LOOKS = (0, 10, 20, 40, 80)  # steps after which the plain prompts are judged
 
 
 class LowRank(nn.Module):
@@ -62,9 +68,8 @@ def add_lora(encoder: nn.Module, generator: torch.Generator) -> list[nn.Paramete
     return [parameter for low_rank in added for parameter in low_rank.parameters()]
 
 
-def draw_loss(evaluator: Evaluator, encoder: nn.Module, generator: torch.Generator) -> Tensor:
+def draw_loss(evaluator: Evaluator, encoder: nn.Module, denoiser: Denoiser, generator: torch.Generator) -> Tensor:
     """Return the mean denoising loss () of a random batch of images of the concept."""
-    denoiser = evaluator.model.denoiser
     targets, _ = evaluator.make_targets()
     rows = torch.randint(len(targets.ids), (BATCH,), generator=generator)
     t = torch.randint(len(denoiser.alphas_cumprod), (BATCH,), generator=generator)
@@ -73,51 +78,73 @@ def draw_loss(evaluator: Evaluator, encoder: nn.Module, generator: torch.Generat
     return denoising_loss(denoiser.noise_pred(x_t, t, encode(encoder, targets.ids[rows])), noise).mean()
 
 
-def train_lora(evaluator: Evaluator, encoder: nn.Module, looks: list[int], lr: float) -> list[str]:
-    """Train a LoRA; return successes and seconds of training after each number of steps in `looks`."""
-    denoiser = evaluator.model.denoiser
+def train_lora(evaluator: Evaluator, encoder: nn.Module) -> list[dict[str, Any]]:
+    """Train a LoRA; return successes, passes and seconds of training after each number of steps in `LOOKS`."""
+    denoiser = count_forwards(evaluator.model.denoiser)
     generator = torch.Generator().manual_seed(0)
     attacked = copy.deepcopy(encoder)
-    cells = []
+    looks = []
     seconds = 0.0
     with frozen(attacked, *denoiser.modules()):
-        optimizer = torch.optim.AdamW(add_lora(attacked, generator), lr=lr)
-        for step in range(max(looks) + 1):
-            if step in looks:
-                cells.append(f"{count_hits(evaluator, attacked)} ({seconds:.0f} s)")
+        optimizer = torch.optim.AdamW(add_lora(attacked, generator), lr=LR)
+        for step in range(max(LOOKS) + 1):
+            if step in LOOKS:
+                hits = count_hits(evaluator, attacked)
+                looks.append({"step": step, "success": hits, "F": denoiser.forwards, "seconds": round(seconds, 1)})
             start = time.process_time()
             optimizer.zero_grad()
-            draw_loss(evaluator, attacked, generator).backward()
+            draw_loss(evaluator, attacked, denoiser, generator).backward()
             optimizer.step()
             seconds += time.process_time() - start
-    return cells
+    return looks
 
 
 @torch.no_grad()
-def count_hits(evaluator: Evaluator, encoder: Any) -> str:
+def count_hits(evaluator: Evaluator, encoder: Any) -> int:
     """Return how many of the plain prompts show the concept."""
     subject = Subject(encoder, evaluator.model.denoiser)
-    hits = evaluator.detect_concept(evaluator.generate_from_prompts(subject, evaluator.cases.plain, evaluator.noise))
-    return f"{int(hits.sum())}/{len(hits)}"
+    images = evaluator.generate_from_prompts(subject, evaluator.cases.plain, evaluator.noise)
+    return int(evaluator.detect_concept(images).sum())
+
+
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Measure the missing rows."""
+    torch.set_num_threads(1)
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
+    config = EvaluateConfig(**results.settings["evaluate"])
+    evaluator = Evaluator(model, judge, ConceptConfig(concept=args.concept), config)
+    evaluator.make_targets()  # now: their cost is no part of the training's
+    for key, encoder in load_encoders(args.encoders, model, args.concept):
+        if not results.has(**key):
+            results.add({**key, "total": config.cases, "looks": train_lora(evaluator, encoder)})
+            print(results.rows[-1], flush=True)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown: a row for each concept and encoder."""
+    heads = ["concept", "encoder", *(f"{look} steps" for look in LOOKS)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [f"{look['success']}/{row['total']} ({look['F']} F, {look['seconds']:.0f} s)" for look in row["looks"]]
+        lines.append(f"| {' | '.join([row['concept'], row['mode'], *cells])} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("concept")
-    parser.add_argument("encoders", nargs="+", metavar="ENCODER")
-    parser.add_argument("--looks", nargs="+", type=int, default=[0, 20, 40, 80])
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--cases", type=int, default=40)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("concept", nargs="?", default="")
+    parser.add_argument("encoders", nargs="*", metavar="ENCODER")
+    parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("--eval-seed", type=int, default=4242)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
-    config = EvaluateConfig(cases=args.cases, sampling_steps=10, seed=args.eval_seed, repeats=0)
-    evaluator = Evaluator(model, judge, ConceptConfig(concept=args.concept), config)
-    print(f"| encoder | {' | '.join(f'{look} steps' for look in args.looks)} |\n{'|---' * (1 + len(args.looks))}|")
-    for path in args.encoders:
-        encoder = load_encoder(path, model.text_encoder)[0]
-        print(f"| {path} | {' | '.join(train_lora(evaluator, encoder, args.looks, args.lr))} |", flush=True)
+    evaluate = EvaluateConfig(cases=args.cases, sampling_steps=10, seed=args.eval_seed, repeats=0)
+    lora = {"rank": RANK, "batch": BATCH, "lr": LR, "looks": list(LOOKS)}
+    results = ResultRows("lora.json", {"evaluate": evaluate.to_dict(), "lora": lora})
+    if args.what == "run":
+        run(args, results)
+    else:
+        print(table(results.rows))
 
 
 if __name__ == "__main__":

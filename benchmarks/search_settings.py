@@ -1,10 +1,13 @@
 """UnlearnDiffAtk's settings: success and own loss at equal steps, with the published schedule as yardstick.
 
-    python benchmarks/search_settings.py --concepts castle church parachute --cases 32 --steps 100
+    python benchmarks/search_settings.py run --concepts castle church parachute --cases 32 --steps 100 --strength 0.7
+    python benchmarks/search_settings.py table
 
 Attacks ESD on the text encoder, applied at a strength between 0 (the original encoder) and 1, where more cases can be
-won than at full strength. Prints a row for each way: cases that the plain prompt leaves open, those whose image shows
-the concept after the last step, F of the search, and results whose own loss is worse than the plain prompt's.
+won than at full strength. `run` adds a row to benchmarks/results/search-settings.json for each (concept, seed,
+strength, steps, way), and skips rows that exist. `table` prints Markdown: of the cases that the plain prompt leaves
+open, those whose image shows the concept after the last step, for each test seed; results whose own loss is worse than
+the plain prompt's; F of the search per case.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +25,14 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from attacks import RECIPE, encoder_of
+from attacks import TRAINING, encoder_of
 from bypasses import interpolate
+from result_rows import ResultRows
 
 from advunlearn import miniature
 from advunlearn.attacks.registry import make_attack
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig
-from advunlearn.config.training import BankConfig
 from advunlearn.evaluation.evaluator import Evaluator, Subject
 from advunlearn.evaluation.inputs import EvaluationInputs
 from advunlearn.judges.convnet import ConvJudge
@@ -37,6 +42,7 @@ from advunlearn.models.loading import load
 from advunlearn.models.text_encoder import frozen
 
 NAME = "unlearndiffatk"
+SHARED: dict[str, Any] = {"attack_tokens": 5, "sampling_steps": 10, "repeats": 0}
 RANDOM: dict[str, Any] = {"timesteps": 0, "start": "random", "weight_decay": 0.0}
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -47,22 +53,22 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(evaluator: Evaluator, subject: Subject, way: dict[str, Any]) -> dict[str, int]:
-    """Attack the open cases in one way."""
+def measure(evaluator: Evaluator, subject: Subject, way: dict[str, Any]) -> dict[str, Any]:
+    """Attack the open cases in one way; return counts, and the cases that were won."""
     evaluator.inputs = EvaluationInputs(attack_settings={NAME: way})
     clean = evaluator.generate_from_prompts(subject, evaluator.cases.plain, evaluator.noise)
     cases = (~evaluator.detect_concept(clean)).nonzero().flatten()
     counted = count_forwards(subject.denoiser)
     context = replace(evaluator.make_context(subject, cases), denoiser=counted)
     attack: Any = make_attack(NAME, context, evaluator.make_attack_settings(NAME), evaluator.config.seed)
+    started = time.process_time()
     attack.run()
+    seconds = time.process_time() - started
     images = evaluator.generate_images(subject, attack.result().conditioning, evaluator.noise[cases])
-    return {
-        "open": len(cases),
-        "found": int(evaluator.detect_concept(images).sum()),
-        "F": counted.forwards,
-        "worse": int((attack.objective() > compute_plain_losses(attack)).sum()),
-    }
+    won = cases[evaluator.detect_concept(images)].tolist()
+    forwards = counted.forwards  # before the comparison with the plain prompts, which is no part of the search
+    worse = int((attack.objective() > compute_plain_losses(attack)).sum())
+    return {"open": len(cases), "won": won, "worse": worse, "F": forwards, "seconds": round(seconds, 1)}
 
 
 @torch.no_grad()
@@ -76,36 +82,68 @@ def compute_plain_losses(attack: Any) -> torch.Tensor:
     return losses / len(attack.fixed_draws)
 
 
+def run(args: argparse.Namespace, results: ResultRows) -> None:
+    """Measure the missing rows."""
+    torch.set_num_threads(1)
+    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
+    budget = {"cases": args.cases, "attack_steps": args.steps, "judge_interval": args.steps, "seed": args.eval_seed}
+    for name in args.concepts:
+        concept = ConceptConfig(concept=name)
+        erased = encoder_of(model, concept, "esd_text", TRAINING)
+        subject = Subject(interpolate(model.text_encoder, erased, args.strength), model.denoiser)
+        evaluator = Evaluator(model, judge, concept, EvaluateConfig(**SHARED, **budget))
+        key = {"concept": name, "seed": args.eval_seed, "strength": args.strength, "steps": args.steps}
+        for way in args.ways:
+            if results.has(**key, cases=args.cases, way=way):
+                continue
+            with frozen(subject.encoder, *subject.denoiser.modules()):
+                row = {**key, "cases": args.cases, "way": way, **measure(evaluator, subject, WAYS[way])}
+            results.add(row)
+            print(row, flush=True)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown, a row for each strength, number of steps and way; a cell has the test seeds in turn."""
+    concepts = list(dict.fromkeys(row["concept"] for row in rows))
+    heads = ["strength", "steps", "way", *concepts, "all", "worse than the plain prompt", "F per case"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["strength"], row["steps"], list(WAYS).index(row["way"]))):
+        groups.setdefault((row["strength"], row["steps"], row["way"]), []).append(row)
+    for group, own in groups.items():
+        cells = [[count(row) for row in own if row["concept"] == concept] for concept in concepts]
+        won, open_cases, worse = (sum(values) for values in zip(*map(totals, own), strict=True))
+        forwards = sum(row["F"] for row in own) / open_cases
+        ends = [f"{won}/{open_cases}", str(worse), f"{forwards:.0f}"]
+        lines.append(f"| {' | '.join([*map(str, group), *(', '.join(cell) or '-' for cell in cells), *ends])} |")
+    return "\n".join(lines)
+
+
+def totals(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Return a row's won cases, open cases, and results that are worse than the plain prompt."""
+    return len(row["won"]), row["open"], row["worse"]
+
+
+def count(row: dict[str, Any]) -> str:
+    """Return a row's won cases of the open ones."""
+    return f"{len(row['won'])}/{row['open']}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--concepts", nargs="+", default=["castle", "church", "parachute"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default", "published, typed"])
     parser.add_argument("--strength", type=float, default=0.7)
     parser.add_argument("--cases", type=int, default=32)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--eval-seed", type=int, default=4242)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
-    training = {"iterations": RECIPE.train.iterations, "trajectories": BankConfig().trajectories, "train_seed": 0}
-    config = EvaluateConfig(
-        cases=args.cases,
-        attack_steps=args.steps,
-        judge_interval=args.steps,
-        sampling_steps=10,
-        seed=args.eval_seed,
-        repeats=0,
-    )
-    print("| concept | way | open | found | F | worse than the plain prompt |\n|---|---|---|---|---|---|")
-    for name in args.concepts:
-        concept = ConceptConfig(concept=name)
-        erased = encoder_of(model, concept, "esd_text", training)
-        subject = Subject(interpolate(model.text_encoder, erased, args.strength), model.denoiser)
-        evaluator = Evaluator(model, judge, concept, config)
-        for way in args.ways:
-            with frozen(subject.encoder, *subject.denoiser.modules()):
-                row = measure(evaluator, subject, WAYS[way])
-            print(f"| {name} | {way} | {' | '.join(map(str, row.values()))} |", flush=True)
+    results = ResultRows("search-settings.json", {"evaluate": SHARED, "training": TRAINING})
+    if args.what == "run":
+        run(args, results)
+    else:
+        print(table(results.rows))
 
 
 if __name__ == "__main__":

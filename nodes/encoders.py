@@ -49,8 +49,8 @@ class LoadRobustCLIP(io.ComfyNode):
                     max=3.0,
                     step=0.05,
                     tooltip="interpolates the weights: 0 is the input CLIP, 1 the robust encoder, both bit-exact; "
-                    "below 1 the concept comes back (on the miniature, at 0.5 in most images); below 0 and above 1 "
-                    "extrapolates",
+                    "below 1 the concept comes back (on the miniature, at 0.5 in 27 of 40 images, at 0.3 in all); "
+                    "below 0 and above 1 extrapolates",
                 ),
                 io.Clip.Input(
                     "clip",

@@ -11,15 +11,16 @@ from advunlearn.attacks.best import BestPoints
 from advunlearn.attacks.gradient_attack import GradientAttack
 from advunlearn.attacks.registry import ATTACKS, attack_settings, make_attack
 from advunlearn.attacks.ring_a_bell import select_best
+from advunlearn.config.attacks import JUDGE_ONLY
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.models.text_encoder import frozen
 
 SEARCHES = [name for name, kind in ATTACKS.items() if issubclass(kind, GradientAttack)]
 
 
-def misled(name: str, context: AttackContext, keep: str) -> Attack:
+def misled(name: str, context: AttackContext, steps: int, **overrides: str) -> Attack:
     """Run a search that climbs its loss instead of descending it."""
-    settings = attack_settings(name, EvaluateConfig(), TINY[name] | {"steps": 3, "keep": keep})
+    settings = attack_settings(name, EvaluateConfig(), TINY[name] | {"steps": steps, **overrides})
     with frozen(context.encoder, *context.denoiser.modules()):
         attack = make_attack(name, context, settings, 1)
         assert isinstance(attack, GradientAttack)
@@ -28,16 +29,28 @@ def misled(name: str, context: AttackContext, keep: str) -> Attack:
     return attack
 
 
+def test_every_attack_has_an_objective_unless_each_step_is_judged() -> None:
+    # So that the next test leaves no attack out: the others have no loss in which they could end worse.
+    without = [name for name, kind in ATTACKS.items() if kind.objective is Attack.objective]
+    assert tuple(without) == JUDGE_ONLY == BLIND
+
+
+# One step ends before the second comparison, four behind it.
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name not in BLIND])
-def test_no_attack_ends_worse_than_it_began(name: str, context: AttackContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_attack_ends_worse_than_it_began(
+    name: str, steps: int, context: AttackContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("advunlearn.attacks.gradient_attack.COMPARED_LEVELS", 2)
+    monkeypatch.setattr("advunlearn.attacks.gradient_attack.COMPARE_INTERVAL", 3)
     before = attacked(name, context, steps=0)[0].objective()
-    end = misled(name, context, "best") if name in SEARCHES else attacked(name, context, steps=3)[0]
+    # The default of `keep` is tested: it is not given.
+    end = misled(name, context, steps) if name in SEARCHES else attacked(name, context, steps=steps)[0]
     after = end.objective()
     assert before is not None and after is not None and before.isfinite().all()
     assert (after <= before).all()
-    if name in SEARCHES:  # the control: the last point of the same steps is worse
-        last = misled(name, context, "last").objective()
+    if name in SEARCHES and steps > 1:  # the control: the last point of the same steps is worse
+        last = misled(name, context, steps, keep="last").objective()
         assert last is not None and (last > before).any()
 
 
