@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,17 @@ from torch import nn
 from advunlearn.formats.text_encoders import export_state, hash_encoder
 from advunlearn.models.encoder_files import load_encoder
 from advunlearn.models.loading import TextToImage
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse `run CONCEPT ENCODER [ENCODER ...]` or `table`, and the parser's own flags."""
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("concept", nargs="?", default="")
+    parser.add_argument("encoders", nargs="*", metavar="ENCODER", help="trained from the miniature")
+    args = parser.parse_args()
+    if args.what == "run" and not args.encoders:
+        parser.error("run needs a concept and at least one encoder")
+    return args
 
 
 def load_encoders(paths: Sequence[str], model: TextToImage, concept: str) -> Iterator[tuple[dict[str, str], nn.Module]]:

@@ -21,7 +21,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from given_encoders import load_encoders
+from given_encoders import load_encoders, parse_arguments
 from inversion import INVERSION, at
 from result_rows import ResultRows
 
@@ -82,15 +82,12 @@ def table(results: ResultRows) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("concept", nargs="?", default="")
-    parser.add_argument("encoders", nargs="*", metavar="ENCODER")
     parser.add_argument("--vectors", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--attack-steps", type=int, default=100)
     parser.add_argument("--judge-interval", type=int, default=20)
     parser.add_argument("--eval-seed", type=int, default=4242)
-    args = parser.parse_args()
+    args = parse_arguments(parser)
     evaluate = EvaluateConfig(
         cases=args.cases,
         attack_steps=args.attack_steps,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from given_encoders import load_encoders
+from given_encoders import load_encoders, parse_arguments
 from result_rows import ResultRows
 
 from advunlearn import miniature
@@ -123,12 +123,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("concept", nargs="?", default="")
-    parser.add_argument("encoders", nargs="*", metavar="ENCODER")
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("--eval-seed", type=int, default=4242)
-    args = parser.parse_args()
+    args = parse_arguments(parser)
     evaluate = EvaluateConfig(cases=args.cases, sampling_steps=10, seed=args.eval_seed, repeats=0)
     settings = {"evaluate": evaluate.to_dict(), "iterations": ITERATIONS}
     results = ResultRows("inverted-latents.json", settings)

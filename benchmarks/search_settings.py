@@ -5,9 +5,9 @@
 
 Attacks ESD on the text encoder, applied at a strength between 0 (the original encoder) and 1, where more cases can be
 won than at full strength. `run` adds a row to benchmarks/results/search-settings.json for each (concept, seed,
-strength, steps, way), and skips rows that exist. `table` prints Markdown: of the cases that the plain prompt leaves
-open, those whose image shows the concept after the last step, for each test seed; results whose own loss is worse than
-the plain prompt's; F of the search per case.
+strength, steps, way), and skips rows that exist, of however many cases. `table` prints Markdown: of the cases that the
+plain prompt leaves open, those whose image shows the concept after the last step, for each test seed; results whose own
+loss is worse than the plain prompt's; F of the search per case.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
         evaluator = Evaluator(model, judge, concept, EvaluateConfig(**SHARED, **budget))
         key = {"concept": name, "seed": args.eval_seed, "strength": args.strength, "steps": args.steps}
         for way in args.ways:
-            if results.has(**key, cases=args.cases, way=way):
+            if results.has(**key, way=way):
                 continue
             with frozen(subject.encoder, *subject.denoiser.modules()):
                 row = {**key, "cases": args.cases, "way": way, **measure(evaluator, subject, WAYS[way])}
