@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ..advunlearn.config.adversary import AdversaryConfig
-from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGE_ONLY
+from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGE_ONLY, P4DConfig
 from ..advunlearn.config.concept import ConceptConfig, quote_name
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
@@ -28,7 +30,7 @@ EMBEDDING_ATTACKS = ("soft_prefix", "cce")  # their results are no words
 ATTACKS = (*PREFIX_ATTACKS, *(name for name in ATTACK_NAMES if name not in (*PREFIX_ATTACKS, *JUDGE_ONLY)))
 OTHER_TOKENS = "CLIP Text Encode splits this text into other tokens than the attack found; the effect may differ"
 REFUSES_EMBEDDINGS = "{what}, but this CLIP refuses embeddings: set embeddings to allow in Load Robust CLIP"
-MAX_TOKENS = 75  # of a prompt, without the start and the end token
+OTHER_CHUNKS = "CLIP Text Encode keeps words together that the attack divided into two chunks; the effect may differ"
 
 
 class AdversarialPromptAttack(io.ComfyNode):
@@ -99,7 +101,9 @@ class AdversarialPromptAttack(io.ComfyNode):
         with host.enable_gradients():
             attacked = host.make_model(model, clip, resolution=resolution)
             attacked.denoiser.on_predict = status.beat
-            _require_plain_words(clip, attacked.tokenizer, prompt, MAX_TOKENS - tokens * (attack in PREFIX_ATTACKS))
+            inserted = _count_inserted(attack, prompt, tokens, overrides)
+            attacked = attacked.fit_prompts([prompt], inserted)
+            _check_prompt(clip, attacked.tokenizer, prompt, inserted)
             original = original_clip and clip_l.make_text_encoder(original_clip, attacked.denoiser.device)
             x_0 = host.encode_target(attacked, original, prompt, config, target, image, vae)
             context = _make_context(attacked, original, prompt, concept, x_0)
@@ -112,7 +116,7 @@ class AdversarialPromptAttack(io.ComfyNode):
         losses = f"loss {result.loss_before:.4f} before, {result.loss:.4f} after"
         report = (
             f"{attack} on {prompt!r}: denoising {losses} ({steps} steps, {len(result.embeddings)} tokens, best of "
-            f"{result.restarts})\n{text}" + f"\n{OTHER_TOKENS}" * (not typed and result.surrounding_text is None)
+            f"{result.restarts})\n{text}{_describe_differences(clip, result, text, typed)}"
         )
         conditioning = _encode_text(clip, text, len(result.embeddings) if embedding in text else 0)
         status.show(f"done: {losses}\n{text}")
@@ -212,21 +216,36 @@ def _make_context(attacked: Any, original: Any, prompt: str, concept: str, x_0: 
     )
 
 
+def _count_inserted(attack: str, prompt: str, tokens: int, overrides: Mapping[str, Any] | None) -> int:
+    """Return the largest number of tokens by which an attack makes a prompt longer."""
+    if attack == "p4d_k":
+        return math.ceil(len(prompt.split()) / P4DConfig(**(overrides or {})).word_interval)
+    return {"cce": 1}.get(attack, tokens * (attack in PREFIX_ATTACKS))
+
+
 def _token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     from ..advunlearn.models.tokenizer import tokenize
 
     return tokenize(tokenizer, [text])[0].tolist()  # type: ignore[no-any-return]
 
 
-def _require_plain_words(clip: Any, tokenizer: Tokenizer, prompt: str, limit: int) -> None:
-    """Raise AdvUnlearnError for a prompt with weights or embeddings, or with more tokens than the limit."""
+def _check_prompt(clip: Any, tokenizer: Tokenizer, prompt: str, inserted: int) -> None:
+    """Raise AdvUnlearnError for a prompt with weights or embeddings, or one too long with the inserted tokens."""
+    from ..advunlearn.models.prompt_tokens import check_prompt_length
     from . import clip_l
 
-    ids = _token_ids(tokenizer, prompt)
-    if not clip_l.tokenizes_to(clip, prompt, ids) or ids.index(tokenizer.eos_token_id) > limit + 1:
-        raise AdvUnlearnError(
-            f"the prompt has weights or embeddings, or more than {limit} tokens; use plain words and fewer of them"
-        )
+    check_prompt_length(tokenizer, [prompt], inserted)
+    if not clip_l.tokenizes_to(clip, prompt, _token_ids(tokenizer, prompt)):
+        raise AdvUnlearnError("the prompt has weights or embeddings; write it in plain words")
+
+
+def _describe_differences(clip: Any, result: PromptAttackResult, text: str, typed: bool) -> str:
+    """Return lines about what CLIP Text Encode reads otherwise than the attack did, "" if nothing."""
+    from . import clip_l
+
+    other_tokens = not typed and result.surrounding_text is None
+    other_chunks = clip_l.ends_chunk_early(clip.tokenize(text))
+    return f"\n{OTHER_TOKENS}" * other_tokens + f"\n{OTHER_CHUNKS}" * other_chunks
 
 
 def _encode_text(clip: Any, text: str, embeddings: int) -> Any:

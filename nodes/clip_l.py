@@ -199,6 +199,17 @@ def count_embeddings(tokens: Mapping[str, Sequence[Sequence[Any]]]) -> int:
 
 
 def tokenizes_to(clip: Any, text: str, ids: Sequence[int]) -> bool:
-    """Return whether CLIP Text Encode makes exactly these tokens (77, padded) of a text, all with weight 1."""
+    """Return whether CLIP Text Encode makes exactly these tokens of a text, all with weight 1.
+
+    `ids` are in padded chunks of 77; those behind the text's own have no start token, and are not made.
+    """
     chunks = clip.tokenize(text).get("l", [])
-    return len(chunks) == 1 and [(token, 1.0) for token in ids] == [(c[0], c[1]) for c in chunks[0]]
+    expected = [(token, 1.0) for i in range(0, len(ids), 77) if ids[i] == ids[0] for token in ids[i : i + 77]]
+    made = [(None if isinstance(token[0], Tensor) else token[0], token[1]) for chunk in chunks for token in chunk]
+    return made == expected
+
+
+def ends_chunk_early(tokens: Mapping[str, Sequence[Sequence[Any]]]) -> bool:
+    """Return whether a CLIP moved an embedding or a short text as a whole into the next chunk."""
+    last = [(chunk[-2][0], chunk[-1][0]) for chunk in tokens.get("l", ())[:-1]]
+    return any(not isinstance(token, Tensor) and token == end for token, end in last)

@@ -138,11 +138,18 @@ def free_slots(ids: Tensor, count: int, tokenizer: Tokenizer) -> PromptSlots:
 
 
 def interleaved_slots(prompts: Sequence[str], interval: int, tokenizer: Tokenizer, device: torch.device) -> PromptSlots:
-    """Return prompts with a slot in front of every `interval`-th word, the first included; never inside a word."""
+    """Return prompts with a slot in front of every `interval`-th word, the first included; never inside a word.
+
+    A prompt that leaves too little room has fewer slots, but at least one; it keeps its words, which may name the
+    concept.
+    """
     words = [[tokenizer(word).input_ids[1:-1] for word in prompt.split()] for prompt in prompts]
     starts = [list(accumulate(map(len, row), initial=0)) for row in words]  # in tokens; the last is the prompt's end
     tokens = [[token for word in row for token in word] for row in words]
-    return make_slots(tokens, [row[::interval] for row in starts], tokenizer, device)
+    room = num_chunks(tokenizer) * (tokenizer.model_max_length - 2)
+    counts = [max(1, room - len(row)) for row in tokens]
+    before = [row[::interval][:count] for row, count in zip(starts, counts, strict=True)]
+    return make_slots(tokens, before, tokenizer, device)
 
 
 def position_slots(

@@ -94,14 +94,14 @@ def replace_content(ids: Tensor, count: int, eos: int, placeholder: int = 0) -> 
 
 
 def check_prompt_length(tokenizer: Tokenizer, prompts: Sequence[str], count: int = 0) -> None:
-    """Raise AdvUnlearnError for a prompt that, with `count` more tokens, is too long for the text encoder."""
-    longest = tokenizer.model_max_length - 2  # without start and end of text
-    for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
-        if len(ids) - 2 + count > longest:
+    """Raise AdvUnlearnError for a prompt that, with `count` more tokens, is too long for the tokenizer's chunks."""
+    longest = num_chunks(tokenizer) * (tokenizer.model_max_length - 2)  # without start and end of text
+    for prompt, ids in zip(prompts, split_prompts(tokenizer, prompts), strict=True):
+        if len(ids) + count > longest:
             attack = f" of prompt and {count} adversarial tokens together" if count else ""
             advice = " or lower the number of adversarial tokens" if count else ""
             raise AdvUnlearnError(
-                f"the prompt {prompt!r} has {len(ids) - 2} tokens; the text encoder takes {longest}{attack}; "
+                f"the prompt {_shorten(prompt)} has {len(ids)} tokens; the text encoder takes {longest}{attack}; "
                 f"shorten it{advice}"
             )
 
@@ -142,7 +142,7 @@ def describe_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> str:
     first, tokens = next(iter((cut or long).items()))
     size = tokenizer.model_max_length - 2
     total = len(set(prompts))
-    example = f"{first[:60]!r}... ({tokens} tokens)"
+    example = f"{_shorten(first)} ({tokens} tokens)"
     if not cut:
         return (
             f"{len(long)} of {total} prompts have more than {size} tokens and are encoded in chunks, as ComfyUI does "
@@ -152,3 +152,7 @@ def describe_long_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> str:
         f"{len(cut)} of {total} prompts have more than {size * num_chunks(tokenizer)} tokens and are cut; what they "
         f"name behind the cut is not generated, while ComfyUI encodes it in further chunks: {example}"
     )
+
+
+def _shorten(prompt: str, length: int = 60) -> str:
+    return f"{prompt[:length]!r}..." if len(prompt) > length else repr(prompt)

@@ -179,6 +179,33 @@ def test_an_attack_returns_conditioning_prompt_and_embedding(
     assert is_same_image(sample_images(server, sample_graph(prompt)), get_images(server, outputs))
 
 
+@pytest.mark.parametrize(("attack", "size"), [("unlearndiffatk", 3), ("soft_prefix", 3), ("p4d_k", 20)])
+def test_a_prompt_of_two_chunks_is_attacked_with_all_its_words(
+    server: Server, base: pathlib.Path, attack: str, size: int
+) -> None:
+    words = 60 if attack == "p4d_k" else 73  # which leave no room for the attack's tokens in one chunk of 75
+    graph = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "attack": attack_node("small " * (words - 1) + "dog", attack, original_clip=("ckpt", 1)),
+        "prompt": node("PreviewAny", source=("attack", 1)),
+        "report": node("PreviewAny", source=("attack", 4)),
+    }
+    outputs = server.run(graph)
+    prompt, report = outputs["prompt"]["text"][0], outputs["report"]["text"][0]
+    assert prompt.count("small") >= words - 1 and prompt.endswith("dog") and "may differ" not in report, report
+    assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (size, 768)
+
+
+def test_a_prompt_of_more_than_four_chunks_is_refused(server: Server) -> None:
+    graph = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "attack": attack_node("dog " * 298, "soft_prefix"),
+    }
+    says = "has 298 tokens; the text encoder takes 300 of prompt and 3 adversarial tokens together; shorten it"
+    with pytest.raises(HostError, match=says):
+        server.run(graph)
+
+
 def test_an_attack_aims_at_the_connected_target(server: Server) -> None:
     def attack(prompt: str, **target: Any) -> dict[str, Any]:
         return attack_node(prompt, "soft_prefix", tokens=1, embedding_name="target", **target)

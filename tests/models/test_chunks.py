@@ -104,6 +104,15 @@ def test_slots_between_words_stand_in_both_chunks(tiny_model: TextToImage) -> No
     assert slots.at.tolist() == [[1, 40, 81]]
 
 
+def test_slots_without_room_are_left_out_and_the_words_stay(tiny_model: TextToImage) -> None:
+    prompt = "dog " * 72 + "church"  # 73 tokens: room for two slots of 25
+    slots = interleaved_slots([prompt, "a dog"], 3, tiny_model.tokenizer, torch.device("cpu"))
+    assert slots.at.tolist() == [[1, 5], [1, 77]]  # in front of words 0 and 3; the second prompt has one slot
+    church = tiny_model.tokenizer("church").input_ids[1]
+    assert content_tokens(slots.ids, tiny_model.tokenizer)[0][-1] == church
+    assert interleaved_slots([FILLER], 3, tiny_model.tokenizer, torch.device("cpu")).at.tolist() == [[1]]
+
+
 @pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix", "p4d_k", "mma", "pez", "ring_a_bell", "cce"])
 def test_every_attack_works_on_a_long_prompt(tiny_model: TextToImage, name: str) -> None:
     evaluator = Evaluator(

@@ -82,7 +82,8 @@ def test_in_conditioning_space_the_encoders_output_is_moved_and_measured(model: 
     start = prompts.starting_embeddings(torch.tensor([0, 1, 1]))
     assert start.std().item() == pytest.approx(clean.std().item(), rel=0.02)
     context = prompts.encode_embeddings(model.text_encoder, torch.tensor([1]), start[:1])
-    assert torch.equal(context, clean[1:] + start[:1])
+    # Not equal in the last bit on every processor: one prompt is encoded here, two above.
+    assert torch.allclose(context, clean[1:] + start[:1], atol=1e-5)
 
 
 def test_starts_from_the_concept_and_from_a_text(model: TextToImage) -> None:

@@ -112,7 +112,8 @@ def test_official_is_the_published_trainer(model: TextToImage, monkeypatch: pyte
     for i, row in enumerate(ROWS):
         losses = {"loss": row["loss"], "erase": row["erase"], "retain": row["retain_loss"]}
         assert {name: seen["loss"][i][name] for name in losses} == pytest.approx(losses, abs=1e-7)
-        assert seen["gradient_norms"][i] == pytest.approx(row["gradient_norms"], abs=1e-6 * max(row["gradient_norms"]))
+        # Processors sum the gradients in other orders: with MKL_CBWR=COMPATIBLE norms differ by 1.8e-6 of the largest.
+        assert seen["gradient_norms"][i] == pytest.approx(row["gradient_norms"], abs=5e-6 * max(row["gradient_norms"]))
         assert (seen["noise_pred"][i] - RECORD[f"{i}.concept.noise_pred"]).abs().max() < 5e-6
     assert seen["attack"] == pytest.approx([loss for row in ROWS for loss in row.get("attack_losses", [])], abs=1e-7)
     for i in (2, 3, 4):
