@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +218,7 @@ def _make_context(attacked: Any, original: Any, prompt: str, concept: str, x_0: 
 def _count_inserted(attack: str, prompt: str, tokens: int, overrides: Mapping[str, Any] | None) -> int:
     """Return the largest number of tokens by which an attack makes a prompt longer."""
     if attack == "p4d_k":
-        return math.ceil(len(prompt.split()) / P4DConfig(**(overrides or {})).word_interval)
+        return len(prompt.split()) // P4DConfig(**(overrides or {})).word_interval + 1
     return {"cce": 1}.get(attack, tokens * (attack in PREFIX_ATTACKS))
 
 

