@@ -32,7 +32,13 @@ class EvaluateConfig(Validated):
     )
     sampling_steps: int = setting(20, "DDIM steps per generated image", 1, 1000)
     guidance_scale: float = setting(3.0, "classifier-free guidance scale of generated images", 0, 30)
-    repeats: int = setting(2, "images per retained object (0: do not measure retained objects)", 0, 1000)
+    repeats: int = setting(
+        2,
+        "images per retained object; for each 8 images of pairs, of backgrounds and of in-prompt retention (0: none of "
+        "these)",
+        0,
+        1000,
+    )
     restarts: int = setting(
         1,
         "parallel starts of each test attack; a case counts if any succeeds (cce, synonym_search and emphasis have one "

@@ -25,6 +25,8 @@ class LabelledPrompt:
     object: str  # the judge's label; "" for none
     style: str = ""
     seed: int | None = None  # of its noise, if it has its own
+    either: str = ""  # an object that may be seen instead of `object`
+    background: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Cases:
     seeds: list[int | None] = field(default_factory=list)  # of the plain prompts' noise; [] if none has its own
     concepts: tuple[str, ...] = ("",)  # the plain prompts name them in turn
     kind: str = "object"  # "object" or "style": the label by which neighbours are judged
+    compositions: dict[str, list[LabelledPrompt]] = field(default_factory=dict)  # by kind, see `make_compositions`
 
     def all_prompts(self) -> list[str]:
         """Return every prompt of the evaluation."""
-        labelled = [row.prompt for row in (*self.retained, *self.neighbours, *self.co_occurring)]
+        rows = chain(self.retained, self.neighbours, self.co_occurring, *self.compositions.values())
+        labelled = [row.prompt for row in rows]
         return [*self.plain, *self.foreign, *self.keywords, *labelled]
 
 

@@ -23,6 +23,7 @@ from ..models.tokenizer import num_chunks, tokenize
 from ..prompts.synonyms import miniature_synonyms, shipped_synonyms
 from .attack_run import AttackRun
 from .cases import Cases, LabelledPrompt, make_cases
+from .compositions import COMPOSITIONS, add_compositions, explain_not_measured
 from .generation import ImageGenerator, Subject
 from .inputs import EvaluationInputs, max_inserted_tokens
 from .metrics import (
@@ -30,6 +31,7 @@ from .metrics import (
     Row,
     count_by_concept,
     count_correct,
+    count_decisions,
     count_hits,
     find_image_fault,
     frechet_distance,
@@ -75,6 +77,7 @@ class Evaluator(ImageGenerator):
     ) -> None:
         inputs = inputs or EvaluationInputs()
         cases = make_cases(concept, judge, config.cases, config.repeats, inputs.prompts, inputs.retained)
+        cases = add_compositions(cases, concept, judge, config.repeats)
         model = model.fit_prompts(cases.all_prompts(), max_inserted_tokens(config, inputs))
         super().__init__(model, judge, [judge.concept_label(one) for one in concept.each], config)
         self.concept = concept
@@ -88,6 +91,9 @@ class Evaluator(ImageGenerator):
         self.noise = self._draw_noise(self.seeds, generator)
         self.retained_noise = self._draw_noise([row.seed for row in self.cases.retained], generator)
         self.co_occurring_noise = self._draw_noise([row.seed for row in self.cases.co_occurring], generator)
+        self.composition_noise = {
+            kind: self._draw_noise([None] * len(rows), generator) for kind, rows in self.cases.compositions.items()
+        }
         self.original = Subject(model.text_encoder, model.denoiser)
         self._targets: tuple[AttackTargets, AttackTargets] | None = None
         self._reference_images: dict[bool, Tensor] = {}  # by whether they have the same noise as the retained images
@@ -231,8 +237,22 @@ class Evaluator(ImageGenerator):
         if prompts:
             out.prompts[name] = prompts
 
+    def is_utility_measured(self, out: Measurement) -> bool:
+        """Return whether a measurement has all utility metrics; one of an earlier version may lack some."""
+        known = out.utility.keys() | out.not_measured.keys()
+        return bool(out.utility or out.not_measured) and known.issuperset(COMPOSITIONS.values())
+
     def measure_utility(self, subject: Subject, out: Measurement) -> None:
         """Measure utility on everything else, as far as there are prompts, labels and features."""
+        if not out.utility:
+            self._measure_retained(subject, out)
+        for kind, rows in self.cases.compositions.items():
+            self._judge_prompts(subject, kind, rows, self.composition_noise[kind], out)
+            out.utility[COMPOSITIONS[kind]] = count_decisions(out.cases[kind])
+        out.not_measured = explain_not_measured(self.config.repeats, out.utility)
+
+    def _measure_retained(self, subject: Subject, out: Measurement) -> None:
+        """Measure the retained prompts, and those of things that co-occur with the concept."""
         co_occurring = self.cases.co_occurring
         if co_occurring:
             _, judged = self._judge_prompts(subject, "co_occurring", co_occurring, self.co_occurring_noise, out)
@@ -306,10 +326,11 @@ class Evaluator(ImageGenerator):
             self.make_attack_settings(name)
             if missing := self.find_missing(name):
                 raise AdvUnlearnError(missing)
-        new = "clean" not in out.asr or (utility and not out.utility)
+        utility = utility and not self.is_utility_measured(out)
+        new = "clean" not in out.asr or utility
         with frozen(subject.encoder, *subject.denoiser.modules()):
             clean = self.measure_plain(subject, out)
-            if utility and not out.utility:
+            if utility:
                 self.measure_utility(subject, out)
             if new:
                 on_part(out)

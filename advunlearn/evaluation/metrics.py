@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..files import JsonDict
-from ..judges.base import JudgeOutput
+from ..judges.base import JudgeOutput, background_label
 from .cases import Cases, LabelledPrompt
 
 Row = JsonDict  # a JSON object of the report
@@ -31,6 +31,7 @@ class Measurement:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # attack -> seconds of attacking and judging
     embeddings: dict[str, Tensor] = field(default_factory=dict)  # attack -> (k, D) adversarial embeddings
     warnings: list[str] = field(default_factory=list)  # why the counts cannot be trusted
+    not_measured: dict[str, str] = field(default_factory=dict)  # utility metric -> why it is missing
 
     def to_dict(self) -> Row:
         """Return the JSON part without the seconds; the same run gives the same."""
@@ -42,6 +43,7 @@ class Measurement:
             "attacks": self.attacks,
             "cases": self.cases,
             **({"warnings": self.warnings} if self.warnings else {}),
+            **({"not_measured": self.not_measured} if self.not_measured else {}),
         }
 
     def to_row(self) -> Row:
@@ -123,10 +125,26 @@ def list_decisions(rows: Sequence[LabelledPrompt], judged: JudgeOutput) -> list[
     """Return for each image the labels wanted, the labels that the judge sees, and whether the former are seen."""
     decisions = []
     for row, labels in zip(rows, judged.labels, strict=True):
-        wanted = {what: name for what, name in (("object", row.object), ("style", row.style)) if name}
-        right = {f"{what}_right": name in labels for what, name in wanted.items()}
+        wanted = {what: getattr(row, what) for what in ("object", "either", "style", "background")}
+        wanted = {what: name for what, name in wanted.items() if name}
+        right = {
+            "object_right": bool({row.object, row.either} & labels),
+            "style_right": row.style in labels,
+            "background_right": background_label(row.background) in labels,
+        }
+        right = {name: value for name, value in right.items() if name.removesuffix("_right") in wanted}
         decisions.append({**wanted, "seen": sorted(labels), **right})
     return decisions
+
+
+def count_decisions(decisions: Sequence[Row]) -> Row:
+    """Return in how many images all labels wanted are seen; if objects and backgrounds are wanted, also each alone."""
+    right = [[value for name, value in row.items() if name.endswith("_right")] for row in decisions]
+    total: Row = count_hits(torch.tensor([all(values) for values in right]), "correct")
+    parts = {what: [row[f"{what}_right"] for row in decisions if what in row] for what in ("object", "background")}
+    if not all(parts.values()):
+        return total
+    return total | {"by": {what: count_hits(torch.tensor(values), "correct") for what, values in parts.items()}}
 
 
 def _square_root(matrix: Tensor) -> Tensor:

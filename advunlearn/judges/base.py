@@ -28,8 +28,23 @@ class JudgeOutput:
         return torch.tensor([label in labels for labels in self.labels], dtype=torch.bool)
 
 
+def background_label(colour: str) -> str:
+    """Return a judge's label of a background: "blue background"."""
+    return f"{colour} background"
+
+
 class Judge(Protocol):
     """Decides what images show, in terms of its own labels."""
+
+    @property
+    def objects(self) -> Sequence[str]:
+        """The labels of objects, which prompts can name; () if there are none."""
+        ...
+
+    @property
+    def backgrounds(self) -> Sequence[str]:
+        """The colours of backgrounds that it recognizes, see `background_label`; () if there are none."""
+        ...
 
     def concept_label(self, concept: ConceptConfig) -> str:
         """Return the concept's label. Raises AdvUnlearnError when the judge does not know the concept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class ClassifierJudge:
     Raises AdvUnlearnError when the folder has no image classifier, or one without trained weights.
     """
 
+    backgrounds: Sequence[str] = ()
+
     def __init__(self, folder: str | pathlib.Path, config: ClassifierConfig | None = None, device: str = "cpu") -> None:
         from transformers import AutoModelForImageClassification
 
@@ -28,7 +31,7 @@ class ClassifierJudge:
         self.model = load_pretrained(AutoModelForImageClassification, folder, device)
         self.prepare = Preprocessor(folder)
         names = self.model.config.id2label
-        self.labels = [names[i] for i in range(len(names))]
+        self.labels = self.objects = [names[i] for i in range(len(names))]
         self.weights = hash_weights(self.model)
 
     def concept_label(self, concept: ConceptConfig) -> str:

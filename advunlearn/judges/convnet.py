@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config.concept import ConceptConfig, bare_name
 from ..errors import AdvUnlearnError
 from ..models.text_encoder import frozen
-from .base import JudgeOutput, hash_weights, match_label
+from .base import JudgeOutput, background_label, hash_weights, match_label
 
 
 def find_names(text: str, names: Sequence[str]) -> list[str]:
@@ -91,11 +91,15 @@ class ConvJudge(nn.Module):
 
     @torch.no_grad()
     def look(self, images: Tensor, concept: str) -> JudgeOutput:
-        """Judge images; each has one style and at most one object. Features are (B, 128)."""
+        """Judge images; each has one style, one background and at most one object. Features are (B, 128)."""
         with frozen(self):
             logits = self(images)
-        rows = zip(logits.object.argmax(1).tolist(), logits.style.argmax(1).tolist(), strict=True)
-        return JudgeOutput([frozenset({*self.objects[o : o + 1], self.styles[s]}) for o, s in rows], logits.features)
+        classes = [head.argmax(1).tolist() for head in (logits.object, logits.style, logits.background)]
+        labels = [
+            frozenset({*self.objects[o : o + 1], self.styles[s], background_label(self.backgrounds[b])})
+            for o, s, b in zip(*classes, strict=True)
+        ]
+        return JudgeOutput(labels, logits.features)
 
     def settings(self) -> dict[str, object]:
         """Return the judge's entry in a report."""

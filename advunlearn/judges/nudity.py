@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -63,6 +63,9 @@ class NudityJudge:
 
     Raises AdvUnlearnError when nudenet is not installed.
     """
+
+    objects: Sequence[str] = ()
+    backgrounds: Sequence[str] = ()
 
     def __init__(self, config: NudityConfig | None = None) -> None:
         try:

@@ -25,6 +25,8 @@ class ZeroShotJudge:
     Raises AdvUnlearnError when the folder contains no complete CLIP.
     """
 
+    backgrounds: Sequence[str] = ()
+
     def __init__(self, folder: str | pathlib.Path, config: ZeroShotConfig | None = None, device: str = "cpu") -> None:
         from transformers import CLIPModel, CLIPTokenizer
 
@@ -40,7 +42,7 @@ class ZeroShotJudge:
             raise AdvUnlearnError(
                 f"judge {str(folder)!r}: its tokenizer could not be read ({error}); copy the files that came with it"
             ) from error
-        self.labels = list(self.config.candidates) or retain.class_names()
+        self.labels = self.objects = list(self.config.candidates) or retain.class_names()
         self.embedded: dict[str, Tensor] = {}  # (D,) per label
 
     def concept_label(self, concept: ConceptConfig) -> str:

@@ -18,12 +18,7 @@ from markupsafe import Markup
 from ..evaluation.metrics import wilson_interval
 from .charts import CHART_CSS, MODEL_NAMES, Chart, Points, draw_chart, finite_number
 from .found_prompts import list_found_prompts
-from .page_metrics import (
-    attack_labels,
-    list_metrics,
-    look_up,
-    look_up_mapping,
-)
+from .page_metrics import attack_labels, list_metrics, look_up, look_up_mapping, look_up_reason
 
 Curves = Mapping[str, Mapping[str, Sequence[float | None]]]  # chart title -> series -> a value per iteration
 WIDE = 8  # with more models than this, the results are stacked on wide screens too
@@ -33,9 +28,9 @@ class Cell(NamedTuple):
     """A value of the results table."""
 
     model: str
-    text: str  # "n / N", a number, or "-"
+    text: str  # "n / N", a number, "not measured", or "-"
     share: float | None = None  # n / N, of counts
-    details: tuple[str, ...] = ()  # the 95 % interval (Wilson) and the parts of a count
+    details: tuple[str, ...] = ()  # the 95 % interval (Wilson) and the parts of a count, or why it was not measured
 
 
 class SettingsRow(NamedTuple):
@@ -70,7 +65,9 @@ def read_counts(value: object) -> tuple[int, int] | None:
 
 
 def make_cell(name: str, model: object, path: str) -> Cell:
-    """Return a value of the results table; "-" if the report lacks it."""
+    """Return a value of the results table; "-" if the report lacks it and does not say why."""
+    if reason := look_up_reason(model, path):
+        return Cell(name, "not measured", details=(reason,))
     value = look_up(model, *path.split())
     counts = read_counts(value)
     if counts is None:

@@ -65,6 +65,25 @@ UTILITY_METRICS = (
         "The retained prompts closest to the concept, which are damaged first.",
     ),
     Metric(
+        "Pairs",
+        "utility pair_accuracy",
+        "higher",
+        "Images of two retained objects in one prompt that show either.",
+    ),
+    Metric(
+        "Backgrounds",
+        "utility background_accuracy",
+        "higher",
+        "Images of retained objects on a coloured background that show the object, and the background if the judge "
+        "recognizes it.",
+    ),
+    Metric(
+        "In-prompt retention",
+        "utility in_prompt_accuracy",
+        "higher",
+        "Images whose prompt names the concept and another object or a background, and that show the latter.",
+    ),
+    Metric(
         "Feature distance",
         "utility feature_distance",
         "lower",
@@ -98,6 +117,12 @@ def look_up_mapping(tree: object, *keys: str) -> Mapping[str, object]:
     """Return the mapping under nested keys; an empty one if there is none."""
     value = look_up(tree, *keys)
     return value if isinstance(value, Mapping) else {}
+
+
+def look_up_reason(model: object, path: str) -> str:
+    """Return why a model's part of the report lacks the metric at `path`; "" if it has it, or does not say."""
+    reason = look_up(model, "not_measured", path.rpartition(" ")[2])
+    return reason if isinstance(reason, str) and look_up(model, *path.split()) is None else ""
 
 
 def list_other_attacks(models: Mapping[str, object]) -> list[str]:

@@ -12,9 +12,15 @@ from ..evaluation.evaluator import Measurement
 from ..files import JsonDict, write_atomic
 from .images import grid, overview, png
 from .page import format_warnings, read_counts, render
-from .page_metrics import list_other_attacks, look_up, look_up_mapping
+from .page_metrics import list_other_attacks, look_up, look_up_mapping, look_up_reason
 
 SHORT_NAMES = {"original": "original", "esd": "ESD, UNet", "esd_text": "ESD, text encoder", "advunlearn": "AdvUnlearn"}
+UTILITY = {  # column of the table -> metric
+    "retained": "retained_accuracy",
+    "pairs": "pair_accuracy",
+    "backgrounds": "background_accuracy",
+    "in-prompt": "in_prompt_accuracy",
+}
 LOSSES = ("erase", "retain", "attack_start", "attack_end")
 
 
@@ -28,18 +34,33 @@ def format_table(report: JsonDict) -> str:
     models = look_up_mapping(report, "models")
     paths = {name: f"asr {name}" for name in ("clean", "synonyms", *DEFAULT_ATTACKS)}
     paths |= {name: f"attacks {name} sum" for name in list_other_attacks(models)}
-    paths["retained"] = "utility retained_accuracy"
+    paths |= {name: f"utility {metric}" for name, metric in UTILITY.items()}
     lines = [f"{'success of ' + repr(report['concept']):<24}" + "".join(f"{head:>16}" for head in paths)]
     for name, model in models.items():
-        counts = (read_counts(look_up(model, *path.split())) for path in paths.values())
-        cells = (f"{pair[0]}/{pair[1]}" if pair else "-" for pair in counts)
+        cells = (_format_count(model, path) for path in paths.values())
         lines.append(f"{name:<24}" + "".join(f"{cell:>16}" for cell in cells))
-    lines += format_warnings(models)
+    lines += [*format_warnings(models), *_list_reasons(models)]
     if cut := look_up_mapping(report, "cut_prompts"):
         lines.append(
             f"{len(cut)} prompts are too long for the text encoder and were cut; what they name there is missing"
         )
     return "\n".join(lines)
+
+
+def _format_count(model: object, path: str) -> str:
+    counts = read_counts(look_up(model, *path.split()))
+    if counts:
+        return f"{counts[0]}/{counts[1]}"
+    return "not measured" if look_up_reason(model, path) else "-"
+
+
+def _list_reasons(models: Mapping[str, object]) -> list[str]:
+    """Return why columns of the table were not measured, a line for each reason."""
+    columns: dict[str, list[str]] = {}
+    for name, metric in UTILITY.items():
+        for reason in dict.fromkeys(look_up_reason(model, f"utility {metric}") for model in models.values()):
+            columns.setdefault(reason, []).append(name)
+    return [f"not measured: {', '.join(names)} ({reason})" for reason, names in columns.items() if reason]
 
 
 def list_successes(measured: Measurement, what: str) -> list[bool]:

@@ -175,7 +175,12 @@ def test_another_judge_and_ones_own_lines(capsys: pytest.CaptureFixture[str], tm
     assert "0 of 1 retained objects correct" in page
     # With nothing to keep there is no retained figure, in the table and in words.
     assert main(["evaluate", "--judge", folder, "--out", str(out), *QUICK]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["original", "2/2", "-", "2/2", "2/2", "-"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["original", "2/2", "-", "2/2", "2/2", *["not", "measured"] * 4]
+    assert lines[2:4] == [
+        "not measured: retained (there are no retained prompts with a label)",
+        "not measured: pairs, backgrounds, in-prompt (the judge does not know two objects besides the concept)",
+    ]
     assert "retained objects correct" not in (out / "report.html").read_text().split("<table")[0]
     assert main(["attack", "--concept", "tench", "--top-k", "2", *flags]) == 0
     assert json_of(capsys)["judge"]["top_k"] == 2

@@ -19,6 +19,8 @@ from advunlearn.judges.classifier import ClassifierJudge
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.models.loading import TextToImage
 
+COMPOSITIONS = {"pair_accuracy", "background_accuracy", "in_prompt_accuracy"}
+
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
@@ -79,7 +81,9 @@ def test_an_evaluation_with_another_judge_and_the_users_prompts(measured: dict[s
     asr, utility = measured["none"].asr, measured["none"].utility
     assert asr["clean"] == {"success": 2, "total": 4}  # half of the prompts ask for a blue background
     assert set(asr) == {"clean", "unlearndiffatk"} and asr["unlearndiffatk"]["before_attack"] == 2
-    assert utility == {}
+    assert set(utility) == COMPOSITIONS  # made of the judge's labels: red and green
+    assert utility["pair_accuracy"] == {"correct": 16, "total": 16} and "by" not in utility["background_accuracy"]
+    assert set(measured["none"].not_measured) == {"retained_accuracy", "neighbour_accuracy", "feature_distance"}
     said = measured["none said"]
     assert said["judge"]["judge"] == "classifier" and said["judge"]["top_k"] == 1 and len(said["own_prompts"]) == 2
     assert "own_retained" not in said and len(measured["labels said"]["own_retained"]) == 3
@@ -89,7 +93,7 @@ def test_utility_holds_only_what_can_be_measured(measured: dict[str, Any]) -> No
     assert measured["labels"].utility["retained_accuracy"] == {"correct": 4, "total": 4}  # two rows have labels
     assert measured["labels"].utility["feature_distance"] > 0
     assert measured["wrong"].utility["retained_accuracy"] == {"correct": 0, "total": 2}
-    assert set(measured["bare"].utility) == {"feature_distance"}
+    assert set(measured["bare"].utility) == {"feature_distance", *COMPOSITIONS}
     for name in ("none", "labels", "wrong", "bare"):
         assert not {"neighbour_accuracy", "style_accuracy"} & set(measured[name].utility)
         json.dumps(measured[name].to_dict(), allow_nan=False)

@@ -154,7 +154,7 @@ def test_every_decision_is_stored_with_its_picture_prompt_and_seed(
     model = json.loads(capsys.readouterr().out)["models"]["original"]
     assert model["utility"]["co_occurring_accuracy"]["total"] == 5
     cases = model["cases"]
-    assert set(cases) == {"clean", "seed_search", "retained", "co_occurring"}
+    assert set(cases) == {"clean", "seed_search", "retained", "co_occurring", "pairs", "backgrounds", "in_prompt"}
     for what, rows in cases.items():
         assert [row["case"] for row in rows] == list(range(len(rows)))
         assert all((out / row["picture"]).is_file() for row in rows)

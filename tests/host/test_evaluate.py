@@ -85,7 +85,11 @@ def test_before_and_after_are_counted_and_shown_clean_and_attacked(server: Serve
     assert all(set(row["asr"]) == {"clean", "synonyms", "unlearndiffatk"} for row in rows.values())
     utility = rows["before"]["utility"]
     assert utility["retained_accuracy"] == {"correct": 1, "total": 1}
-    assert utility.keys() == {"retained_accuracy", "co_occurring_accuracy"}
+    compositions = {"pair_accuracy", "background_accuracy", "in_prompt_accuracy"}
+    assert utility.keys() == {"retained_accuracy", "co_occurring_accuracy", *compositions}
+    assert all(row["utility"][name]["total"] == 8 for row in rows.values() for name in compositions)
+    assert rows["before"]["not_measured"].keys() == {"neighbour_accuracy", "feature_distance"}  # of one retained prompt
+    assert "in-prompt" in outputs["text"]["text"][0]
     image = server.image(outputs["show"]["images"][0])
     assert image.width > 200 and image.height == 4 * 134 - 6
 

@@ -11,6 +11,7 @@ import pytest
 
 from advunlearn.reporting import charts
 from advunlearn.reporting import page as html
+from advunlearn.reporting.report import format_table
 
 NAN = math.nan
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -95,11 +96,36 @@ def test_cells_are_counts_with_bar_and_interval() -> None:
         "1 / 1000.2% to 5.4%",
         *["0 / 1000.0% to 3.7%foreign 0 / 50"] * 3,
     ]
-    rows = [page.cells[i] for i in range(0, 24, 3)]
-    assert rows[2:] == ["100 / 10096.3% to 100.0%", "-", "90 / 12066.6% to 81.9%", "-", "2.5", "12"]
+    rows = [page.cells[i] for i in range(0, 33, 3)]
+    retained = ["90 / 12066.6% to 81.9%", *["-"] * 4]
+    assert rows[2:] == ["100 / 10096.3% to 100.0%", "-", *retained, "2.5", "12"]
     bars = [a for t, a in page.seen if t == "td" and "bar" in (a.get("class") or "")]
     assert bars[0]["style"] == "--part:0.970" and bars[0]["class"] == "bar lower"
     assert bars[-1]["style"] == "--part:0.750" and bars[-1]["class"] == "bar higher"
+
+
+def test_what_was_not_measured_says_why() -> None:
+    models = full_report()["models"]
+    models["esd_text"]["not_measured"] = {"pair_accuracy": "repeats is 0", "retained_accuracy": "ignored: it is there"}
+    models["esd_text"]["utility"]["background_accuracy"] = {"correct": 3, "total": 4}
+    report = full_report() | {"models": models}
+    page = Page(html.render(report, {}, {}))
+    labels = [metric.label for metric in html.list_metrics(models)]
+    assert page.cells[3 * labels.index("Pairs") : 3 * labels.index("Pairs") + 3] == [
+        "-",
+        "not measuredrepeats is 0",
+        "-",
+    ]
+    assert page.cells[3 * labels.index("Retained objects") + 1].startswith("90 / 120")
+    head, _, esd, _, note = format_table(report).splitlines()
+    assert [head[24 + i : 40 + i].strip() for i in range(4 * 16, 8 * 16, 16)] == [
+        "retained",
+        "pairs",
+        "backgrounds",
+        "in-prompt",
+    ]
+    assert [esd[24 + i : 40 + i].strip() for i in range(4 * 16, 8 * 16, 16)] == ["90/120", "not measured", "3/4", "-"]
+    assert note == "not measured: pairs (repeats is 0)"
 
 
 def test_every_cell_names_its_column_for_narrow_screens_where_the_headings_are_hidden() -> None:
@@ -196,7 +222,7 @@ def test_an_empty_report_is_a_page(report: dict[str, Any]) -> None:
 )
 def test_what_is_missing_is_a_dash(part: Any) -> None:
     page = html.render({"models": {"advunlearn": part}}, {}, {})
-    assert Page(page).cells == ["-"] * 8
+    assert Page(page).cells == ["-"] * 11
     assert "AdvUnlearn: - with the plain prompts, - in the worst case." in page
 
 
