@@ -14,6 +14,7 @@ from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import check_name, find_name_fault
 from .evaluation_settings import attack_settings_input, check_attack_settings
+from .loaded_files import check_loaded_files
 from .status import Status, refuse, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
 
@@ -85,8 +86,10 @@ class AdversarialPromptAttack(io.ComfyNode):
         without a VAE, for an invalid name, and for a CLIP that refuses the embeddings of the result.
         """
         from ..advunlearn.attacks.single_prompt import attack_prompt
-        from . import clip_l, folders, host
+        from ..advunlearn.models.encoder_files import embedding_file
+        from . import clip_l, folders, host, text_encoders
 
+        check_loaded_files(cls.hidden)
         _check_inputs(clip, prompt, attack, restarts, embedding_name, original_clip)
         overrides = check_attack_settings(attack_settings, [attack]).get(attack)
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
@@ -103,13 +106,13 @@ class AdversarialPromptAttack(io.ComfyNode):
             inserted = _count_inserted(attack, prompt, tokens, overrides)
             attacked = attacked.fit_prompts([prompt], inserted)
             _check_prompt(clip, attacked.tokenizer, prompt, inserted)
-            original = original_clip and clip_l.make_text_encoder(original_clip, attacked.denoiser.device)
+            original = original_clip and text_encoders.make_text_encoder(original_clip, attacked.denoiser.device)
             x_0 = host.encode_target(attacked, original, prompt, config, target, image, vae)
             context = _make_context(attacked, original, prompt, concept, x_0)
             result = attack_prompt(
                 context, attack, restarts=restarts, config=config, overrides=overrides, on_step=follow
             )
-            embedding = folders.save_embedding(embedding_name, result.embeddings)
+            embedding = folders.save_embedding(embedding_name, embedding_file(result.embeddings, attacked.text_encoder))
             typed = result.exact and clip_l.tokenizes_to(clip, result.text, _token_ids(attacked.tokenizer, result.text))
         text = _text_for_comfyui(result, embedding, typed)
         losses = f"loss {result.loss_before:.4f} before, {result.loss:.4f} after"
@@ -148,7 +151,7 @@ def _check_inputs(clip: Any, prompt: str, attack: str, restarts: int, embedding_
 def _inputs() -> list[Any]:
     """Return the inputs; their order is part of saved graphs."""
     return [
-        io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
+        io.Model.Input("model", tooltip="a Stable Diffusion 1.x or SDXL model"),
         io.Clip.Input("clip", tooltip="the CLIP to attack, for example a robust one"),
         io.String.Input("prompt", default="a church", tooltip="the prompt that names the concept"),
         io.String.Input(

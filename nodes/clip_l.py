@@ -1,4 +1,4 @@
-"""CLIP-L inside the host's CLIP: read it, replace it, make a CLIP of it."""
+"""CLIP-L, and SDXL's CLIP-G, inside the host's CLIP: read it, replace it, make a CLIP of it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from torch import Tensor
 
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.formats.detect import PROJECTION, TEXT_PREFIX, count_layers, require_width
-from ..advunlearn.formats.lora import LORA_TE, LORA_TE1
+from ..advunlearn.formats.lora import LORA_TE, LORA_TE1, LORA_TE2
 from ..advunlearn.formats.text_encoders import load_state
 from ..advunlearn.formats.weights import describe_mismatch, get_shapes
 from ..advunlearn.models.text_encoder import set_clip_skip
 
 CLIP_L = "clip_l.transformer."
+ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu"}
 
 
 @torch.no_grad()
-def read_state(clip: Any) -> dict[str, Tensor]:
-    """Return CLIP-L's weights in float32 on the CPU, patches applied, under `text_model.` keys.
+def read_state(clip: Any, part: str = "clip_l") -> dict[str, Tensor]:
+    """Return CLIP-L's or CLIP-G's weights in float32 on the CPU, patches applied, under `text_model.` keys.
 
     They are computed from the base weights and the patches, because the weights of a loaded model may be partly
     offloaded and its state dict then lacks the patches. Raises AdvUnlearnError if the CLIP has no CLIP-L.
     """
     require_clip_l(clip)
     state = {}
-    for key, (base, *patches) in clip.patcher.get_key_patches(CLIP_L + TEXT_PREFIX).items():
-        if key.endswith("position_ids"):
+    prefix = f"{part}.transformer."
+    for key, (base, *patches) in clip.patcher.get_key_patches(prefix).items():
+        is_used = key.startswith(prefix + TEXT_PREFIX) or (part == "clip_g" and key == prefix + PROJECTION)
+        if key.endswith("position_ids") or not is_used:
             continue
         weight, convert = base
         # Copy, since patches are applied in place.
         value = convert(weight.detach().to("cpu", torch.float32, copy=True), inplace=True)
-        state[key.removeprefix(CLIP_L)] = comfy.lora.calculate_weight(patches, value, key).detach().clone()
+        state[key.removeprefix(prefix)] = comfy.lora.calculate_weight(patches, value, key).detach().clone()
     return state
 
 
@@ -47,20 +50,29 @@ def require_clip_l(clip: Any) -> None:
         encoders = [name for name, _ in clip.cond_stage_model.named_children()]
         raise AdvUnlearnError(
             f"this CLIP has no CLIP-L text encoder (it has {', '.join(encoders) or 'none'}); connect the CLIP of a "
-            "Stable Diffusion 1.x, SDXL, SD3, Flux or HunyuanVideo model"
+            "Stable Diffusion 1.x, SDXL, SD3, Flux, HunyuanVideo, HiDream or Kandinsky 5 model"
         )
 
 
-def find_lora_prefix(clip: Any) -> str:
-    """Return the start of CLIP-L's keys in kohya's LoRA files; it differs if there is more than one encoder."""
+def find_lora_prefix(clip: Any, part: str = "clip_l") -> str:
+    """Return the start of an encoder's keys in kohya's LoRA files; CLIP-L's differs if there is another encoder."""
+    if part == "clip_g":
+        return LORA_TE2
     return LORA_TE if len(list(clip.cond_stage_model.named_children())) == 1 else LORA_TE1
 
 
 def make_text_encoder(clip: Any, device: torch.device) -> Any:
     """Return the CLIP-L of a CLIP as a transformers CLIPTextModel in float32 on a device."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    encoder = make_part(clip, "clip_l", device)
+    set_clip_skip(encoder, count_skipped(clip.layer_idx, encoder.config.num_hidden_layers))
+    return encoder
 
-    state = read_state(clip)
+
+def make_part(clip: Any, part: str, device: torch.device) -> Any:
+    """Return an encoder of a CLIP in float32: CLIP-L as a CLIPTextModel, CLIP-G as a CLIPTextModelWithProjection."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    state = read_state(clip, part)
     vocabulary, width = state[TEXT_PREFIX + "embeddings.token_embedding.weight"].shape
     config = CLIPTextConfig(
         vocab_size=vocabulary,
@@ -68,19 +80,19 @@ def make_text_encoder(clip: Any, device: torch.device) -> Any:
         intermediate_size=4 * width,
         num_hidden_layers=count_layers(state),
         num_attention_heads=width // 64,
-        hidden_act="quick_gelu",
+        hidden_act=ACTIVATIONS[part],
         bos_token_id=49406,
         eos_token_id=49407,
         pad_token_id=49407,
         projection_dim=width,
     )
     with torch.device("meta"):  # initialising random weights would take longer than everything else here
-        encoder = CLIPTextModel(config).float().train(False).requires_grad_(False)
-    encoder.to_empty(device="cpu")
-    for position_ids in encoder.buffers():
-        position_ids.copy_(torch.arange(position_ids.shape[-1]))
-    load_state(encoder, state, "the CLIP")
-    set_clip_skip(encoder, count_skipped(clip.layer_idx, config.num_hidden_layers))
+        kind = CLIPTextModelWithProjection if part == "clip_g" else CLIPTextModel
+        encoder = kind(config).float().train(False).requires_grad_(False)
+    load_state(encoder, state, "the CLIP", assign=True)  # a copy would take 3 GB more for SDXL
+    for module in encoder.modules():
+        for name, position_ids in module.named_buffers(recurse=False):
+            setattr(module, name, torch.arange(position_ids.shape[-1]).expand(position_ids.shape))
     return encoder.to(device)
 
 
@@ -130,15 +142,15 @@ def replace_encoder(clip: Any, tensors: Mapping[str, Tensor], strength: float, s
     return clone
 
 
-def make_clip(tensors: Mapping[str, Tensor]) -> Any:
-    """Make a CLIP for Stable Diffusion 1.x of an encoder's weights under `text_model.` keys."""
+def make_clip(tensors: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = None) -> Any:
+    """Make a CLIP for Stable Diffusion 1.x, or with CLIP-G for SDXL, of weights under `text_model.` keys."""
     import comfy.sd
 
     width = tensors[TEXT_PREFIX + "final_layer_norm.weight"].shape[0]
     # The host leaves a missing projection as uninitialised memory, which CLIPSave would write.
     state = {**tensors, PROJECTION: torch.eye(width)}
     return comfy.sd.load_text_encoder_state_dicts(
-        [state],
+        [state, *([dict(second)] if second else [])],
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
     )
@@ -199,14 +211,23 @@ def count_embeddings(tokens: Mapping[str, Sequence[Sequence[Any]]]) -> int:
 
 
 def tokenizes_to(clip: Any, text: str, ids: Sequence[int]) -> bool:
-    """Return whether CLIP Text Encode makes exactly these tokens of a text, all with weight 1.
+    """Return whether CLIP Text Encode makes exactly these tokens of a text, for all CLIP encoders and with weight 1.
 
     `ids` are in padded chunks of 77; those behind the text's own have no start token, and are not made.
     """
-    chunks = clip.tokenize(text).get("l", [])
-    expected = [(token, 1.0) for i in range(0, len(ids), 77) if ids[i] == ids[0] for token in ids[i : i + 77]]
-    made = [(None if isinstance(token[0], Tensor) else token[0], token[1]) for chunk in chunks for token in chunk]
-    return made == expected
+    chunks = [ids[i : i + 77] for i in range(0, len(ids), 77) if ids[i] == ids[0]]
+    made = clip.tokenize(text)
+    parts = [made[name] for name in ("l", "g") if name in made]
+    return "l" in made and all(
+        len(part) == len(chunks) and all(_is_chunk(*pair) for pair in zip(part, chunks, strict=True)) for part in parts
+    )
+
+
+def _is_chunk(made: Sequence[Sequence[Any]], ids: Sequence[int]) -> bool:
+    """Return whether a chunk of (token, weight) has these ids up to the end of text; CLIP-G's padding is another."""
+    tokens = [None if isinstance(token[0], Tensor) else token[0] for token in made]
+    end = ids.index(max(ids))  # the end of text is the highest id
+    return len(made) == len(ids) and tokens[: end + 1] == ids[: end + 1] and all(token[1] == 1.0 for token in made)
 
 
 def ends_chunk_early(tokens: Mapping[str, Sequence[Sequence[Any]]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -21,26 +22,28 @@ from .widgets import output, schema
 FORMATS = {kind: text for kind, text in CONVERSIONS.items() if kind not in ("checkpoint", "pt")}
 NONE = "none"
 EMBEDDINGS = ("allow", "refuse")
+PARTNER = "auto"  # the file that was saved together with the chosen one
 
 
 class LoadRobustCLIP(io.ComfyNode):
-    """Replace the CLIP-L of a CLIP by an encoder from a file."""
+    """Replace the CLIP-L of a CLIP, and of SDXL's the CLIP-G, by encoders from files."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="AdvUnlearnLoadRobustCLIP",
             display_name="Load Robust CLIP",
-            description="Replace the CLIP-L text encoder of a CLIP by a robust one. Its other text encoders stay "
-            "as they are.",
+            description="Replace the CLIP-L text encoder of a CLIP by a robust one, and SDXL's CLIP-G too if the "
+            "file or the file next to it has one. Its other text encoders stay as they are.",
             search_aliases=["unlearn", "erase concept", "safe clip"],
             inputs=[
                 io.Combo.Input(
                     "encoder",
                     options=[*folders.list_encoders(), NONE],
-                    tooltip="an encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file "
-                    "from this pack, CLIPTextModel weights, a CLIPTextModel folder (its name ends in /), a .pt file of "
-                    "the published code, or a full Stable Diffusion checkpoint",
+                    tooltip="an encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a "
+                    "file from this pack (of SDXL either file of the pair NAME_clip_l, NAME_clip_g), "
+                    "CLIPTextModel weights, a CLIPTextModel folder (its name ends in /), a .pt file "
+                    "of the published code, or a full Stable Diffusion checkpoint",
                 ),
                 io.Float.Input(
                     "strength",
@@ -48,15 +51,17 @@ class LoadRobustCLIP(io.ComfyNode):
                     min=-2.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="interpolates the weights: 0 is the input CLIP, 1 the robust encoder, both bit-exact; "
+                    tooltip="interpolates CLIP-L's weights: 0 is the input CLIP, 1 the robust encoder, both bit-exact; "
                     "below 1 the concept comes back (on the miniature, at 0.5 in 27 of 40 images, at 0.3 in all); "
                     "below 0 and above 1 extrapolates",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="the CLIP of an SD 1.x, SDXL, SD3, Flux or HunyuanVideo model; without one, the node makes "
-                    "a CLIP for SD 1.x",
+                    tooltip="the CLIP of an SD 1.x, SDXL, SD3, Flux, HunyuanVideo, HiDream or Kandinsky 5 model. SD "
+                    "1.x reads nothing else; SDXL and SD3 read CLIP-G (and T5) as well; the last four read "
+                    "only CLIP-L's pooled vector, and their other encoders decide most. Without one, the "
+                    "node makes a CLIP for SD 1.x, or of a pair for SDXL",
                 ),
                 io.Combo.Input(
                     "released",
@@ -75,8 +80,26 @@ class LoadRobustCLIP(io.ComfyNode):
                     tooltip="refuse: embedding:NAME in a prompt is read as plain text, so that a prompt has only what "
                     "can be typed; concept inversion and soft prefixes are then out of its reach",
                 ),
+                # Behind the others, so that the values of saved graphs keep their positions.
+                io.Combo.Input(
+                    "second_encoder",
+                    options=[PARTNER, NONE, *folders.list_encoders()],
+                    default=PARTNER,
+                    optional=True,
+                    tooltip="SDXL: the file of the other encoder. auto: the one that was saved together with encoder, "
+                    "NAME_clip_g for NAME_clip_l; an SDXL checkpoint has both",
+                ),
+                io.Float.Input(
+                    "strength_clip_g",
+                    default=1.0,
+                    min=-2.0,
+                    max=3.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="SDXL: interpolates CLIP-G's weights, as strength does CLIP-L's, if a CLIP-G is loaded",
+                ),
             ],
-            outputs=[io.Clip.Output("CLIP", tooltip="a copy of the CLIP with the new CLIP-L")],
+            outputs=[io.Clip.Output("CLIP", tooltip="a copy of the CLIP with the new encoder")],
         )
 
     @classmethod
@@ -96,19 +119,22 @@ class LoadRobustCLIP(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, encoder: str | None, released: str | None = NONE, **_: Any) -> Any:
-        """Return a value that changes with the file, so that the host loads a changed file again.
+    def fingerprint_inputs(
+        cls, encoder: str | None, released: str | None = NONE, second_encoder: str | None = PARTNER, **_: Any
+    ) -> Any:
+        """Return a value that changes with the files, so that the host loads a changed file again.
 
         The host passes None for a linked input; then the file is unknown, and a NaN equals no earlier value.
         """
-        if encoder is None or released is None:
+        if encoder is None or released is None or second_encoder is None:
             return float("nan")
         try:
             path = folders.find_encoder(encoder) if released == NONE else hub.find_fetched(released, folders.FETCHED)
+            paths = [path, find_second(path, second_encoder)] if path else []
         except AdvUnlearnError:
-            path = None
-        file = path and path.stat()
-        return (encoder, released, file.st_mtime_ns, file.st_size) if file else (encoder, released)
+            paths = []
+        files = [path.stat() for path in paths if path]
+        return (encoder, released, second_encoder, *((file.st_mtime_ns, file.st_size) for file in files))
 
     @classmethod
     @with_status
@@ -120,30 +146,47 @@ class LoadRobustCLIP(io.ComfyNode):
         clip: Any = None,
         released: str = NONE,
         embeddings: str = EMBEDDINGS[0],
+        second_encoder: str = PARTNER,
+        strength_clip_g: float = 1.0,
     ) -> io.NodeOutput:
-        """Return the CLIP with the encoder. Raises AdvUnlearnError if the encoder does not fit."""
-        from ..advunlearn.formats.text_encoders import read_encoder
-        from . import clip_l
+        """Return the CLIP with the encoder, or with both of a pair. Raises AdvUnlearnError if one does not fit."""
+        from . import clip_l, text_encoders
 
-        if encoder == NONE and released == NONE:
-            raise AdvUnlearnError(
-                "no encoder is chosen: choose one under encoder (Train AdvUnlearn Encoder saves them into output/clip; "
-                "others belong into models/text_encoders), or one under released, which is then downloaded"
-            )
+        require_choice(encoder, released, clip, {"strength": strength, "strength_clip_g": strength_clip_g})
+        path = folders.find_encoder(encoder) if released == NONE else download(released, status)
+        second = find_second(path, second_encoder)
+        states = text_encoders.choose_parts(clip, text_encoders.read_parts(path, *([second] if second else [])))
+        source = encoder if released == NONE else f"the released encoder {released!r}"
+        strengths = {text_encoders.CLIP_L: strength, text_encoders.CLIP_G: strength_clip_g}
+        if clip is None:
+            robust = text_encoders.make_clip(states, source)
+        else:
+            robust = text_encoders.replace_parts(clip, states, source, strengths)
+        status.show(f"loaded {source}: {text_encoders.describe_parts(states, strengths)}")
+        return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust)
+
+
+def require_choice(encoder: str, released: str, clip: Any, strengths: Mapping[str, float]) -> None:
+    """Raise AdvUnlearnError if no encoder is chosen, and for a strength that needs a CLIP where there is none."""
+    if encoder == NONE and released == NONE:
+        raise AdvUnlearnError(
+            "no encoder is chosen: choose one under encoder (Train AdvUnlearn Encoder saves them into output/clip; "
+            "others belong into models/text_encoders), or one under released, which is then downloaded"
+        )
+    for name, strength in strengths.items():
         if clip is None and strength != 1:
             raise AdvUnlearnError(
-                f"strength is {strength}, but there is no CLIP to interpolate with; connect one, or set strength to 1"
+                f"{name} is {strength}, but there is no CLIP to interpolate with; connect one, or set {name} to 1"
             )
-        path = folders.find_encoder(encoder) if released == NONE else download(released, status)
-        tensors, _ = read_encoder(path)
-        source = encoder if released == NONE else f"the released encoder {released!r}"
-        if clip is None:
-            clip_l.check(tensors, source)
-            robust = clip_l.make_clip(tensors)
-        else:
-            robust = clip_l.replace_encoder(clip, tensors, strength, source)
-        status.show(f"loaded {source}")
-        return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust)
+
+
+def find_second(path: pathlib.Path, choice: str) -> pathlib.Path | None:
+    """Return the file of the other encoder of a pair, by the value of `second_encoder`; None if there is none."""
+    from . import text_encoders
+
+    if choice == PARTNER:
+        return text_encoders.find_partner(path)
+    return None if choice == NONE else folders.find_encoder(choice)
 
 
 def download(name: str, status: Status) -> pathlib.Path:
@@ -161,17 +204,18 @@ def download(name: str, status: Status) -> pathlib.Path:
 
 
 class SaveRobustCLIP(io.ComfyNode):
-    """Save the CLIP-L of a CLIP in one of three formats."""
+    """Save the CLIP-L of a CLIP, and SDXL's CLIP-G, in one of three formats."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="AdvUnlearnSaveRobustCLIP",
             display_name="Save Robust CLIP",
-            description="Save the CLIP-L text encoder of a CLIP, including LoRAs and other patches.",
+            description="Save the CLIP-L text encoder of a CLIP, and SDXL's CLIP-G next to it, including LoRAs and "
+            "other patches.",
             is_output_node=True,
             inputs=[
-                io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved"),
+                io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved, and of SDXL CLIP-G"),
                 io.String.Input(
                     "name", default="robust_clip", tooltip="file name, in output/clip (a LoRA: in output/loras)"
                 ),
@@ -221,32 +265,43 @@ class SaveRobustCLIP(io.ComfyNode):
 
 def save_lora_file(clip: Any, base: Any, name: str, rank: int, metadata: dict[str, str]) -> io.NodeOutput:
     """Save the difference between two CLIPs as a LoRA. Raises AdvUnlearnError without `base`."""
-    from ..advunlearn.formats.lora import extract_lora, save_lora
-    from . import clip_l
+    from ..advunlearn.formats.lora import Lora, extract_lora, save_lora
+    from . import clip_l, text_encoders
 
     if base is None:
         raise AdvUnlearnError("a LoRA is the difference between two encoders; connect the CLIP before training to base")
     path, listed = folders.new_path(name, "loras")
-    lora = extract_lora(clip_l.read_state(base), clip_l.read_state(clip), rank, clip_l.find_lora_prefix(base))
-    save_lora(path, lora, metadata)
-    return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {lora.residual:.1%} of the difference")
+    tensors, residuals = {}, []
+    for part in text_encoders.list_parts(base):
+        states = (clip_l.read_state(each, part) for each in (base, clip))
+        lora = extract_lora(*states, rank, clip_l.find_lora_prefix(base, part))
+        tensors |= lora.tensors
+        residuals.append(lora.residual)
+    save_lora(path, Lora(tensors, max(residuals)), metadata)
+    shown = " and ".join(f"{residual:.1%}" for residual in residuals)
+    return io.NodeOutput(listed, f"{path}: LoRA of rank {rank}, residual {shown} of the difference")
 
 
 def save_clip(clip: Any, name: str, format: str, metadata: dict[str, str]) -> io.NodeOutput:
-    """Save the CLIP-L of a CLIP as a file or a folder."""
+    """Save the CLIP-L of a CLIP, and of SDXL CLIP-G, as files or folders."""
     import torch
 
     from ..advunlearn.formats.text_encoders import save_encoder, save_encoder_folder
-    from . import clip_l
+    from . import clip_l, text_encoders
 
-    path, listed = folders.new_path(name)
-    encoder = clip_l.make_text_encoder(clip, torch.device("cpu"))
+    files = text_encoders.new_paths(name, text_encoders.list_parts(clip))
+    report = []
+    for part, (path, _) in files.items():
+        encoder = clip_l.make_part(clip, part, torch.device("cpu"))
+        if format == "diffusers":
+            folder = save_encoder_folder(path.with_suffix(""), encoder, metadata)
+            report.append(f"{folder}: {type(encoder).__name__} folder")
+        else:
+            report.append(f"{save_encoder(path, encoder, metadata)}: {text_encoders.TITLES[part]} text encoder")
+    listed = next(iter(files.values()))[1]
     if format == "diffusers":
-        path = save_encoder_folder(path.with_suffix(""), encoder, metadata)
         listed = pathlib.PurePath(listed).with_suffix("").as_posix() + "/"
-        return io.NodeOutput(listed, f"{path}: CLIPTextModel folder")
-    save_encoder(path, encoder, metadata)
-    return io.NodeOutput(listed, f"{path}: CLIP-L text encoder")
+    return io.NodeOutput(listed, "\n".join(report))
 
 
 def file_metadata(hidden: Any) -> dict[str, str]:

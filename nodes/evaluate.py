@@ -13,6 +13,7 @@ from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.evaluation import EvaluateConfig
 from .evaluation_settings import DEFAULTS, Evaluation, attack_settings_input, check_attack_settings
 from .judges import Judge
+from .loaded_files import check_loaded_files
 from .status import Status, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
 
@@ -106,6 +107,7 @@ class EvaluateRobustness(io.ComfyNode):
         from ..advunlearn.reporting.images import overview
         from . import host
 
+        check_loaded_files(cls.hidden)
         options = {**DEFAULTS, "synonyms": "", **(evaluation or {})}
         inputs = EvaluationInputs(
             prompts=parse_lines(prompts),
@@ -147,7 +149,7 @@ class EvaluateRobustness(io.ComfyNode):
 def compared_inputs(before: str, after: str) -> list[Any]:
     """Return the inputs of a comparison of two CLIPs, whose ids are given: the model, the judge and the concept."""
     return [
-        io.Model.Input("model", tooltip="a Stable Diffusion 1.x model"),
+        io.Model.Input("model", tooltip="a Stable Diffusion 1.x or SDXL model"),
         io.Clip.Input(before, tooltip="the CLIP before erasing"),
         io.Clip.Input(after, tooltip="the robust CLIP"),
         io.Vae.Input("vae", tooltip="decodes the images for the judge"),
@@ -168,10 +170,10 @@ def make_evaluator(
 ) -> tuple[Evaluator, Subject]:
     """Return the evaluator of an adapted model, whose predictions are signs of life, and another CLIP as a subject."""
     from ..advunlearn.evaluation.evaluator import Evaluator, Subject
-    from . import clip_l
+    from . import text_encoders
 
     original.denoiser.on_predict = status.beat
-    subject = Subject(clip_l.make_text_encoder(clip, original.denoiser.device), original.denoiser)
+    subject = Subject(text_encoders.make_text_encoder(clip, original.denoiser.device), original.denoiser)
     return Evaluator(original, judge, concept, config, inputs), subject
 
 

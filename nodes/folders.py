@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import folder_paths
 from torch import Tensor
@@ -90,8 +90,8 @@ def lock_name(name: str) -> Iterator[pathlib.Path]:
             folder.rmdir()
 
 
-def save_embedding(name: str, embeddings: Tensor) -> str:
-    """Save (k, 768) token embeddings in the host's folder for them; return the text that refers to them in a prompt.
+def save_embedding(name: str, embeddings: Mapping[str, Tensor]) -> str:
+    """Save token embeddings (k, D) by encoder in the host's folder; return the text that refers to them in a prompt.
 
     Raises AdvUnlearnError for an invalid name.
     """
@@ -99,7 +99,7 @@ def save_embedding(name: str, embeddings: Tensor) -> str:
 
     check_name(name)
     folder = pathlib.Path(folder_paths.get_folder_paths("embeddings")[0])
-    tensors = {"clip_l": embeddings.detach().float().cpu().contiguous()}
+    tensors = {part: rows.detach().float().cpu().contiguous() for part, rows in embeddings.items()}
     write_safetensors(folder / f"{name}.safetensors", tensors, {"format": "pt"})
     return f"embedding:{name}"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
 import comfy.utils
@@ -22,9 +23,14 @@ from torch import Tensor, nn
 
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import CLIP_TOKENIZER
+from ..advunlearn.formats.detect import CLIP_G_WIDTH
 from ..advunlearn.models.denoiser import fingerprint, scaled_gradients
 from ..advunlearn.models.loading import TextToImage
-from .clip_l import make_text_encoder
+from ..advunlearn.models.sdxl_text_encoder import split_conditioning
+from .text_encoders import is_sdxl, make_text_encoder
+
+SDXL_RESOLUTION = 1024
+LATENT_CHANNELS = 4
 
 
 @contextlib.contextmanager
@@ -59,7 +65,7 @@ class HostDenoiser:
         latent_size: height and width of the latents.
         dtype: dtype of the computation; None: the host's choice.
 
-    Raises AdvUnlearnError if the model is no Stable Diffusion 1.x text-to-image model.
+    Raises AdvUnlearnError if the model is no text-to-image model of Stable Diffusion 1.x or XL.
     """
 
     def __init__(self, model: Any, latent_size: int, dtype: torch.dtype | None = None) -> None:
@@ -80,6 +86,7 @@ class HostDenoiser:
         with torch.inference_mode(False):
             self.alphas_cumprod = (1 / (1 + self.sampling.sigmas.detach().cpu().double() ** 2)).float()
         self.options = dict(model.model_options.get("transformer_options", {}))
+        self.pooled = CLIP_G_WIDTH if is_sdxl_model(model) else 0  # width of the pooled vector in the conditioning
         self.on_predict: Callable[[], None] = lambda: None  # called before every prediction: a sign of life
 
     @torch.no_grad()
@@ -131,33 +138,63 @@ class HostDenoiser:
         options = {**self.options, "cond_or_uncond": [0], "sigmas": sigma}
 
         def predict(context: Tensor) -> Tensor:
-            return (x - model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)) / s
+            extra = {}
+            if self.pooled:
+                context, pooled = split_conditioning(context, self.pooled)
+                height, width = (8 * side for side in x_t.shape[-2:])
+                # As the host's sampler does for a latent: its size as original and target size, no crop.
+                extra = {"y": model.encode_adm(pooled_output=pooled, width=width, height=height).to(x.device)}
+            return (x - model.apply_model(x, sigma, c_crossattn=context, transformer_options=options, **extra)) / s
 
         return scaled_gradients(conditioning, predict, self.dtype)
 
 
+def is_sdxl_model(model: Any) -> bool:
+    """Return whether a MODEL is SDXL or has its conditioning, as SSD-1B, Segmind Vega and KOALA have."""
+    width = model.model.model_config.unet_config.get("context_dim")
+    return isinstance(model.model, comfy.model_base.SDXL) and width == 2048
+
+
 def check_model(model: Any) -> None:
-    """Raise AdvUnlearnError unless a MODEL is a Stable Diffusion 1.x text-to-image model."""
-    base, sampling = model.model, model.get_model_object("model_sampling")
-    width = base.model_config.unet_config.get("context_dim")
-    if width != 768 or getattr(base, "adm_channels", 0):
+    """Raise AdvUnlearnError unless a MODEL is a text-to-image model of Stable Diffusion 1.x or XL."""
+    base = model.model
+    config = base.model_config.unet_config
+    width = config.get("context_dim")
+    if not is_sdxl_model(model) and (width != 768 or getattr(base, "adm_channels", 0)):
         raise AdvUnlearnError(
-            f"this MODEL is a {type(base).__name__} with conditioning of width {width}; only Stable Diffusion 1.x "
-            "models (width 768) can be trained and attacked"
+            f"this MODEL is of the class {type(base).__name__}, its conditioning {width} wide; only Stable Diffusion "
+            "1.x (768) and SDXL (2048) can be trained and attacked"
         )
-    if getattr(base, "concat_keys", ()):
-        raise AdvUnlearnError("this MODEL is an inpainting model; use the text-to-image model that it was made from")
+    if config.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS or getattr(base, "concat_keys", ()):
+        kind = "an inpainting" if getattr(base, "concat_keys", ()) else "an image editing"
+        raise AdvUnlearnError(f"this MODEL is {kind} model; use the text-to-image model that it was made from")
+    _require_discrete(model.get_model_object("model_sampling"))
+    if model.model_options.get("model_function_wrapper") is not None:
+        raise AdvUnlearnError("another node wraps the predictions of this MODEL; connect the MODEL before that node")
+
+
+def _require_discrete(sampling: Any) -> None:
+    """Raise AdvUnlearnError unless a MODEL's sampling is the discrete schedule with noise or v prediction."""
     with torch.inference_mode(False):
         sigmas = getattr(sampling, "sigmas", torch.zeros(0)).detach().clone()
         steps = torch.arange(len(sigmas), device=sigmas.device)
         discrete = isinstance(sampling, comfy.model_sampling.EPS) and len(sigmas) == 1000
-        if not discrete or not torch.allclose(sampling.sigma(steps).to(sigmas), sigmas, rtol=1e-3):
-            raise AdvUnlearnError(
-                f"this MODEL samples as {type(sampling).__mro__[1].__name__}; only the discrete schedule of 1000 steps "
-                "with noise or v prediction is supported. Connect the MODEL before the node that changed its sampling"
-            )
-    if model.model_options.get("model_function_wrapper") is not None:
-        raise AdvUnlearnError("another node wraps the predictions of this MODEL; connect the MODEL before that node")
+        if discrete and torch.allclose(sampling.sigma(steps).to(sigmas), sigmas, rtol=1e-3):
+            return
+    raise AdvUnlearnError(
+        f"this MODEL samples as {' and '.join(each.__name__ for each in type(sampling).__bases__)}; only the "
+        "discrete schedule of 1000 steps with noise or v prediction is supported. Connect the MODEL before the node "
+        "that changed its sampling, or use the model that it was made from"
+    )
+
+
+def check_pair(model: Any, clip: Any) -> None:
+    """Raise AdvUnlearnError if one of MODEL and CLIP is SDXL's and the other one is not."""
+    kinds = ["SDXL's" if is_xl else "of another family" for is_xl in (is_sdxl_model(model), is_sdxl(clip))]
+    if kinds[0] != kinds[1]:
+        raise AdvUnlearnError(
+            f"this MODEL is {kinds[0]} and this CLIP is {kinds[1]}; connect both from the same checkpoint"
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +243,9 @@ def own_resolution(model: Any) -> int:
     from ..advunlearn.memory.plan import PUBLISHED_RESOLUTION
     from ..advunlearn.miniature import fingerprint
 
-    return fingerprint.RESOLUTION if is_miniature(model) else PUBLISHED_RESOLUTION
+    if is_miniature(model):
+        return fingerprint.RESOLUTION
+    return SDXL_RESOLUTION if is_sdxl_model(model) else PUBLISHED_RESOLUTION
 
 
 def make_model(
@@ -225,6 +264,7 @@ def make_model(
     from transformers import CLIPTokenizer
 
     check_model(model)
+    check_pair(model, clip)
     denoiser = HostDenoiser(model, (resolution or own_resolution(model)) // 8, dtype)
     encoder = make_text_encoder(clip, denoiser.device)
     denoiser.load()  # last, so that loading the encoder cannot unload it again

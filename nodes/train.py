@@ -15,6 +15,7 @@ from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged
 from ..advunlearn.files import check_name, find_name_fault
 from . import folders, resuming
 from .job import Job, prepare
+from .loaded_files import check_loaded_files
 from .status import Status, refuse, with_status
 from .training_settings import Attack, Bank, Training
 from .widgets import output, resolution, schema, seed, widget
@@ -80,12 +81,12 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         Raises AdvUnlearnError for settings that cannot work, a run that does not fit into memory, and a loss that is
         not finite (the last good weights are saved then).
         """
-        from ..advunlearn.formats.text_encoders import export_state
         from ..advunlearn.reporting.training_summary import summarize_training
         from ..advunlearn.training.checkpoint import Checkpoints
         from ..advunlearn.training.recipe import recipe_metadata
-        from . import clip_l, host
+        from . import host, text_encoders
 
+        check_loaded_files(cls.hidden)
         # Again: `validate_inputs` does not see the value of a link.
         name = check_name(values["save_name"], folders=True, reserved=RESERVED)
         with folders.lock_name(name), host.enable_gradients():
@@ -94,12 +95,11 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             job = prepare(status, model, clip, vae, values, stored)
             progress = make_progress(status, job, name, stored, checkpoints)
             result = train_or_keep(job, name, progress, checkpoints, stored is not None)
-            metadata = recipe_metadata(job.model, job.run)
-            path, listed = save_trained(name, result.encoder, metadata, job.encoder_dtype)
+            path, listed = save_trained(job, name, result.encoder, recipe_metadata(job.model, job.run))
             checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
             status.describe_stop = lambda: f"saved as {listed}; the comparison of intermediate encoders was stopped"
-            state = {k: v for k, v in export_state(result.encoder).items() if not k.startswith("text_projection")}
-            robust = clip_l.replace_encoder(clip, state, 1.0, "the trained encoder")
+            states = text_encoders.export_parts(result.encoder, job.run.train.encoders)
+            robust = text_encoders.replace_parts(clip, states, "the trained encoder")
             compared = progress.compare_snapshots(result, listed)
         status.note = status.details = ""
         status.show(f"done: {result.iterations} iterations, saved as {listed}")
@@ -112,7 +112,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
 def _widgets() -> list[Any]:
     """Return the inputs with a value; their order is part of saved graphs."""
     return [
-        io.Model.Input("model", tooltip="a Stable Diffusion 1.x model; it is not changed"),
+        io.Model.Input("model", tooltip="a Stable Diffusion 1.x or SDXL model; it is not changed"),
         io.Clip.Input("clip", tooltip="the CLIP to train; a copy is trained"),
         widget(ConceptConfig, "concept", multiline=True),
         widget(ConceptConfig, "kind"),
@@ -190,16 +190,21 @@ def save_snapshot(job: Job, name: str, encoder: Any, iteration: int) -> str:
     from ..advunlearn.training.recipe import recipe_metadata
 
     metadata = recipe_metadata(job.model, job.run, iterations=iteration)
-    return save_trained(name + SNAPSHOT.format(iteration), encoder, metadata, job.encoder_dtype)[1]
+    return save_trained(job, name + SNAPSHOT.format(iteration), encoder, metadata)[1]
 
 
-def save_trained(name: str, encoder: Any, metadata: Mapping[str, object], dtype: FileDtype) -> tuple[pathlib.Path, str]:
-    """Save an encoder in a new numbered file; return its path and the name under which it is listed."""
-    from ..advunlearn.formats.text_encoders import choose_file_dtype, save_encoder
+def save_trained(
+    job: Job, name: str, encoder: Any, metadata: Mapping[str, object], dtype: FileDtype | None = None
+) -> tuple[pathlib.Path, str]:
+    """Save the trained parts of an encoder in new numbered files; return the first file's path and listed name.
 
-    path, listed = folders.new_path(name)
-    save_encoder(path, encoder, metadata, choose_file_dtype(dtype, encoder))
-    return path, listed
+    Their dtype is the one that the user chose (`dtype`: another one).
+    """
+    from ..advunlearn.formats.text_encoders import choose_file_dtype
+    from . import text_encoders
+
+    file_dtype = choose_file_dtype(dtype or job.encoder_dtype, encoder)
+    return text_encoders.save_parts(name, encoder, job.run.train.encoders, metadata, file_dtype)
 
 
 def train_or_keep(job: Job, name: str, progress: Any, checkpoints: Any, resume: bool) -> Any:
@@ -213,5 +218,5 @@ def train_or_keep(job: Job, name: str, progress: Any, checkpoints: Any, resume: 
         return train(job.model, job.run, job.prompts, callback=progress, checkpoints=checkpoints, resume=resume)
     except TrainingDiverged as error:
         metadata = {"advunlearn.error": str(error)}
-        _, listed = save_trained(name + LAST_GOOD, error.result.encoder, metadata, "float32")
+        _, listed = save_trained(job, name + LAST_GOOD, error.result.encoder, metadata, "float32")
         raise AdvUnlearnError(f"{error}. They are in {listed!r}") from error

@@ -123,4 +123,6 @@ def _node_inputs() -> list[Any]:
         ),
         widget(OutputConfig, "encoder_dtype", optional=True),
         widget(OutputConfig, "keep_every", optional=True),
+        # Last, so that the values of saved graphs keep their positions.
+        preset_widget("train", "encoders"),
     ]

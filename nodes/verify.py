@@ -12,6 +12,7 @@ from ..advunlearn.config.concept import ConceptConfig
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.config.verification import DEFAULT_BUDGET, VERIFY_BUDGETS, VerifyConfig
 from .evaluate import UNITS, compared_inputs, make_evaluator, show_progress
+from .loaded_files import check_loaded_files
 from .status import Status, with_status
 from .widgets import output, resolution, schema, settings, synonyms_input, widget
 
@@ -82,6 +83,7 @@ class VerifyRobustCLIP(io.ComfyNode):
         from ..advunlearn.prompts.prompt_files import parse_lines
         from . import host
 
+        check_loaded_files(cls.hidden)
         attacks, config = VERIFY_BUDGETS[budget]
         with host.enable_gradients():
             status.show("loading the model")

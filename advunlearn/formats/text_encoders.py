@@ -122,9 +122,10 @@ def _strip_names(shapes: TensorShapes) -> TensorShapes:
     }
 
 
-def load_state(encoder: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_state(encoder: nn.Module, tensors: Mapping[str, Tensor], source: str, assign: bool = False) -> None:
     """Copy weights, with or without `text_model.` in their names, into an encoder: all of them or none.
 
+    With `assign` the encoder takes the tensors themselves; it may then be on the meta device.
     Raises AdvUnlearnError for an encoder of another width, or with a missing, unknown or mis-shaped tensor.
     """
     current = encoder.state_dict()
@@ -134,7 +135,7 @@ def load_state(encoder: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     for name, tensor in tensors.items():
         if full_name := full_names.get(name.removeprefix(TEXT_PREFIX)):
             state[full_name] = tensor.to(current[full_name].dtype)
-    encoder.load_state_dict(state, strict=False)
+    encoder.load_state_dict(state, strict=False, assign=assign)
 
 
 def encode_metadata(metadata: Mapping[str, object]) -> dict[str, str]:

@@ -3,9 +3,10 @@
 python families.py HOST_FOLDER PACK_FOLDER -      prints one JSON object
 
 The host's loader makes each CLIP of the host's classes. CLIP-L has its full size everywhere, CLIP-G in SDXL. Otherwise
-CLIP-G, T5-XXL and Llama 3 have fewer or narrower layers, by an option of the host: in full size they take up to 16 GB,
-and nothing that is measured here depends on it. All weights are random. Llama's tokenizer, a file of 9 MB that some
-copies of the host lack, is replaced.
+CLIP-G, T5-XXL, Llama 3 and Qwen 2.5 have fewer or narrower layers, by an option of the host: in full size they take up
+to 16 GB, and nothing that is measured here depends on it. All weights are random. Llama's tokenizer, a file of 9 MB
+that some copies of the host lack, and Qwen's vision encoder are replaced. A host that is older than a family leaves it
+out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import comfy.lora
 import comfy.sd
 import comfy.sdxl_clip
 import comfy.text_encoders.hunyuan_video
+import comfy.text_encoders.qwen_vl
 import comfy.text_encoders.sd2_clip
 import torch
 
@@ -41,6 +43,16 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "sd3": ("SD3", 3, {"t5xxl_model_config": SMALL_T5, "clip_g_model_config": {"num_hidden_layers": 3}}),
     "flux": ("FLUX", 2, {"t5xxl_model_config": SMALL_T5}),
     "hunyuan_video": ("HUNYUAN_VIDEO", 2, {"llama_model_config": SMALL_LLAMA}),
+    "hidream": (
+        "HIDREAM",
+        4,
+        {
+            "t5xxl_model_config": SMALL_T5,
+            "clip_g_model_config": {"num_hidden_layers": 3},
+            "llama_model_config": SMALL_LLAMA,
+        },
+    ),
+    "kandinsky5": ("KANDINSKY5", 2, {"qwen25_7b_model_config": SMALL_LLAMA}),
 }
 PROMPT, LORA_STRENGTH, RANK = "a church at (dawn:1.2)", 0.5, 4
 
@@ -178,6 +190,7 @@ def main() -> dict[str, Any]:
     """Measure every family."""
     inside.load_pack()
     comfy.text_encoders.hunyuan_video.LLAMA3Tokenizer = SomeTokens
+    comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer = lambda **_: torch.nn.Identity()
     swap = importlib.import_module("pack.nodes.clip_l")
     generator = torch.Generator().manual_seed(2)
     with torch.inference_mode():  # as every node runs
@@ -192,7 +205,8 @@ def main() -> dict[str, Any]:
             }
             for _ in range(2)
         )
-        out = {family: measure(family, swap, base, robust) for family in FAMILIES}
+        known = [family for family, (kind, *_) in FAMILIES.items() if hasattr(comfy.sd.CLIPType, kind)]
+        out = {family: measure(family, swap, base, robust) for family in known}
         return out | {"refusals": refusals(swap)}
 
 

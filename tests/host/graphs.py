@@ -150,6 +150,37 @@ def train_graph(name: str, **changes: Any) -> Graph:
     }
 
 
+def evaluate_graph(budget: dict[str, Any], settings: dict[str, Any], after: tuple[str, int] = ("train", 0)) -> Graph:
+    """Return the nodes that evaluate a CLIP next to the checkpoint's, with UnlearnDiffAtk and the miniature's judge.
+
+    Args:
+        budget: inputs of the evaluation node.
+        settings: inputs of its settings node.
+        after: the CLIP, by default what `train_graph` trains.
+    """
+    return {
+        "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
+        "evaluate": node(
+            "AdvUnlearnEvaluate",
+            model=("ckpt", 0),
+            clip_before=("ckpt", 1),
+            clip_after=after,
+            vae=("ckpt", 2),
+            judge=("judge", 0),
+            concept="church",
+            kind="object",
+            attack="unlearndiffatk",
+            resolution=0,
+            prompts="",
+            retained_prompts="",
+            evaluation=("settings", 0),
+            **budget,
+        ),
+        "settings": node("AdvUnlearnEvaluationSettings", **settings),
+        "scores": node("PreviewAny", source=("evaluate", 2)),
+    }
+
+
 def get_images(server: Server, outputs: dict[str, Any], key: str = "save") -> torch.Tensor:
     """Return the images of an output node, (N, 3, H, W) in [0, 1]."""
     images = [np.asarray(server.image(entry)) for entry in outputs[key]["images"]]

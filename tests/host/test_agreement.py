@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
-from typing import Any
 
 import pytest
 import torch
@@ -15,47 +11,15 @@ from safetensors.torch import load_file
 
 from advunlearn.miniature import checkpoint
 
-from .graphs import Graph, train_graph
-from .server import PACK, Server, node
+from .commands import counts, finish_command, list_flags, start_command
+from .graphs import evaluate_graph, train_graph
+from .server import Server
 
 pytestmark = pytest.mark.host
 TRAINING = {"mode": "advunlearn", "lr": 1e-3, "batch": 2, "retain_weight": 1.0, "retain_batch": 2}
 BUDGET = {"cases": 2, "attack_steps": 1, "seed": 1000}
 SETTINGS = {"judge_interval": 1, "attack_tokens": 3, "sampling_steps": 5, "guidance_scale": 3.0, "repeats": 0}
 RETAINED = ["a dog", "a castle"]
-NODE_ONLY = {"resolution", "save_name", "resume", "retain_prompts", "sample_every"}
-
-
-def start_command(name: str, *words: str, **flags: Any) -> subprocess.Popen[str]:
-    """Start a command of the library in a process of its own, next to the host's."""
-    named = {key.replace("_", "-"): value for key, value in flags.items()}
-    options = [word for k, v in named.items() if not isinstance(v, bool) for word in (f"--{k}", str(v))]
-    options += [f"--{k}" if v else f"--no-{k}" for k, v in named.items() if isinstance(v, bool)]
-    line = [sys.executable, "-m", "advunlearn", name, *words, *options, "--device", "cpu", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(line, cwd=PACK, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def finish_command(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait for a command and return its JSON."""
-    stdout, stderr = process.communicate(timeout=900)
-    assert process.returncode == 0, stderr[-2000:]
-    return json.loads(stdout)
-
-
-def list_flags(graph: Graph) -> dict[str, Any]:
-    """Return the flags that stand for the inputs of a graph's training node and of its settings nodes."""
-    flags = {}
-    for node_name, prefix in {"train": "", "training": "", "attack": "attack_", "bank": "bank_"}.items():
-        inputs = graph[node_name]["inputs"].items()
-        flags |= {prefix + k: v for k, v in inputs if not isinstance(v, list) and k not in NODE_ONLY}
-    return flags
-
-
-def counts(row: dict[str, Any]) -> dict[str, int]:
-    """Return the judge's counts of one model."""
-    success = {name: count["success"] for name, count in row["asr"].items()}
-    return success | {name: c["correct"] for name, c in row["utility"].items() if isinstance(c, dict)}
 
 
 def test_a_run_and_its_evaluation_agree_with_the_command_line(
@@ -85,27 +49,7 @@ def test_a_run_and_its_evaluation_agree_with_the_command_line(
         BUDGET | SETTINGS | {"concept": "church", "judge": "miniature", "model": wide, "attacks": "unlearndiffatk"}
     )
     evaluation = start_command("evaluate", str(encoder), out=tmp_path / "report", **options)
-    graph |= {
-        "judge": node("AdvUnlearnLoadJudge", judge="miniature"),
-        "evaluate": node(
-            "AdvUnlearnEvaluate",
-            model=("ckpt", 0),
-            clip_before=("ckpt", 1),
-            clip_after=("train", 0),
-            vae=("ckpt", 2),
-            judge=("judge", 0),
-            concept="church",
-            kind="object",
-            attack="unlearndiffatk",
-            resolution=0,
-            prompts="",
-            retained_prompts="",
-            evaluation=("settings", 0),
-            **BUDGET,
-        ),
-        "settings": node("AdvUnlearnEvaluationSettings", **SETTINGS),
-        "scores": node("PreviewAny", source=("evaluate", 2)),
-    }
+    graph |= evaluate_graph(BUDGET, SETTINGS)
     there = json.loads(server.run(graph)["scores"]["text"][0])["models"]
     here = finish_command(evaluation)["models"]
     for name, row in (("before", here["original"]), ("after", here[encoder.stem])):

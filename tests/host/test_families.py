@@ -1,4 +1,4 @@
-"""A robust CLIP-L in the CLIP of SD 1.x, SDXL, SD3, Flux and HunyuanVideo, made by the host's own classes."""
+"""A robust CLIP-L in the CLIP of every family of models that has one, made by the host's own classes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ FAMILIES = {
     "sd3": (["clip_l", "clip_g", "t5xxl"], [True, True]),
     "flux": (["clip_l", "t5xxl"], [False, True]),
     "hunyuan_video": (["clip_l", "llama"], [False, True]),
+    "hidream": (["clip_l", "clip_g", "t5xxl", "llama"], [False, True]),
+    "kandinsky5": (["qwen25_7b", "clip_l"], [False, True]),
 }
+NEW = ("kandinsky5",)  # not in every version of the host
 
 
 @pytest.fixture(scope="module")
-def measured(host: pathlib.Path) -> dict[str, Any]:
+def everything(host: pathlib.Path) -> dict[str, Any]:
     return run_inside(host, "families.py", "-")
+
+
+@pytest.fixture
+def measured(everything: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+    if request.node.callspec.params.get("family") in set(NEW) - set(everything):
+        pytest.skip("this host is older than the family")
+    return everything
 
 
 @pytest.mark.parametrize("family", FAMILIES)

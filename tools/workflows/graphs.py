@@ -11,10 +11,13 @@ from typing import Any
 Graph = dict[str, Any]
 Link = tuple[str, int]  # (node id, output)
 CHECKPOINT, ENCODER = "miniature.safetensors", "robust_clip_00001_.safetensors"
+XL_NAME = "robust_sdxl"
+XL_ENCODER = f"{XL_NAME}_00001_clip_l.safetensors"  # its CLIP-G is next to it
 SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
 MINIATURE_SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
 SD15_SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 SDXL_SAMPLING = {"steps": 25, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+SDXL_PICTURES: dict[str, Any] = {"size": 1024, "batch": 1, "sampling": SDXL_SAMPLING}
 
 
 def node(class_type: str, title: str = "", /, **inputs: Any) -> Graph:
@@ -69,7 +72,7 @@ def pictures(
     return graph
 
 
-def train(concept: str, iterations: int) -> Graph:
+def train(concept: str, iterations: int, save_name: str) -> Graph:
     """Train on the model of node 1, with the preset that it recognises."""
     return node(
         "AdvUnlearnTrain",
@@ -85,7 +88,7 @@ def train(concept: str, iterations: int) -> Graph:
         resolution=0,
         memory="auto",
         seed=0,
-        save_name="robust_clip",
+        save_name=save_name,
         resume=False,
     )
 
@@ -96,10 +99,12 @@ def robust(strength: float = 1.0, title: str = "", **values: Any) -> Graph:
     return node("AdvUnlearnLoadRobustCLIP", title, strength=strength, clip=("1", 1), **values)
 
 
-def train_workflow(checkpoint: str = CHECKPOINT, iterations: int = 60, **shown: Any) -> Graph:
+def train_workflow(
+    checkpoint: str = CHECKPOINT, iterations: int = 60, save_name: str = "robust_clip", **shown: Any
+) -> Graph:
     """Train, then sample the concept and its neighbour with the new CLIP."""
     nodes = {
-        "2": train("church", iterations),
+        "2": train("church", iterations, save_name),
         "3": node("PreviewAny", "report", source=("2", 3)),
     }
     return (
@@ -183,17 +188,22 @@ def strength_sweep() -> Graph:
     return graph
 
 
+def train_sdxl() -> Graph:
+    """Train both text encoders of SDXL with the published settings."""
+    return train_workflow(SDXL, 0, XL_NAME, **SDXL_PICTURES)
+
+
 def sdxl() -> Graph:
-    """Sample SDXL with and without a released encoder as its CLIP-L; CLIP-G stays and still knows the concept."""
-    shown = {"size": 1024, "batch": 1, "sampling": SDXL_SAMPLING}
-    after = {"2": robust(title="church erased", encoder="none", released="church")}
-    before = pictures(10, ("1", 1), "a church on a hill", "sdxl-before", **shown)
-    return loader(SDXL) | after | before | pictures(20, ("2", 0), "a church on a hill", "sdxl-after", **shown)
+    """Sample one prompt with SDXL's two text encoders, and with the pair that `train_sdxl` made."""
+    after = {"2": robust(title="church erased", encoder=XL_ENCODER)}
+    before = pictures(10, ("1", 1), "a church", "sdxl-before", **SDXL_PICTURES)
+    return loader(SDXL) | after | before | pictures(20, ("2", 0), "a church", "sdxl-after", **SDXL_PICTURES)
 
 
 WORKFLOWS = {
     "train": train_workflow,
     "train-sd15": train_sd15,
+    "train-sdxl": train_sdxl,
     "before-and-after": before_after,
     "load-and-replace": load_and_replace,
     "attack": attack_workflow,

@@ -90,16 +90,16 @@ def make_train(note: str, description: str, enlarged: bool) -> Layout:
     )
 
 
-def make_comparison(note: str, description: str, enlarged: bool = True) -> Layout:
+def make_comparison(note: str, description: str, enlarged: bool = True, replaced: str = "its CLIP-L") -> Layout:
     """Lay out one prompt with the CLIP before and after."""
     shown, collapsed = stack([(10, 70), (20, 570)], 900, (460, 400), enlarged=enlarged)
     return Layout(
         note=note,
         description=description,
-        places={1: (20, 510, 380, 100), 2: (460, 70, 380, 200), **shown},
+        places={1: (20, 510, 380, 100), 2: (460, 70, 380, 250), **shown},
         groups=(
             Group("1. Load a model", (1,)),
-            Group("2. Replace its CLIP-L", (2,)),
+            Group(f"2. Replace {replaced}", (2,)),
             Group("3. Before", tuple(id for id in shown if id < 20)),
             Group("3. After", tuple(id for id in shown if id >= 20)),
         ),
@@ -115,7 +115,7 @@ def make_attack() -> Layout:
         note=f"## Attack a robust encoder\n\n{TRAIN_FIRST}The attack searches for words that bring the church back. "
         "The loss falls while it finds better ones; the report has the prompt, and the pictures show what it draws.",
         description="Search for a prompt that brings an erased concept back, and draw it.",
-        places={1: (20, 510, 380, 100), 2: (20, 690, 380, 200), 3: (460, 70, 420, 0), 4: (900, 70, 380, 400)}
+        places={1: (20, 510, 380, 100), 2: (20, 690, 380, 250), 3: (460, 70, 420, 0), 4: (900, 70, 380, 400)}
         | erased
         | attacked,
         groups=(
@@ -136,7 +136,7 @@ def make_evaluation() -> Layout:
         description="Attack a CLIP before and after erasing: pictures and counts.",
         places={
             1: (20, 510, 380, 100),
-            2: (20, 690, 380, 200),
+            2: (20, 690, 380, 250),
             3: (20, 1030, 380, 60),
             4: (460, 70, 400, 0),
             7: (460, 740, 400, 0),
@@ -155,7 +155,7 @@ def make_sweep() -> Layout:
     """Lay out three strengths."""
     rows = [(10, 70), (20, 480), (30, 890)]
     shown, collapsed = stack(rows, 900, (300, 310), columns=2)
-    places = {1: (20, 510, 380, 100)} | {2 + k: (460, 70 + 410 * k, 380, 200) for k in range(3)} | shown
+    places = {1: (20, 510, 380, 100)} | {2 + k: (460, 70 + 410 * k, 380, 250) for k in range(3)} | shown
     return Layout(
         note=f"## How much robust encoder\n\n{TRAIN_FIRST}Strength interpolates the weights: 0 is the CLIP as it was, "
         "1 the robust one. In between, the concept fades.",
@@ -188,6 +188,16 @@ LAYOUTS = {
         "Erase a concept from Stable Diffusion 1.5, with the published settings.",
         enlarged=False,
     ),
+    "train-sdxl": make_train(
+        "## Train on SDXL\n\n"
+        "**First** fetch the checkpoint that the page offers, or choose your own (Illustrious, NoobAI, Pony), and "
+        "write what it shall forget into **concept**. Then press **Run**.\n\n"
+        "Both text encoders train: with **memory** on auto that fits on 24 GB. With less, connect *AdvUnlearn Training "
+        "Settings* and choose one under **encoders**; the concept can then come back through the other. The pair is "
+        "saved into output/clip.",
+        "Erase a concept from SDXL: both text encoders, with the published settings.",
+        enlarged=False,
+    ),
     "load-and-replace": make_comparison(
         f"## Use a robust encoder\n\n{TRAIN_FIRST}The same prompt and the same noise, with the CLIP of the checkpoint "
         "and with the robust one.",
@@ -197,10 +207,11 @@ LAYOUTS = {
     "before-and-after": make_evaluation(),
     "strength-sweep": make_sweep(),
     "sdxl": make_comparison(
-        "## A released encoder in SDXL\n\n**First** fetch the checkpoint that the page offers. Run downloads the "
-        "encoder (500 MB).\n\nSDXL reads the layer before CLIP-L's last, and its CLIP-G still knows the concept: the "
-        "effect is smaller than in SD 1.5.",
-        "An encoder released by the authors of the method, as the CLIP-L of SDXL.",
+        "## Robust encoders in SDXL\n\n**First** run the workflow *train-sdxl*: it makes the pair that this one loads. "
+        "Then press R and Run.\n\nThe node loads CLIP-L and the CLIP-G next to it; each has its strength. With one "
+        "under **released**, only CLIP-L is replaced, and CLIP-G still knows the concept.",
+        "One prompt with SDXL's two text encoders and with a robust pair.",
         enlarged=False,
+        replaced="both text encoders",
     ),
 }

@@ -22,7 +22,7 @@ from layout import LAYOUTS
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (640, 360)
-NOT_RUN = ("train-sd15", "sdxl")
+NOT_RUN = ("train-sd15", "train-sdxl", "sdxl")
 POLL = 1.0  # seconds
 
 

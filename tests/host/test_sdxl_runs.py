@@ -1,0 +1,193 @@
+"""SDXL over HTTP, on the miniature SDXL: the shipped workflows, and the same run and counts as by command."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from advunlearn.miniature.sdxl import write_sdxl_checkpoint
+
+from .commands import counts, finish_command, list_flags, start_command
+from .graphs import (
+    SHIPPED,
+    Graph,
+    attack_node,
+    evaluate_graph,
+    get_images,
+    is_same_image,
+    recognise_objects,
+    small_workflow,
+    train_graph,
+)
+from .server import HostError, Server, node
+
+pytestmark = [pytest.mark.host, pytest.mark.slow]
+# The least that trains both encoders: two layers of each, since a step of all takes 20 GB.
+TRAINING = {"encoders": "both", "num_layers": 2, "lr": 1e-3, "warmup": 1, "batch": 1, "retain_batch": 1}
+RETAINED = "a castle"
+BUDGET = {"cases": 2, "attack_steps": 1, "seed": 1000}
+SETTINGS = {"judge_interval": 1, "attack_tokens": 3, "sampling_steps": 5, "guidance_scale": 3.0, "repeats": 0}
+
+
+@pytest.fixture(scope="module")
+def server(host: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A host whose SDXL checkpoint is the miniature SDXL."""
+    running = Server(host, tmp_path_factory.mktemp("comfy"))
+    checkpoint = write_sdxl_checkpoint(running.base / "models" / "checkpoints" / SHIPPED.SDXL)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+        checkpoint.unlink()  # 2 GB
+
+
+def small(name: str) -> Graph:
+    """Return a shipped workflow for the miniature SDXL's images, at a small budget."""
+    graph = small_workflow(name)
+    for shipped in graph.values():
+        if shipped["class_type"] == "EmptyLatentImage":
+            shipped["inputs"] |= {"width": 64, "height": 64}
+        if shipped["class_type"] == "AdvUnlearnTrain":
+            shipped["inputs"] |= {"iterations": 3, "retain_prompts": RETAINED}
+        if shipped["class_type"] == "AdvUnlearnTrainingSettings":
+            shipped["inputs"] |= TRAINING
+        if shipped["class_type"] == "AdvUnlearnBankSettings":
+            shipped["inputs"] |= {"trajectories": 2, "retain_trajectories": 2}
+    return graph
+
+
+@pytest.fixture(scope="module")
+def outputs(server: Server) -> dict[str, dict[str, Any]]:
+    """The outputs of both workflows, by name; the second loads what the first one made."""
+    return {name: server.run(small(name), timeout=3000) for name in ("train-sdxl", "sdxl")}
+
+
+def images(server: Server, outputs: dict[str, dict[str, Any]], name: str, title: str) -> torch.Tensor:
+    graph = SHIPPED.WORKFLOWS[name]()
+    key = next(i for i, shipped in graph.items() if shipped.get("_meta", {}).get("title") == title)
+    return get_images(server, outputs[name], key)
+
+
+def test_the_workflows_train_a_pair_and_load_it(server: Server, outputs: dict[str, dict[str, Any]]) -> None:
+    folder = server.base / "output" / "clip"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "robust_sdxl_00001_clip_g.safetensors",
+        SHIPPED.XL_ENCODER,
+    ]
+    erased = images(server, outputs, "train-sdxl", "erased")
+    before, after = (images(server, outputs, "sdxl", f"sdxl-{when}") for when in ("before", "after"))
+    assert recognise_objects(before) == ["church"]
+    assert is_same_image(after, erased)  # the files are what was trained
+    assert (after - before).abs().mean() > 0.01
+
+
+def load_graph(**values: Any) -> Graph:
+    """Return the workflow `sdxl` with other values of its Load Robust CLIP."""
+    graph = small("sdxl")
+    graph["2"]["inputs"] |= values
+    return {i: shipped for i, shipped in graph.items() if int(i) < 10 or int(i) >= 20}
+
+
+def sample(server: Server, **values: Any) -> torch.Tensor:
+    return get_images(server, server.run(load_graph(**values)), "26")
+
+
+def test_each_file_and_each_strength_of_a_pair_counts(server: Server, outputs: dict[str, dict[str, Any]]) -> None:
+    before, after = (images(server, outputs, "sdxl", f"sdxl-{when}") for when in ("before", "after"))
+    second = SHIPPED.XL_ENCODER.replace("clip_l", "clip_g")
+    assert is_same_image(sample(server, encoder=second), after)  # either file of a pair stands for both
+    assert is_same_image(sample(server, second_encoder=second), after)
+    assert is_same_image(sample(server, strength=0.0, strength_clip_g=0.0), before)
+    only_l, only_g = sample(server, second_encoder="none"), sample(server, encoder=second, second_encoder="none")
+    assert is_same_image(sample(server, strength_clip_g=0.0), only_l)
+    assert is_same_image(sample(server, strength=0.0), only_g)
+    assert not any(is_same_image(one, other) for one in (only_l, only_g) for other in (before, after))
+    with pytest.raises(HostError, match="both hold a CLIP-L; choose a file with the other encoder"):
+        sample(server, second_encoder=SHIPPED.XL_ENCODER)
+
+
+@pytest.mark.parametrize("attack", ["unlearndiffatk", "soft_prefix"])
+def test_an_attack_on_both_encoders_draws_what_it_found(server: Server, attack: str) -> None:
+    """The text, or the embedding with a part for each encoder, gives the same conditioning as the attack's output."""
+    graph = small("sdxl")
+    graph |= {
+        "ckpt": graph["1"],
+        "attack": attack_node("a church", attack, model=("1", 0), clip=("1", 1), embedding_name=f"xl_{attack}"),
+        "text": node("PreviewAny", source=("attack", 1)),
+        "report": node("PreviewAny", source=("attack", 4)),
+    }
+    for start, positive in ((10, ["attack", 0]), (20, [str(20), 0])):
+        graph[str(start + 3)]["inputs"]["positive"] = positive
+        graph[str(start)]["inputs"] |= {"clip": ["1", 1], "text": ["attack", 1]}
+    found = server.run(graph)
+    tensors = load_file(server.base / "models" / "embeddings" / f"xl_{attack}.safetensors")
+    assert {name: tuple(rows.shape) for name, rows in tensors.items()} == {"clip_l": (3, 768), "clip_g": (3, 1280)}
+    text = found["text"]["text"][0]
+    assert ("embedding:" in text) == (attack == "soft_prefix") and "unlearndiffatk" in found["report"]["text"][
+        0
+    ] + attack
+    assert is_same_image(get_images(server, found, "16"), get_images(server, found, "26"))
+
+
+def test_a_turbo_file_before_the_node_is_refused(server: Server) -> None:
+    checkpoints = server.base / "models" / "checkpoints"
+    (checkpoints / "sd_xl_turbo.safetensors").hardlink_to(checkpoints / SHIPPED.SDXL)
+    graph = small("train-sdxl")
+    graph["1"]["inputs"]["ckpt_name"] = "sd_xl_turbo.safetensors"
+    with pytest.raises(HostError, match="is named 'turbo': a model distilled to a few steps"):
+        server.run(graph)
+
+
+@pytest.mark.parametrize("mode", ["esd", "advunlearn"])
+def test_a_run_and_its_evaluation_agree_with_the_command_line(
+    server: Server, tmp_path: pathlib.Path, mode: str
+) -> None:
+    training = TRAINING | {"mode": mode, "retain_weight": 0.0 if mode == "esd" else 1.0}
+    graph = train_graph(f"xl_{mode}", iterations=2, retain_prompts=RETAINED, training=training)
+    graph["ckpt"]["inputs"]["ckpt_name"] = SHIPPED.SDXL
+    model = server.base / "models" / "checkpoints" / SHIPPED.SDXL
+    (tmp_path / "retained.txt").write_text(RETAINED)
+    listed = server.run(graph, timeout=3000)["name"]["text"][0]
+    # One after the other: each takes 8 GB.
+    flags = list_flags(graph) | {"retain": tmp_path / "retained.txt"}
+    finish_command(start_command("train", model=model, out=tmp_path / "run", **flags), timeout=3000)
+    for part in ("clip_l", "clip_g"):
+        in_host = load_file(server.base / "output" / "clip" / listed.replace("clip_l", part))
+        on_command_line = load_file(tmp_path / "run" / f"{part}.safetensors")
+        assert compare(in_host, on_command_line, start=read_part(model, part)) < 0.05
+
+    graph |= evaluate_graph(BUDGET, SETTINGS)
+    there = json.loads(server.run(graph, timeout=3000)["scores"]["text"][0])["models"]
+    options = BUDGET | SETTINGS | {"concept": "church", "judge": "miniature", "model": model}
+    options |= {"attacks": "unlearndiffatk", "out": tmp_path / "report"}
+    here = finish_command(start_command("evaluate", str(tmp_path / "run"), **options), timeout=3000)["models"]
+    for name, row in (("before", here["original"]), ("after", here["run"])):
+        measured, expected = counts(there[name]), counts(row)
+        assert measured.keys() == expected.keys()
+        # An image on the judge's decision boundary may fall on either side: the host rounds its weights differently.
+        assert all(abs(measured[k] - expected[k]) <= 1 for k in measured), (name, measured, expected)
+
+
+def read_part(model: pathlib.Path, part: str) -> dict[str, torch.Tensor]:
+    """Return an encoder of the checkpoint."""
+    from advunlearn.formats.sdxl_encoders import extract_sdxl_encoder
+    from advunlearn.formats.weights import open_weights
+
+    with open_weights(model) as weights:
+        return extract_sdxl_encoder(weights, part)
+
+
+def compare(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    """Return how far two trained encoders are apart, relative to how far one has moved."""
+    names = [name for name in start if "layers.0." in name or "layers.1." in name]
+    moved = torch.cat([(one[k].float() - start[k].float()).flatten() for k in names]).norm()
+    apart = torch.cat([(one[k].float() - other[k].float()).flatten() for k in names]).norm()
+    assert moved > 0
+    return (apart / moved).item()
