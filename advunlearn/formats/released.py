@@ -9,19 +9,19 @@ without running code.
 from __future__ import annotations
 
 import contextlib
-import inspect
+import io
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import AdvUnlearnError, shorten_error
 from ..files import (
     PARTIAL,
     SHA256_DIGITS,
     TEXT_ENCODER_WEIGHTS,
-    JsonDict,
     compute_digest,
     replace_atomically,
     write_atomic,
@@ -31,6 +31,7 @@ RELEASED_REPO = "OPTML-Group/AdvUnlearn"
 RELEASED_ENCODERS = ("nudity", "vangogh", "church", "garbage_truck", "parachute", "tench")
 METADATA_TIMEOUT = 20.0  # seconds
 GIT_SHA1_DIGITS = 40
+MAX_TRANSFERS = 5  # of one file, if each breaks off; recent versions of huggingface_hub resume by themselves
 
 ByteProgress = Callable[[int, int], object]  # bytes received, bytes in total
 
@@ -43,7 +44,6 @@ class HubError(Exception):
 class RemoteFile:
     """A file on the hub at a fixed commit, with its size in bytes and its hash as the hub states them."""
 
-    folder: str
     name: str
     url: str
     size: int
@@ -73,7 +73,7 @@ def fetch_encoder(
         name: one of `RELEASED_ENCODERS`.
         to: the folder that gets a subfolder with config.json and the weights.
         on_progress: called with the bytes received and their total. An exception that it raises ends the download and
-            propagates. (huggingface_hub before 1.1 does not report bytes: it is then called once, at the end.)
+            propagates.
         endpoint: the hub's address ($HF_ENDPOINT by default).
 
     Raises AdvUnlearnError for an unknown name, without a network, and for a file whose hash is not the hub's.
@@ -85,8 +85,8 @@ def fetch_encoder(
         config = find_remote_file(folder.name, ("config.json",), endpoint)
         weights = find_remote_file(folder.name, TEXT_ENCODER_WEIGHTS, endpoint, config.commit)
         # The weights come last: a folder that has them is complete.
-        download(config, folder, None, endpoint)
-        return download(weights, folder, on_progress, endpoint)
+        download(config, folder)
+        return download(weights, folder, on_progress)
     except HubError as error:
         raise AdvUnlearnError(
             f"the released encoder {name!r} could not be fetched ({error}); try again, or put config.json and "
@@ -106,7 +106,7 @@ def find_remote_file(
     from huggingface_hub.utils import EntryNotFoundError
 
     for name in names:
-        url = hf_hub_url(RELEASED_REPO, name, subfolder=folder, endpoint=endpoint, revision=revision)
+        url = hf_hub_url(RELEASED_REPO, name, subfolder=folder, revision=revision, endpoint=endpoint)
         try:
             found = get_hf_file_metadata(url, token=False, timeout=METADATA_TIMEOUT)
         except EntryNotFoundError:
@@ -116,20 +116,21 @@ def find_remote_file(
         digest = found.etag or ""
         if found.size is None or found.commit_hash is None or len(digest) not in (SHA256_DIGITS, GIT_SHA1_DIGITS):
             raise HubError(f"{url} comes without a size, a commit or a hash to check it by")
-        return RemoteFile(folder=folder, name=name, url=url, size=found.size, digest=digest, commit=found.commit_hash)
+        commit = found.commit_hash
+        url = hf_hub_url(RELEASED_REPO, name, subfolder=folder, revision=commit, endpoint=endpoint)
+        return RemoteFile(name=name, url=url, size=found.size, digest=digest, commit=commit)
     raise HubError(f"{RELEASED_REPO} has no {' or '.join(names)} in {folder}")
 
 
-def download(
-    remote: RemoteFile, folder: pathlib.Path, on_progress: ByteProgress | None = None, endpoint: str | None = None
-) -> pathlib.Path:
+def download(remote: RemoteFile, folder: pathlib.Path, on_progress: ByteProgress | None = None) -> pathlib.Path:
     """Download a file into a folder, atomically: complete and with the right hash, or not at all.
 
     Raises HubError for a transfer that fails, and AdvUnlearnError for a wrong hash.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, suffix=PARTIAL, ignore_cleanup_errors=True) as staging:
-        received = _download_unchecked(remote, staging, on_progress or (lambda done, total: None), endpoint)
+        received = pathlib.Path(staging, remote.name)
+        _download_unchecked(remote, received, on_progress or (lambda done, total: None))
         if compute_digest(received, len(remote.digest)) != remote.digest:
             raise AdvUnlearnError(
                 f"the file that came from {remote.url} is damaged: its hash is not the hub's; it was removed"
@@ -142,86 +143,62 @@ def download(
     return folder / remote.name
 
 
-def _download_unchecked(
-    remote: RemoteFile, staging: str, on_progress: ByteProgress, endpoint: str | None
-) -> pathlib.Path:
-    """Download a file into a folder that has nothing in it, without a look at its hash."""
-    from huggingface_hub import hf_hub_download
+def _download_unchecked(remote: RemoteFile, path: pathlib.Path, on_progress: ByteProgress) -> None:
+    """Download a file without a look at its hash; resume a transfer that breaks off.
 
-    progress = _Progress(remote, on_progress)
-    options: JsonDict = {"tqdm_class": progress.make_bar}
-    if "tqdm_class" not in inspect.signature(hf_hub_download).parameters:
-        options = {}
-    try:
-        with _without_xet():
-            path = hf_hub_download(
-                RELEASED_REPO,
-                remote.name,
-                subfolder=remote.folder,
-                revision=remote.commit,
-                local_dir=staging,
-                endpoint=endpoint,
-                etag_timeout=METADATA_TIMEOUT,
-                token=False,  # the repository is public: nothing of the user's is sent
-                **options,
-            )
-        progress.report(os.path.getsize(path))
-    except Exception as error:
-        if isinstance(error, HubError) or error is progress.callers_error:
-            raise
-        raise HubError(shorten_error(error)) from error
-    return pathlib.Path(path)
+    `http_get` writes into the file it is given. `hf_hub_download` would not report bytes in versions before 1.1, and
+    with Xet it reports them on a thread where raising does not cancel.
+    """
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    headers = build_hf_headers(token=False)  # the repository is public: nothing of the user's is sent
+    with _PromisedFile(path, remote, on_progress) as file, _without_bars():
+        for attempt in range(MAX_TRANSFERS):
+            before = file.tell()
+            try:
+                http_get(remote.url, file, resume_size=before, headers=headers, expected_size=remote.size)
+                return
+            except Exception as error:  # see `find_remote_file`
+                if isinstance(error, HubError) or error is file.callers_error:
+                    raise
+                if file.tell() == before or attempt == MAX_TRANSFERS - 1:
+                    raise HubError(shorten_error(error)) from error
 
 
-class _Progress:
-    """Reports the bytes of one file, and ends a transfer that exceeds the promised size."""
+class _PromisedFile(io.BufferedWriter):
+    """A file that takes no more bytes than the hub promised, and reports how many it has."""
 
-    def __init__(self, remote: RemoteFile, on_progress: ByteProgress) -> None:
+    def __init__(self, path: pathlib.Path, remote: RemoteFile, on_progress: ByteProgress) -> None:
+        super().__init__(io.FileIO(path, "w"))
         self.remote = remote
         self.on_progress = on_progress
         self.callers_error: Exception | None = None
 
-    def report(self, received: int) -> None:
-        """Report the number of bytes received so far."""
+    def write(self, chunk: Any) -> int:
+        """Write bytes. Raises HubError if they exceed the promised size."""
+        received = self.tell() + len(chunk)
         if received > self.remote.size:
             raise HubError(f"{self.remote.url} sends more than the {self.remote.size} bytes that it promised")
+        count = super().write(chunk)
         try:
             self.on_progress(received, self.remote.size)
         except Exception as error:
             self.callers_error = error
             raise
-
-    def make_bar(self, *, initial: int = 0, **_: object) -> _Bar:
-        """Make what `hf_hub_download` takes for a tqdm bar."""
-        return _Bar(self.report, initial)
-
-
-class _Bar:
-    """The part of tqdm that `hf_hub_download` uses."""
-
-    def __init__(self, report: Callable[[int], None], received: int) -> None:
-        self.report = report
-        self.received = received
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def update(self, count: int) -> None:
-        """Add to the number of bytes received; `count` is negative where a transfer begins again from the start."""
-        self.received += count
-        self.report(self.received)
+        return count
 
 
 @contextlib.contextmanager
-def _without_xet() -> Iterator[None]:
-    """Let `hf_hub_download` use plain HTTP: Xet reports progress on its own thread, where raising does not cancel."""
-    from huggingface_hub import constants
+def _without_bars() -> Iterator[None]:
+    """Let huggingface_hub draw no progress bar: the caller has its own."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    before = getattr(constants, "HF_HUB_DISABLE_XET", False)
-    constants.HF_HUB_DISABLE_XET = True
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
     try:
         yield
     finally:
-        constants.HF_HUB_DISABLE_XET = before
+        enable_progress_bars()

@@ -65,7 +65,7 @@ def test_a_damaged_file_is_refused_and_removed(hub: Hub, tmp_path: pathlib.Path,
         stated = released.find_remote_file(FOLDER, (file,), hub.address)
         hub.files[f"{FOLDER}/{file}"] = hub.files[f"{FOLDER}/{file}"][::-1]
         with pytest.raises(AdvUnlearnError, match=says):
-            released.download(stated, tmp_path / FOLDER, None, hub.address)
+            released.download(stated, tmp_path / FOLDER)
     else:
         hub.damage = b"damaged"
         with pytest.raises(AdvUnlearnError, match=says):
