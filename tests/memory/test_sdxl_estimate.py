@@ -54,8 +54,12 @@ def measure(model: TextToImage, plan: Plan) -> int:
     return max(live.peaks.values())
 
 
-@pytest.mark.parametrize("micro_batch", [0, 1])
-@pytest.mark.parametrize("encoders", ["both", "clip_l", "clip_g"])
+SLOW = [(encoders, micro_batch) for encoders in ("both", "clip_l", "clip_g") for micro_batch in (0, 1)][1:]
+
+
+@pytest.mark.parametrize(
+    ("encoders", "micro_batch"), [("both", 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+)
 def test_a_run_takes_what_was_predicted(
     folder: pathlib.Path, sdxl: TextToImage, encoders: Encoders, micro_batch: int
 ) -> None:
