@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -17,6 +18,7 @@ from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged, shorten_error
 
 PAGE_SECONDS, CONSOLE_SECONDS = 0.5, 10.0  # between two texts of one phase
 BEAT_SECONDS = 2.0  # without a text, after which a prediction of the model is a sign of life
+SILENT_SECONDS = 5.0  # without a sign of life, after which the node says for how long it has been at a step
 
 
 class AdvUnlearnNodeError(ValueError):
@@ -47,14 +49,26 @@ class Status:
         self.text = ""
         self.since = self.sent = time.monotonic()  # when the text changed, and when anything was sent
         self.logged = 0.0
+        self.lock = threading.RLock()  # of the texts, which a thread of its own repeats
+        self.ended = threading.Event()
         self.describe_stop = lambda: f"stopped: {self.text}" if self.text else "stopped"
 
     def __enter__(self) -> Status:
+        # Imports, loading and estimating may take long in one call, which cannot report by itself.
+        threading.Thread(target=self._break_silence, daemon=True).start()
         return self
+
+    def _break_silence(self) -> None:
+        """Repeat the text, with its seconds, whenever nothing has been sent for a while; until the node ends."""
+        while not self.ended.wait(1.0):
+            with self.lock:
+                if not self.ended.is_set() and time.monotonic() - self.sent >= SILENT_SECONDS:
+                    self._repeat()
 
     def __exit__(self, _: type | None, error: BaseException | None, __: TracebackType | None) -> None:
         from comfy.model_management import InterruptProcessingException
 
+        self.ended.set()
         if error is not None:
             self.note = self.details = ""
         if isinstance(error, InterruptProcessingException):
@@ -67,23 +81,32 @@ class Status:
 
     def show(self, text: str) -> None:
         """Show a text at once: a new phase, or the end."""
-        self._change(text)
-        self._send(text)
-        self._log(text)
+        with self.lock:
+            self._change(text)
+            self._send(text)
+            self._log(text)
 
     def update(self, text: str) -> None:
         """Show a text of a phase that has many, unless the last one was shown a moment ago."""
-        self._change(text)
-        if self.since - self.sent >= PAGE_SECONDS:
-            self._send(text)
-        if self.since - self.logged >= CONSOLE_SECONDS:
-            self._log(text)
+        with self.lock:
+            self._change(text)
+            if self.since - self.sent >= PAGE_SECONDS:
+                self._send(text)
+            if self.since - self.logged >= CONSOLE_SECONDS:
+                self._log(text)
 
     def beat(self) -> None:
         """Show that a long step is still at work; call it at every prediction of the model."""
-        now = time.monotonic()
-        if now - self.sent >= BEAT_SECONDS:
-            self._send(f"{self.text} (this step: {now - self.since:.0f} s)")
+        with self.lock:
+            if time.monotonic() - self.sent >= BEAT_SECONDS:
+                self._repeat()
+
+    def _repeat(self) -> None:
+        """Show the text with the seconds since it changed."""
+        text = f"{self.text or 'starting'} (this step: {time.monotonic() - self.since:.0f} s)"
+        self._send(text)
+        if self.sent - self.logged >= CONSOLE_SECONDS:
+            self._log(text)
 
     def _change(self, text: str) -> None:
         self.text, self.since = text, time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import pytest
 
@@ -39,5 +40,11 @@ def test_predictions_and_gradients_equal_the_librarys_for_noise_and_v_prediction
     assert measured["loads_again"] == [True, False], measured
     # A patched CLIP is read with its patches, loaded or not.
     assert max(measured["patched"].values()) < 1e-6, measured
+    # A step that reports nothing is named again and again, with its seconds; nothing is said after the node's end.
+    said = [re.sub(r"\d+", "N", text) for text in measured["silence"]]
+    steps = [
+        f"AdvUnlearn: {text}" for text in ("starting (this step: N s)", "estimating", "estimating (this step: N s)")
+    ]
+    assert list(dict.fromkeys(said)) == steps and said[-1] == steps[-1] and len(said) < 6, measured
     assert measured["heavy"] == []  # nothing heavy is imported before a node runs
     assert measured["untouched"], "the user's MODEL or CLIP changed"
