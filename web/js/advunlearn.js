@@ -13,7 +13,8 @@ const NO_ENCODER =
 const TEXT = "$$node-text-preview"; // the page's widget for progress text
 const [CHARACTER, LINE, MARGIN] = [6.4, 16, 60]; // pixels of its font; its margins
 const PICTURE = "$$canvas-image-preview"; // the page's widget for the picture of a node, by itself 220 pixels high
-const TRAINING = { comfyClass: "AdvUnlearnTrain", ratio: 600 / 512 }; // of its picture's height and width
+// Height by width of the nodes' pictures.
+const RATIOS = { AdvUnlearnTrain: 600 / 512, AdvUnlearnAttack: 600 / 1050 };
 const lastText = new Map(); // node id -> what the node said last
 
 function toast(severity, summary, detail) {
@@ -38,9 +39,8 @@ function makeRoom(id, text) {
   widget.value = lines.join("\n");
   widget.options.getMinHeight = () => MARGIN / 2 + LINE * lines.length;
   const picture = node.widgets.find(({ name }) => name === PICTURE);
-  if (picture && node.comfyClass === TRAINING.comfyClass) {
-    picture.computeLayoutSize = () => ({ minHeight: node.size[0] * TRAINING.ratio, minWidth: 1 });
-  }
+  const ratio = RATIOS[node.comfyClass];
+  if (picture && ratio) picture.computeLayoutSize = () => ({ minHeight: node.size[0] * ratio, minWidth: 1 });
   const height = node.computeSize()[1];
   if (node.size[1] < height) node.setSize([node.size[0], height]);
 }
@@ -130,6 +130,25 @@ function explainEmptyList(node) {
   if (options.every((option) => option === "none") && released?.value === "none") showOnNode(node.id, NO_ENCODER);
 }
 
+// The page shows every number of a widget with the digits of its step, and so "-1.0000000" for a learning rate that is
+// left to the preset: show those that the number has.
+function showOwnDigits(widget) {
+  let most = widget.options?.precision;
+  if (widget.type !== "number" || !most) return;
+  Object.defineProperty(widget.options, "precision", {
+    configurable: true,
+    enumerable: true,
+    get: () => countDigits(Number(widget.value), most),
+    set: (digits) => (most = digits),
+  });
+}
+
+function countDigits(value, most) {
+  let digits = 0;
+  while (digits < most && Number(value.toFixed(digits)) !== value) digits++;
+  return digits;
+}
+
 app.registerExtension({
   name: "AdvUnlearn",
   setup() {
@@ -137,6 +156,8 @@ app.registerExtension({
     followRun();
   },
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith(PREFIX)) return;
+    node.widgets?.forEach(showOwnDigits);
     if (node.comfyClass !== "AdvUnlearnLoadRobustCLIP") return;
     // Its id comes when it is added to the graph, and its values when a workflow is read.
     setTimeout(() => node.graph && explainEmptyList(node), 100);
