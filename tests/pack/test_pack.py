@@ -32,6 +32,22 @@ def test_workflows_are_graphs_of_known_nodes_with_a_thumbnail(path: pathlib.Path
     assert path.with_suffix(".jpg").is_file()
 
 
+READABLE = 0.6  # the zoom below which the page draws no texts
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda p: p.stem)
+def test_a_workflow_opens_at_a_zoom_that_shows_all_of_it_on_a_1080p_screen(path: pathlib.Path) -> None:
+    graph = json.loads(path.read_text())
+    scale, offset = graph["extra"]["ds"]["scale"], graph["extra"]["ds"]["offset"]
+    (note,) = (node for node in graph["nodes"] if node["type"] == "MarkdownNote")
+    boxes = [*(group["bounding"] for group in graph["groups"]), [*note["pos"], *note["size"]]]
+    assert READABLE <= scale <= 1
+    for axis, screen in ((0, 1920), (1, 1080)):
+        starts = [(box[axis] + offset[axis]) * scale for box in boxes]
+        ends = [(box[axis] + box[2 + axis] + offset[axis]) * scale for box in boxes]
+        assert min(starts) > 70 and max(ends) < screen - 25, path.stem  # outside of the page's bars
+
+
 def key_paths(tree: object, path: str = "") -> dict[str, object]:
     """Return every text of a locale by its path."""
     if not isinstance(tree, dict):

@@ -14,6 +14,7 @@ CHECKPOINT, ENCODER = "miniature.safetensors", "robust_clip_00001_.safetensors"
 XL_NAME = "robust_sdxl"
 XL_ENCODER = f"{XL_NAME}_00001_clip_l.safetensors"  # its CLIP-G is next to it
 SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
+SIDE_BY_SIDE = "without and with the attack"
 MINIATURE_SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
 SD15_SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 SDXL_SAMPLING = {"steps": 25, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
@@ -127,14 +128,16 @@ def load_and_replace() -> Graph:
 
 
 def attack_workflow() -> Graph:
-    """Attack a robust encoder and sample the adversarial prompt."""
+    """Attack a robust encoder, let a judge compare, and sample the adversarial prompt."""
     attack = node(
         "AdvUnlearnAttack",
         model=("1", 0),
         clip=("2", 0),
         original_clip=("1", 1),
+        vae=("1", 2),
+        judge=("5", 0),
         prompt="a church",
-        concept="",
+        concept="church",
         attack="unlearndiffatk",
         steps=30,
         tokens=5,
@@ -143,9 +146,14 @@ def attack_workflow() -> Graph:
         resolution=0,
         embedding_name="adversarial",
     )
-    nodes = {"2": robust(), "3": attack, "4": node("PreviewAny", "report", source=("3", 4))}
-    erased = pictures(10, ("2", 0), "a church", "erased")
-    return loader() | nodes | erased | pictures(20, ("2", 0), "a church", "attacked", positive=("3", 0))
+    nodes = {
+        "2": robust(),
+        "3": attack,
+        "4": node("PreviewAny", "report", source=("3", 4)),
+        "5": node("AdvUnlearnLoadJudge", judge="miniature"),
+        "6": node("SaveImage", SIDE_BY_SIDE, images=("3", 5), filename_prefix="advunlearn/attack"),
+    }
+    return loader() | nodes | pictures(20, ("2", 0), "a church", "attacked", positive=("3", 0))
 
 
 def before_after() -> Graph:

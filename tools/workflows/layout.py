@@ -1,15 +1,20 @@
 """How the shipped workflows stand on the screen: steps as groups, a note that says what to do first, model links.
 
-Each opens at the zoom that fits all of it: within `SCREEN` its texts can be read at 1080p.
+Each opens at the zoom that fits all of it, see `fit_view`: within `SCREEN` its texts can be read at 1080p.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 SCREEN = (2100, 1150)  # of the graph, in its own units
 ROOM, HEAD = 20, 50  # around the nodes of a group; its title
+WINDOW = (1920, 1080)  # of the browser, in pixels
+EDGES = (80, 110, 30, 60)  # left, top, right and bottom, in pixels, that the page's bars take of the window
+TITLE = 30  # height of a node's title
 NOTE = (380, 330)
 PROMPT = (300, 110)
 LINE, COLUMN = 42, 240  # distances of collapsed nodes
@@ -46,6 +51,25 @@ class Layout:
     groups: tuple[Group, ...]
     collapsed: tuple[int, ...] = ()
     note_size: tuple[int, int] = field(default=NOTE)
+
+
+def fit_view(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the zoom and the offset of a workflow in the page's format with which a 1080p window shows all of it.
+
+    The page fits a template by itself; it opens files and what is dropped on it at the stored view.
+    """
+    boxes = [group["bounding"] for group in graph["groups"]]
+    boxes += [[x, y - TITLE, width, height + TITLE] for node in graph["nodes"] for x, y, width, height in [_box(node)]]
+    left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
+    size = [max(box[axis] + box[2 + axis] for box in boxes) - start for axis, start in ((0, left), (1, top))]
+    room = [WINDOW[axis] - EDGES[axis] - EDGES[2 + axis] for axis in (0, 1)]
+    scale = min(1.0, math.floor(100 * min(room[0] / size[0], room[1] / size[1])) / 100)
+    return {"scale": scale, "offset": [round(EDGES[0] / scale - left), round(EDGES[1] / scale - top)]}
+
+
+def _box(node: Mapping[str, Any]) -> list[float]:
+    collapsed = node.get("flags", {}).get("collapsed")
+    return [*node["pos"], *((COLUMN, 0) if collapsed else node["size"])]
 
 
 def pictures(
@@ -108,23 +132,30 @@ def make_comparison(note: str, description: str, enlarged: bool = True, replaced
 
 
 def make_attack() -> Layout:
-    """Lay out an attack and the pictures without and with it."""
-    erased, first = pictures(10, 1340, 70, (400, 400))
-    attacked, second = pictures(20, 1340, 570, (400, 400), prompt=False)
+    """Lay out an attack, the pictures without and with it, and a use of its result."""
+    collapsed = (21, 22, 23, 24, 25)
+    used = {id: (1700, 100 + LINE * k, 0, 0) for k, id in enumerate(collapsed)} | {26: (1700, 340, 400, 400)}
     return Layout(
         note=f"## Attack a robust encoder\n\n{TRAIN_FIRST}The attack searches for words that bring the church back. "
-        "The loss falls while it finds better ones; the report has the prompt, and the pictures show what it draws.",
-        description="Search for a prompt that brings an erased concept back, and draw it.",
-        places={1: (20, 510, 380, 100), 2: (20, 690, 380, 250), 3: (460, 70, 420, 0), 4: (900, 70, 380, 400)}
-        | erased
-        | attacked,
+        "Its pictures show what the prompt draws without and with these words; the judge frames the churches and says "
+        "whether the attack succeeded.",
+        description="Search for a prompt that brings an erased concept back: pictures and a judge's verdict.",
+        places={
+            1: (20, 510, 380, 100),
+            2: (20, 690, 380, 250),
+            5: (20, 1030, 380, 60),
+            3: (460, 70, 420, 0),
+            6: (940, 70, 700, 520),
+            4: (940, 670, 700, 300),
+        }
+        | used,
         groups=(
-            Group("1. Load model and robust CLIP", (1, 2)),
-            Group("2. Attack it", (3, 4)),
-            Group("3. Without the attack", tuple(erased)),
-            Group("3. With the attack", tuple(attacked)),
+            Group("1. Load model, robust CLIP and judge", (1, 2, 5)),
+            Group("2. Attack it", (3,)),
+            Group("3. Without and with the attack", (6, 4)),
+            Group("4. Use the prompt that it found", tuple(used)),
         ),
-        collapsed=(*first, *second),
+        collapsed=collapsed,
     )
 
 

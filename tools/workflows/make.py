@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from graphs import WORKFLOWS
-from layout import HEAD, LAYOUTS, MODELS, ROOM
+from layout import HEAD, LAYOUTS, MODELS, ROOM, fit_view
 from page import open_page
 
 ARRANGE = """async ({ id, name, graph, layout, models, room, head }) => {
@@ -60,7 +60,9 @@ def arrange(page: Any, name: str) -> dict[str, Any]:
     """Return a workflow in the page's format."""
     values = {"name": name, "graph": WORKFLOWS[name](), "layout": asdict(LAYOUTS[name]), "models": MODELS}
     id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"advunlearn/{name}"))
-    return json.loads(page.evaluate(ARRANGE, values | {"id": id, "room": ROOM, "head": HEAD}))
+    made = json.loads(page.evaluate(ARRANGE, values | {"id": id, "room": ROOM, "head": HEAD}))
+    made["extra"]["ds"] = fit_view(made)
+    return made
 
 
 def main(url: str, out: str, *names: str) -> None:

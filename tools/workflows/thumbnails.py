@@ -17,11 +17,12 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from graphs import WORKFLOWS
+from graphs import SIDE_BY_SIDE, WORKFLOWS
 from layout import LAYOUTS
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (640, 360)
+SHOWN = {"attack": SIDE_BY_SIDE}  # the title of the only pictures of a workflow that its thumbnail shows
 NOT_RUN = ("train-sd15", "train-sdxl", "sdxl")
 POLL = 1.0  # seconds
 
@@ -44,12 +45,12 @@ def run(url: str, graph: dict[str, Any]) -> dict[str, Any]:
 
 
 def fetch_rows(url: str, name: str) -> dict[str, list[Image.Image]]:
-    """Run a workflow; return the pictures of each node that saves some, by the node's title."""
+    """Run a workflow; return the pictures of each node that saves some, by the node's title, see `SHOWN`."""
     graph = WORKFLOWS[name]()
     outputs = run(url, graph)
     rows = {}
     for id, node in graph.items():
-        if node["class_type"] == "SaveImage":
+        if node["class_type"] == "SaveImage" and SHOWN.get(name) in (None, node["_meta"]["title"]):
             files = outputs[id]["images"]
             images = [Image.open(io.BytesIO(request(url, "view?" + urllib.parse.urlencode(f)))) for f in files]
             rows[node["_meta"]["title"]] = [image.convert("RGB") for image in images]
