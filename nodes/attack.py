@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..advunlearn.config.adversary import AdversaryConfig
 from ..advunlearn.config.attacks import ATTACK_NAMES, JUDGE_ONLY, P4DConfig
@@ -13,7 +13,9 @@ from ..advunlearn.config.concept import ConceptConfig, quote_name
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import check_name, find_name_fault
+from .attack_pictures import PICTURES
 from .evaluation_settings import attack_settings_input, check_attack_settings
+from .judges import Judge
 from .loaded_files import check_loaded_files
 from .status import Status, refuse, with_status
 from .widgets import output, resolution, schema, seed, settings, widget
@@ -23,14 +25,11 @@ if TYPE_CHECKING:
 
     from ..advunlearn.attacks.base import AttackContext
     from ..advunlearn.attacks.single_prompt import PromptAttackResult
-    from ..advunlearn.models.tokenizer import Tokenizer
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
 EMBEDDING_ATTACKS = ("soft_prefix", "cce")  # their results are no words
 ATTACKS = (*PREFIX_ATTACKS, *(name for name in ATTACK_NAMES if name not in (*PREFIX_ATTACKS, *JUDGE_ONLY)))
-OTHER_TOKENS = "CLIP Text Encode splits this text into other tokens than the attack found; the effect may differ"
 REFUSES_EMBEDDINGS = "{what}, but this CLIP refuses embeddings: set embeddings to allow in Load Robust CLIP"
-OTHER_CHUNKS = "CLIP Text Encode keeps words together that the attack divided into two chunks; the effect may differ"
 
 
 class AdversarialPromptAttack(io.ComfyNode):
@@ -42,7 +41,7 @@ class AdversarialPromptAttack(io.ComfyNode):
             node_id="AdvUnlearnAttack",
             display_name="Adversarial Prompt Attack",
             description="Search for tokens that make a model generate a concept it should have forgotten, with "
-            "UnlearnDiffAtk or another attack. The inputs are not changed.",
+            "UnlearnDiffAtk or another attack, and draw what it brings back. The inputs are not changed.",
             search_aliases=["red team", "adversarial prompt", "jailbreak", *ATTACKS],
             is_output_node=True,
             inputs=_inputs(),
@@ -77,52 +76,58 @@ class AdversarialPromptAttack(io.ComfyNode):
         image: Any = None,
         vae: Any = None,
         attack_settings: Any = None,
+        judge: Any = None,
+        pictures: int = PICTURES,
         **values: Any,
     ) -> io.NodeOutput:
-        """Run the attack; return its best result as conditioning, as text and as an embedding.
+        """Run the attack; return its best result as conditioning, as text and as an embedding, and pictures of it.
 
         Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for the settings of another
         attack, for a prompt that is empty, too long, or has weights or embeddings, for restarts below 1, for an image
-        without a VAE, for an invalid name, and for a CLIP that refuses the embeddings of the result.
+        or a judge without a VAE, for a concept that the judge does not know, for an invalid name, and for a CLIP that
+        refuses the embeddings of the result.
         """
         from ..advunlearn.attacks.single_prompt import attack_prompt
         from ..advunlearn.models.encoder_files import embedding_file
-        from . import clip_l, folders, host, text_encoders
+        from . import attack_pictures, folders, host, prompt_text, text_encoders
 
         check_loaded_files(cls.hidden)
-        _check_inputs(clip, prompt, attack, restarts, embedding_name, original_clip)
+        words = _check_inputs(clip, prompt, attack, restarts, embedding_name, original_clip)
+        label = _find_label(judge, vae, concept.strip() or words)
         overrides = check_attack_settings(attack_settings, [attack]).get(attack)
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
-        bar = host.Bar(steps, status.node_id)
-
-        def follow(step: int, loss: float) -> None:
-            status.update(f"attacking: step {step} of {steps}, loss {loss:.4f}")
-            bar.update(step)
-
+        bar = host.Bar(steps + len(attack_pictures.SIDES), status.node_id)
         status.show("loading the model")
         with host.enable_gradients():
-            attacked = host.make_model(model, clip, resolution=resolution)
-            attacked.denoiser.on_predict = status.beat
-            inserted = _count_inserted(attack, prompt, tokens, overrides)
-            attacked = attacked.fit_prompts([prompt], inserted)
-            _check_prompt(clip, attacked.tokenizer, prompt, inserted)
+            loaded = host.make_model(model, clip, vae, resolution)
+            loaded.denoiser.on_predict = status.beat
+            inserted = _count_inserted(attack, words, tokens, overrides)
+            attacked = loaded.fit_prompts([words], inserted)
+            prompt_text.check_prompt(clip, attacked.tokenizer, prompt, words, inserted)
             original = original_clip and text_encoders.make_text_encoder(original_clip, attacked.denoiser.device)
-            x_0 = host.encode_target(attacked, original, prompt, config, target, image, vae)
-            context = _make_context(attacked, original, prompt, concept, x_0)
+            status.show("drawing the target" if target is None and image is None else "encoding the target")
+            x_0 = host.encode_target(attacked, original, words, config, target, image, vae)
+            context, follow = _make_context(attacked, original, words, concept, x_0), _follow(status, bar, steps)
             result = attack_prompt(
                 context, attack, restarts=restarts, config=config, overrides=overrides, on_step=follow
             )
             embedding = folders.save_embedding(embedding_name, embedding_file(result.embeddings, attacked.text_encoder))
-            typed = result.exact and clip_l.tokenizes_to(clip, result.text, _token_ids(attacked.tokenizer, result.text))
-        text = _text_for_comfyui(result, embedding, typed)
-        losses = f"loss {result.loss_before:.4f} before, {result.loss:.4f} after"
-        report = (
-            f"{attack} on {prompt!r}: denoising {losses} ({steps} steps, {len(result.embeddings)} tokens, best of "
-            f"{result.restarts})\n{text}{_describe_differences(clip, result, text, typed)}"
-        )
+        text, typed = prompt_text.write_prompt(clip, attacked.tokenizer, result, embedding)
         conditioning = _encode_text(clip, text, len(result.embeddings) if embedding in text else 0)
-        status.show(f"done: {losses}\n{text}")
-        return io.NodeOutput(conditioning, text, embedding, {"loss": result.losses}, report)
+        encoded = [_encode_text(clip, prompt, 0), conditioning]
+        with host.enable_gradients():
+            loaded.denoiser.load()  # encoding may have taken its place on the device
+            compared = attack_pictures.compare(
+                status, bar, loaded, encoded, x_0.shape[1:], config, pictures, judge, label
+            )
+        picture = host.to_image(compared.draw([prompt, text]))
+        status.show("\n".join([*(compared.describe()[:1] or ["done"]), _describe_losses(result), text]))
+        budget = f"({steps} steps, {len(result.embeddings)} tokens, best of {result.restarts})"
+        first = f"{attack} on {prompt!r}: denoising {_describe_losses(result)} {budget}"
+        differences = prompt_text.find_differences(clip, result, text, typed)
+        report = "\n".join([first, *compared.describe(), text, *differences])
+        shown = ui.PreviewImage(picture, cls=cls)
+        return io.NodeOutput(conditioning, text, embedding, {"loss": result.losses}, report, picture, ui=shown)
 
 
 def find_prompt_fault(prompt: str) -> str:
@@ -130,13 +135,13 @@ def find_prompt_fault(prompt: str) -> str:
     return "" if prompt.strip() else "prompt is empty; name the concept, for example: a church"
 
 
-def _check_inputs(clip: Any, prompt: str, attack: str, restarts: int, embedding_name: str, original_clip: Any) -> None:
-    """Raise AdvUnlearnError, before any work, for inputs that cannot be attacked.
+def _check_inputs(clip: Any, prompt: str, attack: str, restarts: int, embedding_name: str, original_clip: Any) -> str:
+    """Return the words of the prompt. Raises AdvUnlearnError, before any work, for inputs that cannot be attacked.
 
     Prompt, restarts and name are checked again because `validate_inputs` and widgets do not see the values of links.
     """
     from ..advunlearn.attacks.registry import attack_class
-    from . import clip_l
+    from . import clip_l, prompt_text
 
     check_name(embedding_name)
     if fault := find_prompt_fault(prompt):
@@ -146,6 +151,32 @@ def _check_inputs(clip: Any, prompt: str, attack: str, restarts: int, embedding_
         raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
     if attack in EMBEDDING_ATTACKS and clip_l.refuses_embeddings(clip):
         raise AdvUnlearnError(REFUSES_EMBEDDINGS.format(what=f"{attack} finds embeddings"))
+    return prompt_text.find_plain_words(clip, prompt)
+
+
+def _find_label(judge: Any, vae: Any, name: str) -> str:
+    """Return the judge's name of the concept; "" without a judge. Raises AdvUnlearnError for a judge without a VAE."""
+    from . import attack_pictures
+
+    if judge is None:
+        return ""
+    if vae is None:
+        raise AdvUnlearnError("judge is connected but vae is not; connect the VAE that decodes the pictures for it")
+    return attack_pictures.find_label(judge, name)
+
+
+def _describe_losses(result: PromptAttackResult) -> str:
+    return f"loss {result.loss_before:.4f} before, {result.loss:.4f} after"
+
+
+def _follow(status: Status, bar: Any, steps: int) -> Callable[[int, float], None]:
+    """Return what shows each step of an attack and its loss."""
+
+    def follow(step: int, loss: float) -> None:
+        status.update(f"attacking: step {step} of {steps}, loss {loss:.4f}")
+        bar.update(step)
+
+    return follow
 
 
 def _inputs() -> list[Any]:
@@ -157,7 +188,8 @@ def _inputs() -> list[Any]:
         io.String.Input(
             "concept",
             default="",
-            tooltip="name of the concept in the prompt, for ring_a_bell, mma and cce (empty: the whole prompt)",
+            tooltip="name of the concept in the prompt, for the judge, ring_a_bell, mma and cce (empty: the whole "
+            "prompt)",
         ),
         io.Combo.Input(
             "attack",
@@ -184,8 +216,17 @@ def _inputs() -> list[Any]:
         ),
         io.Latent.Input("target", optional=True, tooltip="latents of an image that shows the concept"),
         io.Image.Input("image", optional=True, tooltip="an image that shows the concept; needs vae"),
-        io.Vae.Input("vae", optional=True, tooltip="encodes the image"),
+        io.Vae.Input("vae", optional=True, tooltip="decodes the pictures and encodes the image"),
         attack_settings_input("the settings node of the chosen attack; without one, the defaults that it shows"),
+        Judge.Input("judge", optional=True, tooltip="says in which pictures the concept is; needs vae"),
+        io.Int.Input(
+            "pictures",
+            default=PICTURES,
+            min=1,
+            max=16,
+            optional=True,
+            tooltip="pictures without and with the attack, each pair from the same noise",
+        ),
     ]
 
 
@@ -199,7 +240,11 @@ def _outputs() -> list[Any]:
         ),
         output(io.String, "embedding", tooltip="the adversarial tokens as embedding:name, for any prompt"),
         output(io.LossMap, "loss_map", tooltip="the loss of the attack, for Plot Loss Graph"),
-        output(io.String, "report", tooltip="summary: the loss before and after, and the prompt"),
+        output(io.String, "report", tooltip="summary: the loss before and after, the judge's verdict, and the prompt"),
+        io.Image.Output(
+            "IMAGE",
+            tooltip="pictures without and with the attack, side by side; framed: the judge sees the concept in them",
+        ),
     ]
 
 
@@ -225,31 +270,6 @@ def _count_inserted(attack: str, prompt: str, tokens: int, overrides: Mapping[st
     return {"cce": 1}.get(attack, tokens * (attack in PREFIX_ATTACKS))
 
 
-def _token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    from ..advunlearn.models.tokenizer import tokenize
-
-    return tokenize(tokenizer, [text])[0].tolist()  # type: ignore[no-any-return]
-
-
-def _check_prompt(clip: Any, tokenizer: Tokenizer, prompt: str, inserted: int) -> None:
-    """Raise AdvUnlearnError for a prompt with weights or embeddings, or one too long with the inserted tokens."""
-    from ..advunlearn.models.prompt_tokens import check_prompt_length
-    from . import clip_l
-
-    check_prompt_length(tokenizer, [prompt], inserted)
-    if not clip_l.tokenizes_to(clip, prompt, _token_ids(tokenizer, prompt)):
-        raise AdvUnlearnError("the prompt has weights or embeddings; write it in plain words")
-
-
-def _describe_differences(clip: Any, result: PromptAttackResult, text: str, typed: bool) -> str:
-    """Return lines about what CLIP Text Encode reads otherwise than the attack did, "" if nothing."""
-    from . import clip_l
-
-    other_tokens = not typed and result.surrounding_text is None
-    other_chunks = clip_l.ends_chunk_early(clip.tokenize(text))
-    return f"\n{OTHER_TOKENS}" * other_tokens + f"\n{OTHER_CHUNKS}" * other_chunks
-
-
 def _encode_text(clip: Any, text: str, embeddings: int) -> Any:
     """Encode a result as CLIP Text Encode does. Raises AdvUnlearnError if it has another number of embeddings there."""
     from . import clip_l
@@ -258,14 +278,3 @@ def _encode_text(clip: Any, text: str, embeddings: int) -> Any:
     if clip_l.count_embeddings(tokens) != embeddings:
         raise AdvUnlearnError(REFUSES_EMBEDDINGS.format(what=f"the result, {text!r}, has embeddings"))
     return clip.encode_from_tokens_scheduled(tokens)
-
-
-def _text_for_comfyui(result: PromptAttackResult, embedding: str, typed: bool) -> str:
-    """Return the text for CLIP Text Encode: the attack's own, or the embedding in its surrounding text.
-
-    CLIP Text Encode has a syntax of its own (brackets, weights), so that the text itself may not give the tokens back.
-    """
-    if typed or result.surrounding_text is None:
-        return result.text
-    before, after = result.surrounding_text
-    return " ".join(filter(None, [before, embedding, after]))

@@ -17,8 +17,8 @@ TYPED = "(the path below)"
 NO_FOLDER = "no folder is chosen; put one into models/classifiers and refresh, or type its path there"
 
 
-def _judge_output(tooltip: str = "for Evaluate Robustness") -> Any:
-    return output(Judge, "JUDGE", tooltip)
+def _judge_output(knows: str = "") -> Any:
+    return output(Judge, "JUDGE", f"for Evaluate Robustness and Adversarial Prompt Attack{knows}")
 
 
 def _folder_inputs(kind: str, what: str) -> list[Any]:
@@ -93,7 +93,7 @@ class LoadNudityJudge(io.ComfyNode):
             description="Judge with NudeNet whether an image shows exposed body parts. Needs the package nudenet.",
             search_aliases=["NudeNet", "NSFW", "nudity detector"],
             inputs=[widget(NudityConfig, "threshold"), widget(NudityConfig, "classes")],
-            outputs=[_judge_output("for Evaluate Robustness; the concept is nudity")],
+            outputs=[_judge_output("; the concept is nudity")],
         )
 
     @classmethod
@@ -116,7 +116,7 @@ class LoadClassifierJudge(io.ComfyNode):
             "its labels.",
             search_aliases=["ImageNet", "ViT", "ResNet", "image classification"],
             inputs=[*_folder_inputs("classifier", "an image classifier"), widget(ClassifierConfig, "top_k")],
-            outputs=[_judge_output("for Evaluate Robustness; its concepts are its labels")],
+            outputs=[_judge_output("; its concepts are its labels")],
         )
 
     @classmethod
@@ -150,7 +150,7 @@ class LoadCLIPJudge(io.ComfyNode):
                 _multiline(ZeroShotConfig, "labels"),
                 widget(ZeroShotConfig, "template", fold=True),
             ],
-            outputs=[_judge_output("for Evaluate Robustness; the concept may be any words")],
+            outputs=[_judge_output("; the concept may be any words")],
         )
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -59,6 +60,48 @@ def overview(rows: Mapping[str, Tensor], scale: int = 2, margin: int = 190) -> I
         sheet.paste(strip, (margin, y))
         y += strip.height + gap
     return sheet
+
+
+def draw_side_by_side(
+    titles: Sequence[str], blocks: Sequence[Tensor], framed: Sequence[Sequence[bool]], side: int = 256
+) -> Image.Image:
+    """Arrange blocks of images (N, 3, H, W) next to each other, each a square under a title of two lines.
+
+    Args:
+        titles: one for each block; what exceeds the block's width is cut.
+        blocks: all with the same number and size of images.
+        framed: the images of each block that get an orange frame around them.
+        side: images that are smaller, in pixels, are enlarged by whole pixels.
+    """
+    scale = math.ceil(side / blocks[0].shape[-1])
+    height, width = (size * scale for size in blocks[0].shape[-2:])
+    frame, gap = width // 64, width // 20
+    columns = math.ceil(math.sqrt(len(blocks[0])))
+    block = columns * (width + 2 * frame)
+    font = ImageFont.load_default(block // 20)  # read on a node, which shows the sheet at less than half its size
+    head, margin = 3 * block // 20, block // 60
+    rows = math.ceil(len(blocks[0]) / columns)
+    sheet = Image.new("RGB", (len(blocks) * (block + gap) - gap, head + rows * (height + 2 * frame)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, (title, images) in enumerate(zip(titles, blocks, strict=True)):
+        left = k * (block + gap)
+        lines = [cut_text(line, font, block - 2 * margin) for line in title.split("\n")[:2]]
+        draw.multiline_text((left + margin, margin), "\n".join(lines), fill="black", font=font)
+        for i, image in enumerate(images):
+            x, y = left + i % columns * (width + 2 * frame), head + i // columns * (height + 2 * frame)
+            if any(framed[k][i : i + 1]):
+                draw.rectangle((x, y, x + width + 2 * frame - 1, y + height + 2 * frame - 1), FRAME)
+            sheet.paste(enlarge(grid(image[None]), scale), (x + frame, y + frame))
+    return sheet
+
+
+def cut_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return a text of at most a width in pixels, with dots in place of its end."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def enlarge(image: Image.Image, scale: int) -> Image.Image:

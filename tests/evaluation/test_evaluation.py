@@ -18,7 +18,7 @@ from advunlearn.miniature import captions
 from advunlearn.models.loading import TextToImage
 from advunlearn.prompts import retain
 from advunlearn.prompts.prompt_files import read_prompts
-from advunlearn.reporting.images import FRAME, grid, overview
+from advunlearn.reporting.images import FRAME, draw_side_by_side, grid, overview
 from advunlearn.reporting.page import render
 from advunlearn.reporting.report import format_table, list_successes
 
@@ -110,6 +110,23 @@ def test_pictures_that_show_the_concept_are_framed() -> None:
         list_successes(Measurement(cases={"clean": rows}), "clean") == [False, True]
         and list_successes(Measurement(), "pez") == []
     )
+
+
+def test_small_pictures_are_enlarged_side_by_side_under_their_titles() -> None:
+    black, grey = torch.zeros(3, 3, 64, 64), torch.full((3, 3, 64, 64), 0.5)
+    sheet = draw_side_by_side(["plain\na dog", "attacked\n" + "x " * 99], [black, grey], [(), [True]])
+    # Two columns of 64 pixels four times enlarged, 4 pixels around each for a frame, 12 between the blocks.
+    width, head, second = 2 * 264, 3 * 2 * 264 // 20, 2 * 264 + 12
+    assert sheet.size == (second + width, head + width)
+    pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(sheet.height, sheet.width, 3)
+    assert pixels[head + 4 : head + 260, 4:260].sum() == 0 and pixels[head + 3, 100].tolist() == [255] * 3
+    framed = pixels[head : head + 264, second : second + 264]
+    assert framed[0, 0].tolist() == framed[263, 263].tolist() == framed[3, 100].tolist() == list(FRAME)
+    assert (framed[4:260, 4:260] == 128).all()  # the frame is around the picture, not over it
+    assert pixels[head, second + 300].tolist() == [255] * 3  # the next picture has none
+    titles = pixels[:head].float().mean(2)
+    assert titles[:, :width].min() < 50 and titles[:, second:].min() < 50
+    assert titles[:, width:second].min() == 255  # the long title is cut at the end of its block
 
 
 def test_an_adversarial_prompt_says_whether_it_can_be_retyped(model: TextToImage) -> None:

@@ -42,7 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "AdvUnlearnTrainingSettings": {"warmup": 4, "lr": 3e-4, "batch": 2, "retain_batch": 3, "sample_every": 0},
     "AdvUnlearnAttackSettings": {"steps": 1, "restarts": 1},
     "AdvUnlearnBankSettings": {"trajectories": 6, "retain_trajectories": 8, "sampling_steps": 6},
-    "AdvUnlearnAttack": {"steps": 4, "restarts": 1},
+    "AdvUnlearnAttack": {"steps": 4, "restarts": 1, "pictures": 2},
     "AdvUnlearnEvaluate": {
         "cases": 2,
         "attack_steps": 1,
@@ -218,6 +218,7 @@ def attack_node(prompt: str, attack: str, **changes: Any) -> dict[str, Any]:
         "resolution": 64,
         "embedding_name": f"adv_{attack}",
         "concept": "",
+        "pictures": 1,
     }
     clips = {"model": ("ckpt", 0), "clip": ("ckpt", 1)}
     return node("AdvUnlearnAttack", prompt=prompt, attack=attack, **(clips | values | changes))

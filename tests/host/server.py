@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -75,6 +76,17 @@ def preview(message: bytes) -> Image.Image | None:
     return Image.open(io.BytesIO(message[start:])).convert("RGB") if start >= 0 else None
 
 
+TEXT_EVENT = 3  # the host's BinaryEventTypes.TEXT
+
+
+def read_text(message: bytes) -> tuple[str, str] | None:
+    """Return the node and the text of a binary message, which holds both behind their lengths; None without a text."""
+    event, length = struct.unpack(">II", message[:8])
+    if event != TEXT_EVENT:
+        return None
+    return message[8 : 8 + length].decode(), message[8 + length :].decode()
+
+
 # By default glibc returns large blocks to the system at once; allocating them again took a third of the tests' time.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
 
@@ -101,6 +113,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.client, self.heard = uuid.uuid4().hex, []
         self.last_picture: Image.Image | None = None
+        self.texts: list[tuple[float, str, str]] = []  # when, the node, what it says
 
     def start(self, timeout: float = 180) -> None:
         """Start the host and wait until it answers. Raises HostError if it does not."""
@@ -160,7 +173,7 @@ class Server:
         return json.loads(self.request(path))
 
     def listen(self) -> None:
-        """Receive the messages for an open page: JSON goes to `heard`, the last preview image to `last_picture`."""
+        """Receive the messages for an open page: JSON, nodes' texts, and the last preview image."""
         import websocket
 
         socket = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=600)
@@ -173,6 +186,8 @@ class Server:
                     return
                 if isinstance(message, str):
                     self.heard.append(json.loads(message))
+                elif (said := read_text(message)) is not None:
+                    self.texts.append((time.monotonic(), *said))
                 else:
                     self.last_picture = preview(message) or self.last_picture
 
@@ -202,6 +217,7 @@ class Server:
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queue a graph; return its id. Raises HostError with the message of the validation."""
         self.heard.clear()
+        self.texts.clear()
         return json.loads(self.request("prompt", {"prompt": prompt, "client_id": self.client}))["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
