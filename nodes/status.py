@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -117,10 +118,9 @@ class Status:
 
     def _send(self, text: str) -> None:
         """Send a text to the page that queued the graph; without a server there is none."""
-        import server
-
         self.sent = time.monotonic()
-        instance = getattr(server.PromptServer, "instance", None)
+        server = sys.modules.get("server")  # the host imports it if it runs as one
+        instance = server and getattr(server.PromptServer, "instance", None)
         if instance is not None and self.node_id is not None and instance.client_id is not None:
             text = "\n".join(filter(None, [text, self.note, self.details]))
             instance.send_progress_text(text, self.node_id, instance.client_id)
