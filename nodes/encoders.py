@@ -14,7 +14,7 @@ from ..advunlearn.config.io import CONVERSIONS
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import find_name_fault
 from ..advunlearn.formats import released as hub
-from . import folders
+from . import encoder_list, folders
 from .status import Status, refuse, with_status
 from .widgets import output, schema
 
@@ -39,11 +39,12 @@ class LoadRobustCLIP(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=[*folders.list_encoders(), NONE],
-                    tooltip="an encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a "
-                    "file from this pack (of SDXL either file of the pair NAME_clip_l, NAME_clip_g), "
-                    "CLIPTextModel weights, a CLIPTextModel folder (its name ends in /), a .pt file "
-                    "of the published code, or a full Stable Diffusion checkpoint",
+                    options=[*encoder_list.offer_encoders(), NONE],
+                    tooltip="newest of NAME: what Train AdvUnlearn Encoder saved last under that name. Otherwise an "
+                    "encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file from this "
+                    "pack (of SDXL either file of the pair NAME_clip_l, NAME_clip_g), CLIPTextModel weights, a "
+                    "CLIPTextModel folder (its name ends in /), a .pt file of the published code, or a full Stable "
+                    "Diffusion checkpoint",
                 ),
                 io.Float.Input(
                     "strength",
@@ -99,7 +100,14 @@ class LoadRobustCLIP(io.ComfyNode):
                     tooltip="SDXL: interpolates CLIP-G's weights, as strength does CLIP-L's, if a CLIP-G is loaded",
                 ),
             ],
-            outputs=[io.Clip.Output("CLIP", tooltip="a copy of the CLIP with the new encoder")],
+            outputs=[
+                io.Clip.Output("CLIP", tooltip="a copy of the CLIP with the new encoder"),
+                output(
+                    io.String,
+                    "report",
+                    tooltip="what the file states: concept, recipe, scores, base model, and the encoder's hash",
+                ),
+            ],
         )
 
     @classmethod
@@ -114,7 +122,7 @@ class LoadRobustCLIP(io.ComfyNode):
         if released != NONE or encoder in (None, NONE):
             return True
         try:
-            return bool(folders.find_encoder(encoder))
+            return bool(find_choice(encoder))
         except AdvUnlearnError as error:
             return str(error)
 
@@ -129,12 +137,18 @@ class LoadRobustCLIP(io.ComfyNode):
         if encoder is None or released is None or second_encoder is None:
             return float("nan")
         try:
-            path = folders.find_encoder(encoder) if released == NONE else hub.find_fetched(released, folders.FETCHED)
+            path = find_choice(encoder) if released == NONE else hub.find_fetched(released, folders.FETCHED)
             paths = [path, find_second(path, second_encoder)] if path else []
         except AdvUnlearnError:
             paths = []
         files = [path.stat() for path in paths if path]
-        return (encoder, released, second_encoder, *((file.st_mtime_ns, file.st_size) for file in files))
+        return (
+            encoder,
+            released,
+            second_encoder,
+            *map(str, paths),
+            *((file.st_mtime_ns, file.st_size) for file in files),
+        )
 
     @classmethod
     @with_status
@@ -149,11 +163,14 @@ class LoadRobustCLIP(io.ComfyNode):
         second_encoder: str = PARTNER,
         strength_clip_g: float = 1.0,
     ) -> io.NodeOutput:
-        """Return the CLIP with the encoder, or with both of a pair. Raises AdvUnlearnError if one does not fit."""
-        from . import clip_l, text_encoders
+        """Return the CLIP with the encoder, or with both of a pair, and what the file states of it.
+
+        Raises AdvUnlearnError if one does not fit.
+        """
+        from . import clip_l, encoder_report, text_encoders
 
         require_choice(encoder, released, clip, {"strength": strength, "strength_clip_g": strength_clip_g})
-        path = folders.find_encoder(encoder) if released == NONE else download(released, status)
+        path = find_choice(encoder) if released == NONE else download(released, status)
         second = find_second(path, second_encoder)
         states = text_encoders.choose_parts(clip, text_encoders.read_parts(path, *([second] if second else [])))
         source = encoder if released == NONE else f"the released encoder {released!r}"
@@ -162,8 +179,15 @@ class LoadRobustCLIP(io.ComfyNode):
             robust = text_encoders.make_clip(states, source)
         else:
             robust = text_encoders.replace_parts(clip, states, source, strengths)
-        status.show(f"loaded {source}: {text_encoders.describe_parts(states, strengths)}")
-        return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust)
+        loaded = f"{source}{f' ({path.name})' * encoder.startswith(encoder_list.NEWEST)}"
+        status.show(f"loaded {loaded}: {text_encoders.describe_parts(states, strengths)}")
+        report = encoder_report.describe_encoder(loaded, path, states)
+        return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust, report)
+
+
+def find_choice(encoder: str) -> pathlib.Path:
+    """Return the path of the chosen encoder, of several with one name the newest. Raises AdvUnlearnError for none."""
+    return folders.find_encoder(encoder_list.resolve_encoder(encoder))
 
 
 def require_choice(encoder: str, released: str, clip: Any, strengths: Mapping[str, float]) -> None:

@@ -25,6 +25,7 @@ class Job:
 
     model: Any  # HostModel
     run: RunConfig
+    preset: str  # "" for a resumed run
     prompts: list[str]  # retained
     warnings: list[str]
     details: list[str]
@@ -108,6 +109,7 @@ def prepare(
     return Job(
         adapted,
         run,
+        "" if stored else asked.preset,
         prompts,
         warnings,
         details,

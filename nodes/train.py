@@ -83,7 +83,6 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
         """
         from ..advunlearn.reporting.training_summary import summarize_training
         from ..advunlearn.training.checkpoint import Checkpoints
-        from ..advunlearn.training.recipe import recipe_metadata
         from . import host, text_encoders
 
         check_loaded_files(cls.hidden)
@@ -95,7 +94,7 @@ class TrainAdvUnlearnEncoder(io.ComfyNode):
             job = prepare(status, model, clip, vae, values, stored)
             progress = make_progress(status, job, name, stored, checkpoints)
             result = train_or_keep(job, name, progress, checkpoints, stored is not None)
-            path, listed = save_trained(job, name, result.encoder, recipe_metadata(job.model, job.run))
+            path, listed = save_trained(job, name, result.encoder, make_metadata(job))
             checkpoints.remove()  # not earlier: the run can be resumed until the encoder is on disk
             status.describe_stop = lambda: f"saved as {listed}; the comparison of intermediate encoders was stopped"
             states = text_encoders.export_parts(result.encoder, job.run.train.encoders)
@@ -185,11 +184,17 @@ def make_progress(status: Status, job: Job, name: str, stored: StoredRun | None,
     return progress
 
 
-def save_snapshot(job: Job, name: str, encoder: Any, iteration: int) -> str:
-    """Save an intermediate encoder; return the name under which it is listed."""
+def make_metadata(job: Job, **more: object) -> Mapping[str, object]:
+    """Return the metadata of an encoder of a run: the recipe, and the name of its preset."""
     from ..advunlearn.training.recipe import recipe_metadata
 
-    metadata = recipe_metadata(job.model, job.run, iterations=iteration)
+    preset = {"preset": job.preset} if job.preset else {}
+    return recipe_metadata(job.model, job.run, **preset, **more)
+
+
+def save_snapshot(job: Job, name: str, encoder: Any, iteration: int) -> str:
+    """Save an intermediate encoder; return the name under which it is listed."""
+    metadata = make_metadata(job, iterations=iteration)
     return save_trained(job, name + SNAPSHOT.format(iteration), encoder, metadata)[1]
 
 
