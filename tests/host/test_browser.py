@@ -26,6 +26,12 @@ ROUNDED = """(id) => app.graph.getNodeById(id).widgets
     .filter(({ value, options }) => Number(value.toFixed(options.precision)) !== value)
     .map(({ name, value, options }) => `${name}: ${value.toFixed(options.precision)} for ${value}`)"""
 
+# Numbers of a node whose widget shows more digits than they have.
+LONG = """(id) => app.graph.getNodeById(id).widgets
+    .filter(({ value, options }) => typeof value === "number" && options?.precision !== undefined)
+    .map(({ name, value, options }) => `${name}: ${value.toFixed(options.precision)}`)
+    .filter((shown) => /\\.\\d*0$/.test(shown))"""
+
 
 @pytest.fixture(scope="module")
 def browser(server: Server) -> Iterator[Page]:
@@ -52,7 +58,7 @@ def test_a_new_node_fits_the_screen_and_shows_its_numbers(page: Page) -> None:
         page.page.wait_for_timeout(300)
         if (height := page.height(node)) > SCREEN:
             tall[kind] = height
-        if found := page.page.evaluate(ROUNDED, node):
+        if found := page.page.evaluate(ROUNDED, node) + page.page.evaluate(LONG, node):
             rounded[kind] = found
     assert not tall and not rounded
 
@@ -60,6 +66,7 @@ def test_a_new_node_fits_the_screen_and_shows_its_numbers(page: Page) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PACK / "workflows").glob("*.json")))
 def test_a_workflow_opens_on_one_screen_with_readable_texts(page: Page, name: str) -> None:
     page.load_workflow(json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+    assert page.page.evaluate("() => app.canvas.ds.scale") >= READABLE  # as a file; as a template the page fits it
     page.page.evaluate(FIT)
     page.page.wait_for_timeout(1000)
     assert page.page.evaluate("() => app.canvas.ds.scale") >= READABLE
