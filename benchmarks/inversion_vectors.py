@@ -83,8 +83,8 @@ def table(results: ResultRows) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--cases", type=int, default=12)
-    parser.add_argument("--attack-steps", type=int, default=60)
+    parser.add_argument("--cases", type=int, default=16)
+    parser.add_argument("--attack-steps", type=int, default=80)
     parser.add_argument("--judge-interval", type=int, default=20)
     parser.add_argument("--eval-seed", type=int, default=4242)
     args = parse_arguments(parser)
