@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from ..errors import AdvUnlearnError
 from .base import Validated, setting
+from .lists import split_list
 
 # In the order of a table: attacks without a search first, then by what an attacker must have.
 ATTACK_NAMES = (
@@ -180,7 +181,7 @@ class MMAConfig(AttackConfig):
 
     def forbidden_words(self, concept: str) -> tuple[str, ...]:
         """Return the forbidden words; by default those of `concept`."""
-        chosen = [word.strip().lower() for word in re.split(r"[,\n]", self.forbidden) if word.strip()]
+        chosen = [word.lower() for word in split_list(self.forbidden)]
         words = re.findall(r"\w+", concept.lower())
         # Almost every token contains an "a", so that articles would leave nothing to search.
         long_words = [word for word in words if len(word) > 1 and word not in ARTICLES]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..errors import AdvUnlearnError
 from .base import Validated, setting
+from .lists import SEPARATORS, normalize, strip_list_marks
 
 # A style is a style of something: erased on few subjects, it stays with all the others.
 SUBJECTS = (
@@ -39,15 +40,20 @@ FRAMING = (
     r",?\s+style$",
 )
 
-# A list of concepts: separators (also full-width and ideographic), pairs of quotes, words that may make a list.
-SEPARATORS = ",;\uff0c\uff1b\u3001"
+# A list of concepts: pairs of quotes, and words and signs that may make a list.
 QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("\u300c", "\u300d"), ("\xab", "\xbb"))
 QUOTED = (
     "|".join(f"{start}[^{end}]*{end}" for start, end in QUOTES)  # a single quote may be an apostrophe:
     + rf"|(?<![^{SEPARATORS}\s])'[^']*'(?=\s*(?:[{SEPARATORS}]|$))"  # it counts around a complete name only
 )
 ITEM = rf"(?:{QUOTED}|[^{SEPARATORS}])+"
-CONJUNCTION = r"(?i:\s+(?:and|or|&|\+)(?:\s+|$)|\s*[/|\\]\s*)"
+# English, German, French, Spanish, Chinese, Japanese.
+CONJUNCTION_WORDS = r"and|or|und|oder|et|ou|y|\u548c|\u4e0e|\u8207|\u6216|\u3068|&|\+|\xb7"
+CONJUNCTION = (
+    rf"(?i:\s+(?:{CONJUNCTION_WORDS})(?:\s+|$))"
+    r"|\s*[/|\\\t\u2022\u30fb\uff65]\s*"
+    r"|(?<=\w{3})&(?=\w{3})"  # but not "R&B"
+)
 
 UNCOUNTABLE = ("nudity", "nakedness", "violence", "gore", "nsfw")  # "a church", but "nudity"
 
@@ -67,12 +73,13 @@ def joined_names(names: Sequence[str]) -> str:
 def split_names(text: str) -> tuple[str, ...]:
     """Split a list of concepts at commas, semicolons (of any width) and lines; quotes protect what is between them.
 
-    Quotes around a complete name are removed. "and" between commas, as in "a, b, and c", is part of the list.
+    Quotes around a complete name are removed, and so are bullets, brackets around the list, and invisible characters.
+    "and" behind a comma, as in "a, b, and c", is part of the list.
 
     Raises AdvUnlearnError for a quote that is not closed, and for an unquoted name that may be a list ("a and b").
     """
     names = []
-    for line in text.splitlines():
+    for line in strip_list_marks(normalize(text)).splitlines():
         if mark := re.search(f"[{''.join(map(''.join, QUOTES))}]", re.sub(QUOTED, "", line)):
             raise AdvUnlearnError(f"concept {line.strip()!r}: the quote {mark[0]} is not closed; close it or remove it")
         for i, item in enumerate(re.findall(ITEM, line)):
@@ -80,7 +87,7 @@ def split_names(text: str) -> tuple[str, ...]:
             if re.fullmatch(QUOTED, name):
                 name = name[1:-1].strip()
             else:
-                name = re.sub(r"^and\s+", "", name) if i else name
+                name = re.sub(rf"(?i)^(?:{CONJUNCTION_WORDS})\s+", "", name) if i else name
                 check_one_concept(name)
             names += [name] * bool(name)
     return tuple(names)

@@ -9,6 +9,7 @@ from ..errors import AdvUnlearnError
 from ..files import JsonDict
 from .attacks import KEEP, Keep
 from .base import Validated, setting
+from .lists import split_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,7 @@ class ZeroShotConfig(Validated):
     @property
     def candidates(self) -> tuple[str, ...]:
         """The given labels, without repeats."""
-        names = (part.strip() for line in self.labels.splitlines() for part in line.split(","))
-        return tuple(dict.fromkeys(name for name in names if name))
+        return tuple(dict.fromkeys(split_list(self.labels)))
 
 
 # The demo must finish in five minutes on two cores: short training, few cases, a small bank.

@@ -10,10 +10,12 @@ from advunlearn.attacks.registry import ATTACKS
 from advunlearn.cli.flags import settings
 from advunlearn.cli.main import build_parser
 from advunlearn.config.adversary import AdversaryConfig
+from advunlearn.config.attacks import MMAConfig
 from advunlearn.config.base import choices
 from advunlearn.config.concept import ConceptConfig
-from advunlearn.config.evaluation import EvaluateConfig
+from advunlearn.config.evaluation import EvaluateConfig, ZeroShotConfig
 from advunlearn.config.io import ModelConfig, OutputConfig, RetainConfig
+from advunlearn.config.lists import split_list
 from advunlearn.config.training import BankConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 
@@ -109,6 +111,14 @@ def test_several_concepts_are_lines_and_a_prompt_is_taken_as_it_is() -> None:
         ('the "big, bad" wolf', ('the "big, bad" wolf',)),
         ("R&B", ("R&B",)),
         ("sandcastle", ("sandcastle",)),
+        ("cat\uff64dog\ufe50bird\u060cfish", ("cat", "dog", "bird", "fish")),  # half-width, small, Arabic
+        ("[cat, dog]", ("cat", "dog")),
+        ("- cat\n* dog\n\u2022 bird", ("cat", "dog", "bird")),
+        ("1. cat\n2. dog", ("cat", "dog")),
+        ("1. FC Cologne", ("1. FC Cologne",)),
+        ("cat, or dog, & bird", ("cat", "dog", "bird")),
+        ("\ufeffcat\u200b", ("cat",)),  # invisible characters, which the tokenizer sees
+        ("\uff23\uff21\uff34", ("CAT",)),
     ],
 )
 @pytest.mark.parametrize("kind", ["object", "style"])
@@ -119,7 +129,24 @@ def test_a_list_of_concepts_is_split_and_quotes_protect(text: str, names: tuple[
 
 
 @pytest.mark.parametrize(
-    "text", ["cat and dog", "cat AND dog", "cat or dog", "cat & dog", "cat + dog", "cat/dog", "cat|dog"]
+    "text",
+    [
+        "cat and dog",
+        "cat AND dog",
+        "cat or dog",
+        "cat & dog",
+        "cat&dog",
+        "cat + dog",
+        "cat/dog",
+        "cat|dog",
+        "cat\tdog",
+        "cat \xb7 dog",
+        "cat\u30fbdog",
+        "cat und dog",
+        "cat et dog",
+        "cat y dog",
+        "cat \u548c dog",
+    ],
 )
 def test_a_name_that_may_be_a_list_is_asked_about_and_both_answers_work(text: str) -> None:
     with pytest.raises(AdvUnlearnError) as error:
@@ -130,6 +157,18 @@ def test_a_name_that_may_be_a_list_is_asked_about_and_both_answers_work(text: st
     assert several and one
     assert ConceptConfig(concept=several[1]).names == ("cat", "dog")
     assert ConceptConfig(concept=one[1]).names == (text,)
+
+
+@pytest.mark.parametrize("text", ["cat\uff06dog", "cat\uff0fdog", "cat\uff5cdog", "cat\u3000\uff0b\u3000dog"])
+def test_full_width_signs_are_read_as_the_ascii_ones(text: str) -> None:
+    with pytest.raises(AdvUnlearnError, match="may be one concept or several; for several .* by commas: cat, dog"):
+        ConceptConfig(concept=text)
+
+
+def test_every_list_takes_the_same_separators() -> None:
+    assert split_list("a, b; c\uff0cd\u3001e\r\nf,,") == ["a", "b", "c", "d", "e", "f"]
+    assert MMAConfig(forbidden="Nude\uff1bnaked").forbidden_words("church") == ("nude", "naked")
+    assert ZeroShotConfig(labels="a church; a dog\na church").candidates == ("a church", "a dog")
 
 
 @pytest.mark.parametrize(

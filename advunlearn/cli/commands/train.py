@@ -14,6 +14,7 @@ import torch
 
 from ...config.concept import ConceptConfig
 from ...config.io import ModelConfig, OutputConfig, RetainConfig
+from ...config.lists import split_list
 from ...config.training import RunConfig
 from ...errors import AdvUnlearnError, TrainingDiverged
 from ...files import DONE, STATE
@@ -200,5 +201,5 @@ def read_retain_inputs(
     """Return the retain set, the user's own lines, and phrases to leave out; verbose: describe the file on stderr."""
     retain_set = retain.resolve_retain_set(config.retain_set, is_miniature(model))
     own = open_prompts(config.retain, "retained prompt", config.prompt_column, verbose) if config.retain else None
-    left_out = None if config.retain_without == "auto" else config.retain_without.split(",")
+    left_out = None if config.retain_without == "auto" else split_list(config.retain_without)
     return retain_set, own.prompts if own else [], left_out
