@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import csv
 import io
+import json
 import pathlib
 import re
 from dataclasses import dataclass
@@ -73,8 +74,8 @@ def read_prompt_file(path: str | pathlib.Path, what: str = "prompt", column: str
         column: the table's column of prompts, by its name or, without a header, by its number from 1 (empty: the
             first of `PROMPT_COLUMNS` that the header has). Text files have none.
 
-    Raises AdvUnlearnError if the file is missing, is no text, or holds no prompt, and for a table whose column of
-    prompts cannot be told.
+    Raises AdvUnlearnError if the file is missing, is no text, or holds no prompt, for a table whose column of prompts
+    cannot be told, and for a table or JSON under the name of a text file.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -84,7 +85,9 @@ def read_prompt_file(path: str | pathlib.Path, what: str = "prompt", column: str
     if path.suffix.lower() in TABLES:
         rows, name = parse_table(text, str(path), column)
     else:
-        rows = [{"prompt": line} for line in parse_lines(text)]
+        lines = parse_lines(text)
+        check_is_text(lines, str(path))
+        rows = [{"prompt": line} for line in lines]
     if not rows:
         raise AdvUnlearnError(f"{path} holds no prompt; write one {what} per line")
     return PromptFile(path, rows, name)
@@ -104,6 +107,24 @@ def parse_lines(text: str) -> list[str]:
     """Return the lines of a text, without empty lines and comments. Only line feeds and carriage returns end a line."""
     lines = (join_lines(line) for line in re.split(r"\r\n|\r|\n", text))
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def check_is_text(lines: list[str], where: str) -> None:
+    """Raise AdvUnlearnError for the lines of a table or of JSON, each of which would be a prompt."""
+    first = lines[0] if lines else ""
+    for delimiter in DELIMITERS:
+        cells = [_plain_name(cell.strip(" \"'")) for cell in first.split(delimiter)]
+        # "poster, text" is a prompt.
+        columns = {name for name in PROMPT_COLUMNS if delimiter != "," or "prompt" in name}
+        if len(cells) > 1 and columns & set(cells):
+            raise AdvUnlearnError(
+                f"{where}: the first line {_shorten(first)} is the header of a table; name the file .csv or .tsv, or "
+                "remove everything but the prompts"
+            )
+    with contextlib.suppress(json.JSONDecodeError, RecursionError):
+        start = first if first.endswith(("}", "]")) else "\n".join(lines)
+        if first.startswith(("{", "[")) and isinstance(json.loads(start), dict | list):
+            raise AdvUnlearnError(f"{where} is JSON; give text with one prompt per line, or a table (.csv, .tsv)")
 
 
 def join_lines(text: str) -> str:

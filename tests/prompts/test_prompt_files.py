@@ -115,3 +115,26 @@ def test_a_file_that_was_read_is_described_by_its_number_its_first_and_its_last_
     )
     path = write(tmp_path, "a.txt", "a dog " * 40)
     assert read_prompt_file(path).describe() == f"{path}: 1 prompt: {('a dog ' * 40)[:57] + '...'!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prompt\tseed\na cat\t1\n", "is the header of a table; name the file .csv or .tsv"),
+        ("seed;Adv_Prompt\n1;a cat\n", "is the header of a table"),
+        ('"prompt","seed"\n"a cat","1"\n', "is the header of a table"),
+        ('{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "is JSON; give text"),
+        ('[\n"a cat",\n"a dog"\n]\n', "is JSON; give text"),
+        ("poster, text\n[a cat]\n{a, dog}\n", ""),
+    ],
+)
+def test_a_table_or_json_under_the_name_of_a_text_file_is_not_read_as_prompts(
+    tmp_path: pathlib.Path, text: str, says: str
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(text)
+    if says:
+        with pytest.raises(AdvUnlearnError, match=says):
+            read_prompts(path)
+    else:
+        assert read_prompts(path) == text.splitlines()
