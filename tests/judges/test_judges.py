@@ -80,8 +80,9 @@ def test_the_miniatures_judge_sees_what_its_logits_say(judge: ConvJudge) -> None
         logits = judge(images)
     seen = judge.look(images, "church")
     for i, labels in enumerate(seen.labels):
-        o, s = int(logits.object[i].argmax()), int(logits.style[i].argmax())
-        assert labels == {judge.styles[s]} | ({judge.objects[o]} if o < len(judge.objects) else set())
+        o, s, b = (int(part[i].argmax()) for part in (logits.object, logits.style, logits.background))
+        objects = {judge.objects[o]} if o < len(judge.objects) else set()
+        assert labels == objects | {judge.styles[s], f"{judge.backgrounds[b]} background"}
     assert seen.features is not None and torch.equal(seen.features, logits.features)
     assert not set(judge.objects) & set(judge.styles)  # so that one set can hold both
     assert judge.label("INK") == "ink" and judge.label("church") == "church"
