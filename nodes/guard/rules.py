@@ -230,8 +230,15 @@ def replace_clips(nodes: Graph, kinds: Mapping[str, NodeKind]) -> list[str]:
 
 
 def drop_clip_nodes(nodes: Graph, kinds: Mapping[str, NodeKind]) -> list[str]:
-    """Drop the nodes that only make a CLIP, since nothing takes it; return what was changed."""
-    dropped = [node_id for node_id in nodes if set(kinds[node_id].outputs) == {CLIP} and not kinds[node_id].is_output]
+    """Drop the nodes that make a CLIP, and a text about it, of which nothing is taken; return what was changed."""
+    taken = {value[0] for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)}
+    dropped = [
+        node_id
+        for node_id in nodes
+        if {CLIP} <= set(kinds[node_id].outputs) <= {CLIP, "STRING"}
+        and not kinds[node_id].is_output
+        and node_id not in taken
+    ]
     return [f"node {node_id}: {nodes.pop(node_id)['class_type']} is left out" for node_id in dropped]
 
 

@@ -249,6 +249,10 @@ REFUSED = {
         sample_graph() | {"x": node("CLIPSave", clip=("ckpt", 1), filename_prefix="x")},
         "CLIPSave handles CLIP",
     ),
+    "the report of another encoder": (
+        load_graph(encoder=ROBUST) | {"x": node("PreviewAny", source=("robust", 1))},
+        "such as AdvUnlearnLoadRobustCLIP",
+    ),
     "another pack": (sample_graph() | {"x": node("TextToImage", text="a church")}, "such as TextToImage"),
     "an unknown class": (sample_graph() | {"x": node("NoSuchNode")}, "no node class"),
     "the guard's id": (

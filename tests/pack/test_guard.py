@@ -33,7 +33,7 @@ KINDS = {
         ("CLIPSetLastLayer", "clip CLIP stop_at_clip_layer INT", "CLIP", True),
         ("CLIPMergeSimple", "clip1 CLIP clip2 CLIP ratio FLOAT", "CLIP", True),
         ("CLIPSave", "clip CLIP filename_prefix STRING", "", True),
-        ("AdvUnlearnLoadRobustCLIP", "encoder COMBO strength FLOAT clip CLIP", "CLIP", False),
+        ("AdvUnlearnLoadRobustCLIP", "encoder COMBO strength FLOAT clip CLIP", "CLIP STRING", False),
         ("CLIPTextEncode", "clip CLIP text STRING", "CONDITIONING", True),
         ("ConditioningCombine", "conditioning_1 CONDITIONING conditioning_2 CONDITIONING", "CONDITIONING", True),
         (
