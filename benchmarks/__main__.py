@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from advunlearn.models.loading import best_device
+from advunlearn.models.placement import best_device
 from advunlearn.training.recipe import environment
 
 from .suites import SUITES

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..advunlearn.attacks.base import AttackContext
     from ..advunlearn.attacks.single_prompt import PromptAttackResult
+    from ..advunlearn.models.loading import TextToImage
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
 EMBEDDING_ATTACKS = ("soft_prefix", "cce")  # their results are no words
@@ -101,9 +102,7 @@ class AdversarialPromptAttack(io.ComfyNode):
         with host.enable_gradients():
             loaded = host.make_model(model, clip, vae, resolution)
             loaded.denoiser.on_predict = status.beat
-            inserted = _count_inserted(attack, words, tokens, overrides)
-            attacked = loaded.fit_prompts([words], inserted)
-            prompt_text.check_prompt(clip, attacked.tokenizer, prompt, words, inserted)
+            attacked = _fit_prompt(loaded, clip, prompt, words, _count_inserted(attack, words, tokens, overrides))
             original = original_clip and text_encoders.make_text_encoder(original_clip, attacked.denoiser.device)
             status.show("drawing the target" if target is None and image is None else "encoding the target")
             x_0 = host.encode_target(attacked, original, words, config, target, image, vae)
@@ -122,10 +121,8 @@ class AdversarialPromptAttack(io.ComfyNode):
             )
         picture = host.to_image(compared.draw([prompt, text]))
         status.show("\n".join([*(compared.describe()[:1] or ["done"]), _describe_losses(result), text]))
-        budget = f"({steps} steps, {len(result.embeddings)} tokens, best of {result.restarts})"
-        first = f"{attack} on {prompt!r}: denoising {_describe_losses(result)} {budget}"
-        differences = prompt_text.find_differences(clip, result, text, typed)
-        report = "\n".join([first, *compared.describe(), text, *differences])
+        lines = [_describe_attack(attack, prompt, steps, result), *compared.describe(), text]
+        report = "\n".join([*lines, *prompt_text.find_differences(clip, result, text, typed)])
         shown = ui.PreviewImage(picture, cls=cls)
         return io.NodeOutput(conditioning, text, embedding, {"loss": result.losses}, report, picture, ui=shown)
 
@@ -163,6 +160,20 @@ def _find_label(judge: Any, vae: Any, name: str) -> str:
     if vae is None:
         raise AdvUnlearnError("judge is connected but vae is not; connect the VAE that decodes the pictures for it")
     return attack_pictures.find_label(judge, name)
+
+
+def _fit_prompt(loaded: TextToImage, clip: Any, prompt: str, words: str, inserted: int) -> TextToImage:
+    """Return the model for a prompt with this many inserted tokens. Raises AdvUnlearnError for one that is too long."""
+    from . import prompt_text
+
+    attacked = loaded.fit_prompts([words], inserted)
+    prompt_text.check_prompt(clip, attacked.tokenizer, prompt, words, inserted)
+    return attacked
+
+
+def _describe_attack(attack: str, prompt: str, steps: int, result: PromptAttackResult) -> str:
+    budget = f"({steps} steps, {len(result.embeddings)} tokens, best of {result.restarts})"
+    return f"{attack} on {prompt!r}: denoising {_describe_losses(result)} {budget}"
 
 
 def _describe_losses(result: PromptAttackResult) -> str:

@@ -36,70 +36,7 @@ class LoadRobustCLIP(io.ComfyNode):
             description="Replace the CLIP-L text encoder of a CLIP by a robust one, and SDXL's CLIP-G too if the "
             "file or the file next to it has one. Its other text encoders stay as they are.",
             search_aliases=["unlearn", "erase concept", "safe clip"],
-            inputs=[
-                io.Combo.Input(
-                    "encoder",
-                    options=[*encoder_list.offer_encoders(), NONE],
-                    tooltip="newest of NAME: what Train AdvUnlearn Encoder saved last under that name. Otherwise an "
-                    "encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file from this "
-                    "pack (of SDXL either file of the pair NAME_clip_l, NAME_clip_g), CLIPTextModel weights, a "
-                    "CLIPTextModel folder (its name ends in /), a .pt file of the published code, or a full Stable "
-                    "Diffusion checkpoint",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="interpolates CLIP-L's weights: 0 is the input CLIP, 1 the robust encoder, both bit-exact; "
-                    "below 1 the concept comes back (on the miniature, at 0.5 in 27 of 40 images, at 0.3 in all); "
-                    "below 0 and above 1 extrapolates",
-                ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip="the CLIP of an SD 1.x, SDXL, SD3, Flux, HunyuanVideo, HiDream or Kandinsky 5 model. SD "
-                    "1.x reads nothing else; SDXL and SD3 read CLIP-G (and T5) as well; the last four read "
-                    "only CLIP-L's pooled vector, and their other encoders decide most. Without one, the "
-                    "node makes a CLIP for SD 1.x, or of a pair for SDXL",
-                ),
-                io.Combo.Input(
-                    "released",
-                    options=[NONE, *hub.RELEASED_ENCODERS],
-                    default=NONE,
-                    optional=True,
-                    tooltip="instead of encoder: one released by the authors of the method, downloaded from "
-                    f"huggingface.co/{hub.RELEASED_REPO} into models/advunlearn (up to 500 MB) the first time the "
-                    "node runs",
-                ),
-                io.Combo.Input(
-                    "embeddings",
-                    options=list(EMBEDDINGS),
-                    default=EMBEDDINGS[0],
-                    optional=True,
-                    tooltip="refuse: embedding:NAME in a prompt is read as plain text, so that a prompt has only what "
-                    "can be typed; concept inversion and soft prefixes are then out of its reach",
-                ),
-                # Behind the others, so that the values of saved graphs keep their positions.
-                io.Combo.Input(
-                    "second_encoder",
-                    options=[PARTNER, NONE, *folders.list_encoders()],
-                    default=PARTNER,
-                    optional=True,
-                    tooltip="SDXL: the file of the other encoder. auto: the one that was saved together with encoder, "
-                    "NAME_clip_g for NAME_clip_l; an SDXL checkpoint has both",
-                ),
-                io.Float.Input(
-                    "strength_clip_g",
-                    default=1.0,
-                    min=-2.0,
-                    max=3.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="SDXL: interpolates CLIP-G's weights, as strength does CLIP-L's, if a CLIP-G is loaded",
-                ),
-            ],
+            inputs=_load_inputs(),
             outputs=[
                 io.Clip.Output("CLIP", tooltip="a copy of the CLIP with the new encoder"),
                 output(
@@ -183,6 +120,69 @@ class LoadRobustCLIP(io.ComfyNode):
         status.show(f"loaded {loaded}: {text_encoders.describe_parts(states, strengths)}")
         report = encoder_report.describe_encoder(loaded, path, states)
         return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust, report)
+
+
+def _load_inputs() -> list[Any]:
+    """Return the inputs of Load Robust CLIP; their order is part of saved graphs."""
+    return [
+        io.Combo.Input(
+            "encoder",
+            options=[*encoder_list.offer_encoders(), NONE],
+            tooltip="newest of NAME: what Train AdvUnlearn Encoder saved last under that name. Otherwise an "
+            "encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file from this "
+            "pack (of SDXL either file of the pair NAME_clip_l, NAME_clip_g), CLIPTextModel weights, a "
+            "CLIPTextModel folder (its name ends in /), a .pt file of the published code, or a full Stable "
+            "Diffusion checkpoint",
+        ),
+        _strength_input(
+            "strength",
+            "interpolates CLIP-L's weights: 0 is the input CLIP, 1 the robust encoder, both bit-exact; "
+            "below 1 the concept comes back (on the miniature, at 0.5 in 27 of 40 images, at 0.3 in all); "
+            "below 0 and above 1 extrapolates",
+        ),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="the CLIP of an SD 1.x, SDXL, SD3, Flux, HunyuanVideo, HiDream or Kandinsky 5 model. SD "
+            "1.x reads nothing else; SDXL and SD3 read CLIP-G (and T5) as well; the last four read "
+            "only CLIP-L's pooled vector, and their other encoders decide most. Without one, the "
+            "node makes a CLIP for SD 1.x, or of a pair for SDXL",
+        ),
+        io.Combo.Input(
+            "released",
+            options=[NONE, *hub.RELEASED_ENCODERS],
+            default=NONE,
+            optional=True,
+            tooltip="instead of encoder: one released by the authors of the method, downloaded from "
+            f"huggingface.co/{hub.RELEASED_REPO} into models/advunlearn (up to 500 MB) the first time the "
+            "node runs",
+        ),
+        io.Combo.Input(
+            "embeddings",
+            options=list(EMBEDDINGS),
+            default=EMBEDDINGS[0],
+            optional=True,
+            tooltip="refuse: embedding:NAME in a prompt is read as plain text, so that a prompt has only what "
+            "can be typed; concept inversion and soft prefixes are then out of its reach",
+        ),
+        io.Combo.Input(
+            "second_encoder",
+            options=[PARTNER, NONE, *folders.list_encoders()],
+            default=PARTNER,
+            optional=True,
+            tooltip="SDXL: the file of the other encoder. auto: the one that was saved together with encoder, "
+            "NAME_clip_g for NAME_clip_l; an SDXL checkpoint has both",
+        ),
+        _strength_input(
+            "strength_clip_g",
+            "SDXL: interpolates CLIP-G's weights, as strength does CLIP-L's, if a CLIP-G is loaded",
+            optional=True,
+        ),
+    ]
+
+
+def _strength_input(id: str, tooltip: str, optional: bool = False) -> Any:
+    return io.Float.Input(id, default=1.0, min=-2.0, max=3.0, step=0.05, optional=optional, tooltip=tooltip)
 
 
 def find_choice(encoder: str) -> pathlib.Path:

@@ -20,6 +20,7 @@ from .widgets import output, resolution, schema, seed, settings, widget
 if TYPE_CHECKING:
     from ..advunlearn.evaluation.evaluator import Evaluator, Subject
     from ..advunlearn.evaluation.inputs import EvaluationInputs
+    from ..advunlearn.evaluation.metrics import Measurement
 
 # Entries of the menu that stand for several attacks or for none.
 GROUPS = {"both": DEFAULT_ATTACKS, "all": ("all",), "none": ()}
@@ -128,13 +129,7 @@ class EvaluateRobustness(io.ComfyNode):
             )
             names = choose_attacks(GROUPS.get(attack, (attack,)), evaluator.find_missing)
             check_attack_settings(attack_settings, names)
-            bar = host.Bar(2 * UNITS * max(1, len(names)), status.node_id)
-            measured = {}
-            for i, (name, subject) in enumerate({"before": evaluator.original, "after": after}.items()):
-                evaluator.on_progress = show_progress(status, bar, names, f"CLIP {name} erasing: ", i * len(names))
-                measured[name] = evaluator.measure(subject, names)
-            bar.update(bar.total)
-            status.show("done")
+            measured = measure_both(status, evaluator, after, names)
             rows = {
                 f"{name}\n{what}": measurement.images[what]
                 for name, measurement in measured.items()
@@ -144,6 +139,20 @@ class EvaluateRobustness(io.ComfyNode):
         models = {name: measurement.to_dict() for name, measurement in measured.items()}
         report = {"concept": evaluator.concept.name, "models": models, **evaluator.describe()}
         return io.NodeOutput(image, tables.format_table(report), json.dumps(report))
+
+
+def measure_both(status: Status, evaluator: Evaluator, after: Subject, names: Sequence[str]) -> dict[str, Measurement]:
+    """Return what an evaluator measures on the original CLIP, "before", and on another one, "after"."""
+    from . import host
+
+    bar = host.Bar(2 * UNITS * max(1, len(names)), status.node_id)
+    measured = {}
+    for i, (name, subject) in enumerate({"before": evaluator.original, "after": after}.items()):
+        evaluator.on_progress = show_progress(status, bar, names, f"CLIP {name} erasing: ", i * len(names))
+        measured[name] = evaluator.measure(subject, names)
+    bar.update(bar.total)
+    status.show("done")
+    return measured
 
 
 def compared_inputs(before: str, after: str) -> list[Any]:

@@ -23,7 +23,8 @@ from ..judges.load import JUDGE_CONFIGS, make_judge, parse_judge_name
 from ..models.denoiser import Denoiser
 from ..models.diffusers_denoiser import DiffusersDenoiser
 from ..models.encoder_files import load_encoder, part_hashes
-from ..models.loading import TextToImage, best_device, load
+from ..models.loading import TextToImage, load
+from ..models.placement import best_device
 from ..models.unet_files import load_unet
 from ..prompts.prompt_files import PromptFile, read_prompt_file
 from .flags import given_settings, make_flag, settings

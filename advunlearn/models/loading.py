@@ -27,7 +27,7 @@ from .ddim import scale_batch
 from .denoiser import Denoiser
 from .diffusers_denoiser import DiffusersDenoiser
 from .encoder_files import part_hashes
-from .placement import on_device
+from .placement import on_device, uses_plain_attention
 from .prompt_tokens import fit_tokenizer
 from .sdxl_text_encoder import DualTextEncoder
 from .text_encoder import embedding_table, encode_prompts, encoder_parts, get_clip_skip, set_clip_skip
@@ -315,14 +315,6 @@ def choose_vae_dtype(vae: Any, encoder: nn.Module, dtype: torch.dtype) -> torch.
     return torch.float32 if upcast else dtype
 
 
-def uses_plain_attention(device: str | torch.device, dtype: torch.dtype) -> bool:
-    """Return whether to compute attention by plain matrix products instead of a fused kernel.
-
-    In bf16 on CPUs the backward pass of the fused kernel takes 2.2 times as long.
-    """
-    return torch.device(device).type == "cpu" and dtype == torch.bfloat16
-
-
 def assemble(name: str, parts: Components, device: str | torch.device, dtype: torch.dtype) -> TextToImage:
     """Return a model of the parts, frozen; parts on the meta device stay there.
 
@@ -343,10 +335,3 @@ def assemble(name: str, parts: Components, device: str | torch.device, dtype: to
     except AdvUnlearnError as error:
         raise AdvUnlearnError(f"model {name!r}: {error}") from error
     return TextToImage(name, parts.tokenizer, encoder, denoiser, parts.vae)
-
-
-def best_device() -> str:
-    """Return cuda, mps or cpu: the first that is available."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -15,16 +15,8 @@ from ..formats.single_file import SECOND_TEXT_ENCODER
 from ..formats.supported import require_many_steps, require_schedule
 from ..formats.text_encoders import ConfigDict
 from ..formats.weights import open_weights
-from .loading import (
-    Components,
-    TextToImage,
-    assemble,
-    choose_vae_dtype,
-    find_model,
-    read_config,
-    read_tokenizer,
-    uses_plain_attention,
-)
+from .loading import Components, TextToImage, assemble, choose_vae_dtype, find_model, read_config, read_tokenizer
+from .placement import uses_plain_attention
 from .sdxl_text_encoder import DualTextEncoder
 
 SHAPES = pathlib.Path(__file__).parents[1] / "data" / "shapes"

@@ -12,7 +12,8 @@ import torch
 from advunlearn.config.training import BankConfig
 from advunlearn.memory.plan import GIB
 from advunlearn.models.counting import count_forwards
-from advunlearn.models.loading import TextToImage, best_device, load
+from advunlearn.models.loading import TextToImage, load
+from advunlearn.models.placement import best_device
 from advunlearn.training.bank import TrajectoryBank
 
 from .clock import now

@@ -20,7 +20,8 @@ from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.models.counting import count_forwards
-from advunlearn.models.loading import TextToImage, best_device, load
+from advunlearn.models.loading import TextToImage, load
+from advunlearn.models.placement import best_device
 from advunlearn.models.text_encoder import frozen
 from advunlearn.training.bank import Banks, TrajectoryBank, make_banks
 from advunlearn.training.events import Progress

@@ -15,7 +15,7 @@ import torch
 from advunlearn.config.adversary import AdversaryConfig
 from advunlearn.config.training import BankConfig, TrainConfig
 from advunlearn.models.counting import count_forwards
-from advunlearn.models.loading import best_device
+from advunlearn.models.placement import best_device
 from advunlearn.training.bank import TrajectoryBank
 
 from .iteration import Work, bare, ours_and_bare, sampled, spread

@@ -21,7 +21,8 @@ from ...files import DONE, STATE
 from ...memory.estimate import Estimator
 from ...memory.fit import choose_plan
 from ...memory.plan import Plan
-from ...models.loading import TextToImage, best_device
+from ...models.loading import TextToImage
+from ...models.placement import best_device
 from ...prompts import retain
 from ...prompts.scope import Scope, make_scope
 from ...reporting.snapshots import Snapshots
