@@ -31,9 +31,9 @@ def ask(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 def main() -> dict[str, str]:
-    """Give SDXL's CLIP to a model of Stable Diffusion 1.x, as an attack and as an evaluation do."""
+    """Give SDXL's CLIP to a model of Stable Diffusion 1.x as an attack and an evaluation do, and to its CLIP."""
     host = inside.load_pack()
-    evaluate = importlib.import_module("pack.nodes.evaluate")
+    evaluate, encoders = (importlib.import_module(f"pack.nodes.{name}") for name in ("evaluate", "encoders"))
     model = SimpleNamespace(denoiser=SimpleNamespace(patcher=kinds.make("SD15", **kinds.SD15)))
     clip = kinds.make_clip(comfy.sdxl_clip.SDXLClipModel)
     status = SimpleNamespace(beat=None)
@@ -41,6 +41,7 @@ def main() -> dict[str, str]:
         return {
             "attack": ask(host.make_other_encoder, model, clip),
             "evaluation": ask(evaluate.make_evaluator, status, model, clip, None, None, None, None),
+            "lora": ask(encoders.save_lora_file, clip, kinds.make_clip(torch.nn.Module), "lora", 8, {}),
         }
 
 
