@@ -55,8 +55,8 @@ def _train(model: torch.nn.Module, loss: Callable[[Tensor, Tensor], Tensor], ste
         adam.step()
 
 
-def colour_classifier(folder: pathlib.Path, labels: Sequence[str] = tuple(COLOURS)) -> pathlib.Path:
-    """Write a ViT that tells red, green and blue apart; `labels` are their names, in this order."""
+def colour_classifier(folder: pathlib.Path, labels: Sequence[str] = tuple(COLOURS), steps: int = 60) -> pathlib.Path:
+    """Write a ViT that tells red, green and blue apart after 60 steps; `labels` are their names, in this order."""
     torch.manual_seed(0)
     model = ViTForImageClassification(
         ViTConfig(
@@ -71,7 +71,7 @@ def colour_classifier(folder: pathlib.Path, labels: Sequence[str] = tuple(COLOUR
             hidden_dropout_prob=0.0,
         )
     )
-    _train(model, lambda x, y: F.cross_entropy(model(x).logits, y), 60)
+    _train(model, lambda x, y: F.cross_entropy(model(x).logits, y), steps)
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(PREPARE % "ViTImageProcessor")
     return folder
@@ -98,8 +98,8 @@ def constant_classifier(folder: pathlib.Path, logits: dict[str, float]) -> pathl
     return folder
 
 
-def colour_clip(folder: pathlib.Path) -> pathlib.Path:
-    """Write a CLIP that knows "a photo of a red", "... green" and "... blue"."""
+def colour_clip(folder: pathlib.Path, steps: int = 80) -> pathlib.Path:
+    """Write a CLIP that knows "a photo of a red", "... green" and "... blue", after 80 steps."""
     torch.manual_seed(0)
     part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = CLIPModel(
@@ -111,7 +111,7 @@ def colour_clip(folder: pathlib.Path) -> pathlib.Path:
     )
     tokenizer = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER)
     text = tokenizer([f"a photo of a {c}" for c in COLOURS], padding=True, return_tensors="pt")
-    _train(model, lambda x, y: F.cross_entropy(model(pixel_values=x, **text).logits_per_image, y), 80)
+    _train(model, lambda x, y: F.cross_entropy(model(pixel_values=x, **text).logits_per_image, y), steps)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(PREPARE % "CLIPImageProcessor")
@@ -173,24 +173,25 @@ def tiny_sdxl(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def tiny_sd(folder: pathlib.Path) -> pathlib.Path:
+def tiny_sd(folder: pathlib.Path, depth: int = 2) -> pathlib.Path:
     """Write the miniature with a text encoder and a UNet that are narrower and shallower, with random weights.
 
-    A training iteration takes a fifth of the miniature's time: for tests of the run around the mathematics.
+    A training iteration takes a fifth of the miniature's time: for tests of the run around the mathematics. `depth` is
+    the number of the encoder's layers and of the UNet's resolutions, 1 or 2.
     """
     torch.manual_seed(0)
     shutil.copytree(miniature.path(), folder)
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": depth, "num_attention_heads": 4}
     config = CLIPTextConfig.from_pretrained(folder / "text_encoder", **text)
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 16),
+        block_out_channels=(16, 16)[:depth],
         norm_num_groups=4,
         layers_per_block=1,
         attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D")[:depth],
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")[:depth],
         mid_block_type=None,
         cross_attention_dim=32,
     )
