@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..advunlearn.attacks.base import AttackContext
     from ..advunlearn.attacks.single_prompt import PromptAttackResult
     from ..advunlearn.models.loading import TextToImage
+    from .host import Bar
 
 PREFIX_ATTACKS = ("unlearndiffatk", "soft_prefix")  # insert tokens before the prompt
 EMBEDDING_ATTACKS = ("soft_prefix", "cce")  # their results are no words
@@ -84,16 +85,15 @@ class AdversarialPromptAttack(io.ComfyNode):
         """Run the attack; return its best result as conditioning, as text and as an embedding, and pictures of it.
 
         Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for the settings of another
-        attack, for a prompt that is empty, too long, or has weights or embeddings, for restarts below 1, for an image
-        or a judge without a VAE, for a concept that the judge does not know, for an invalid name, and for a CLIP that
-        refuses the embeddings of the result.
+        attack, for a prompt that is empty, too long, or has weights or embeddings, for restarts or pictures below 1,
+        for an image or a judge without a VAE, for a concept that the judge does not know, for an invalid name, and for
+        a CLIP that is of another family than the MODEL, or refuses the embeddings of the result.
         """
-        from ..advunlearn.attacks.single_prompt import attack_prompt
         from ..advunlearn.models.encoder_files import embedding_file
-        from . import attack_pictures, folders, host, prompt_text, text_encoders
+        from . import attack_pictures, folders, host, prompt_text
 
         check_loaded_files(cls.hidden)
-        words = _check_inputs(clip, prompt, attack, restarts, embedding_name, original_clip)
+        words = _check_inputs(clip, prompt, attack, restarts, pictures, embedding_name, original_clip)
         label = _find_label(judge, vae, concept.strip() or words)
         overrides = check_attack_settings(attack_settings, [attack]).get(attack)
         config = settings(EvaluateConfig, values, attack_steps=steps, attack_tokens=tokens)
@@ -103,22 +103,16 @@ class AdversarialPromptAttack(io.ComfyNode):
             loaded = host.make_model(model, clip, vae, resolution)
             loaded.denoiser.on_predict = status.beat
             attacked = _fit_prompt(loaded, clip, prompt, words, _count_inserted(attack, words, tokens, overrides))
-            original = original_clip and text_encoders.make_text_encoder(original_clip, attacked.denoiser.device)
+            original = original_clip and host.make_other_encoder(attacked, original_clip)
             status.show("drawing the target" if target is None and image is None else "encoding the target")
             x_0 = host.encode_target(attacked, original, words, config, target, image, vae)
-            context, follow = _make_context(attacked, original, words, concept, x_0), _follow(status, bar, steps)
-            result = attack_prompt(
-                context, attack, restarts=restarts, config=config, overrides=overrides, on_step=follow
-            )
+            context = _make_context(attacked, original, words, concept, x_0)
+            result = _search(status, bar, context, attack, restarts, config, overrides)
             embedding = folders.save_embedding(embedding_name, embedding_file(result.embeddings, attacked.text_encoder))
         text, typed = prompt_text.write_prompt(clip, attacked.tokenizer, result, embedding)
         conditioning = _encode_text(clip, text, len(result.embeddings) if embedding in text else 0)
         encoded = [_encode_text(clip, prompt, 0), conditioning]
-        with host.enable_gradients():
-            loaded.denoiser.load()  # encoding may have taken its place on the device
-            compared = attack_pictures.compare(
-                status, bar, loaded, encoded, x_0.shape[1:], config, pictures, judge, label
-            )
+        compared = attack_pictures.compare(status, bar, loaded, encoded, x_0.shape[1:], config, pictures, judge, label)
         picture = host.to_image(compared.draw([prompt, text]))
         status.show("\n".join([*(compared.describe()[:1] or ["done"]), _describe_losses(result), text]))
         lines = [_describe_attack(attack, prompt, steps, result), *compared.describe(), text]
@@ -132,10 +126,12 @@ def find_prompt_fault(prompt: str) -> str:
     return "" if prompt.strip() else "prompt is empty; name the concept, for example: a church"
 
 
-def _check_inputs(clip: Any, prompt: str, attack: str, restarts: int, embedding_name: str, original_clip: Any) -> str:
+def _check_inputs(
+    clip: Any, prompt: str, attack: str, restarts: int, pictures: int, embedding_name: str, original_clip: Any
+) -> str:
     """Return the words of the prompt. Raises AdvUnlearnError, before any work, for inputs that cannot be attacked.
 
-    Prompt, restarts and name are checked again because `validate_inputs` and widgets do not see the values of links.
+    Prompt, numbers and name are checked again because `validate_inputs` and widgets do not see the values of links.
     """
     from ..advunlearn.attacks.registry import attack_class
     from . import clip_l, prompt_text
@@ -144,6 +140,8 @@ def _check_inputs(clip: Any, prompt: str, attack: str, restarts: int, embedding_
     if fault := find_prompt_fault(prompt):
         raise AdvUnlearnError(fault)
     AdversaryConfig(restarts=restarts)
+    if pictures < 1:
+        raise AdvUnlearnError(f"pictures is {pictures}; it must be at least 1")
     if original_clip is None and "original encoder" in attack_class(attack).needs:
         raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
     if attack in EMBEDDING_ATTACKS and clip_l.refuses_embeddings(clip):
@@ -171,6 +169,25 @@ def _fit_prompt(loaded: TextToImage, clip: Any, prompt: str, words: str, inserte
     return attacked
 
 
+def _search(
+    status: Status,
+    bar: Bar,
+    context: AttackContext,
+    attack: str,
+    restarts: int,
+    config: EvaluateConfig,
+    overrides: Mapping[str, Any] | None,
+) -> PromptAttackResult:
+    """Run an attack; show each step and its loss."""
+    from ..advunlearn.attacks.single_prompt import attack_prompt
+
+    def follow(step: int, loss: float) -> None:
+        status.update(f"attacking: step {step} of {config.attack_steps}, loss {loss:.4f}")
+        bar.update(step)
+
+    return attack_prompt(context, attack, restarts=restarts, config=config, overrides=overrides, on_step=follow)
+
+
 def _describe_attack(attack: str, prompt: str, steps: int, result: PromptAttackResult) -> str:
     budget = f"({steps} steps, {len(result.embeddings)} tokens, best of {result.restarts})"
     return f"{attack} on {prompt!r}: denoising {_describe_losses(result)} {budget}"
@@ -178,16 +195,6 @@ def _describe_attack(attack: str, prompt: str, steps: int, result: PromptAttackR
 
 def _describe_losses(result: PromptAttackResult) -> str:
     return f"loss {result.loss_before:.4f} before, {result.loss:.4f} after"
-
-
-def _follow(status: Status, bar: Any, steps: int) -> Callable[[int, float], None]:
-    """Return what shows each step of an attack and its loss."""
-
-    def follow(step: int, loss: float) -> None:
-        status.update(f"attacking: step {step} of {steps}, loss {loss:.4f}")
-        bar.update(step)
-
-    return follow
 
 
 def _inputs() -> list[Any]:

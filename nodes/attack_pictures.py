@@ -32,7 +32,7 @@ class Verdict:
     def describe(self) -> list[str]:
         """Return whether the attack brings the concept back more often than the plain prompt, and in which pictures."""
         without, attacked = (sum(side) for side in self.shown)
-        outcome = "succeeded" if attacked > without else "made no difference" if attacked else "failed"
+        outcome = "succeeded" if attacked > without else "made no difference" if attacked == without > 0 else "failed"
         count = len(self.shown[0])
         numbers = (", ".join(str(i) for i, yes in enumerate(side, start=1) if yes) or "none" for side in self.shown)
         sides = (f"{side} {which}" for side, which in zip(SIDES, numbers, strict=True))
@@ -92,19 +92,22 @@ def compare(
     """
     import torch
 
-    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(config.seed + SEED))
-    images = []
-    for side, conditioning in zip(SIDES, encoded, strict=True):
-        status.show(f"drawing {count} pictures {side}")
-        latents = sample(
-            model, read_conditioning(conditioning, model.denoiser.pooled), noise.to(model.denoiser.device), config
-        )
-        images.append(model.look(latents).float().cpu())
-        bar.update(bar.done + 1)
-    if judge is None:
-        return Comparison(images)
-    shown = [judge.look(side, label).shows(label).tolist() for side in images]
-    return Comparison(images, Verdict(label, shown))
+    from . import host
+
+    with host.enable_gradients():
+        model.denoiser.load()  # encoding may have taken its place on the device
+        noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(config.seed + SEED))
+        noise = noise.to(model.denoiser.device)
+        images = []
+        for side, conditioning in zip(SIDES, encoded, strict=True):
+            status.show(f"drawing {count} pictures {side}")
+            latents = sample(model, read_conditioning(conditioning, model.denoiser.pooled), noise, config)
+            images.append(model.look(latents).float().cpu())
+            bar.update(bar.done + 1)
+        if judge is None:
+            return Comparison(images)
+        shown = [judge.look(side, label).shows(label).tolist() for side in images]
+        return Comparison(images, Verdict(label, shown))
 
 
 def read_conditioning(encoded: Any, pooled: int) -> Tensor:

@@ -10,8 +10,8 @@ from ..advunlearn.errors import AdvUnlearnError
 from . import folders
 
 NEWEST = "newest of "
-# As the nodes number their files; of SDXL's pair the file of CLIP-L, whose partner is loaded with it.
-NUMBERED = r"(.+)_(\d{5,})_(?:clip_l)?\.safetensors"
+# As the nodes number their files; SDXL's end with the encoder's name.
+NUMBERED = r"(.+)_(\d{5,})_(clip_[lg])?\.safetensors"
 INTERMEDIATE = r".*(_at_\d+|_last_good)"  # not the result of a run
 CLIP_L_WIDTH = 768
 TOKEN_EMBEDDING = "token_embedding.weight"
@@ -38,13 +38,18 @@ def resolve_encoder(entry: str) -> str:
 
 
 def _group_numbered(files: list[str]) -> dict[str, dict[int, str]]:
-    """Return the numbered CLIP-L files of each name."""
+    """Return the numbered files of each name; of SDXL's pair CLIP-L's, whose partner is loaded with it."""
     groups: dict[str, dict[int, str]] = {}
     for file in files:
         match = re.fullmatch(NUMBERED, file)
-        if match and not re.fullmatch(INTERMEDIATE, match[1]) and _rank(file) == 0:
-            groups.setdefault(match[1], {})[int(match[2])] = file
-    return groups
+        if not match or re.fullmatch(INTERMEDIATE, match[1]):
+            continue
+        group, number = groups.setdefault(match[1], {}), int(match[2])
+        if _rank(file) == 0:
+            group[number] = file
+        elif match[3] == "clip_g":  # alone, unless there is a CLIP-L
+            group.setdefault(number, file)
+    return {name: group for name, group in groups.items() if group}
 
 
 def _rank(file: str) -> int:

@@ -110,15 +110,14 @@ class LoadRobustCLIP(io.ComfyNode):
         path = find_choice(encoder) if released == NONE else download(released, status)
         second = find_second(path, second_encoder)
         states = text_encoders.choose_parts(clip, text_encoders.read_parts(path, *([second] if second else [])))
-        source = encoder if released == NONE else f"the released encoder {released!r}"
+        source = describe_choice(encoder, released, path)
         strengths = {text_encoders.CLIP_L: strength, text_encoders.CLIP_G: strength_clip_g}
         if clip is None:
             robust = text_encoders.make_clip(states, source)
         else:
             robust = text_encoders.replace_parts(clip, states, source, strengths)
-        loaded = f"{source}{f' ({path.name})' * encoder.startswith(encoder_list.NEWEST)}"
-        status.show(f"loaded {loaded}: {text_encoders.describe_parts(states, strengths)}")
-        report = encoder_report.describe_encoder(loaded, path, states)
+        status.show(f"loaded {source}: {text_encoders.describe_parts(states, strengths)}")
+        report = encoder_report.describe_encoder(source, path, states)
         return io.NodeOutput(clip_l.refuse_embeddings(robust) if embeddings == "refuse" else robust, report)
 
 
@@ -128,7 +127,7 @@ def _load_inputs() -> list[Any]:
         io.Combo.Input(
             "encoder",
             options=[*encoder_list.offer_encoders(), NONE],
-            tooltip="newest of NAME: what Train AdvUnlearn Encoder saved last under that name. Otherwise an "
+            tooltip="newest of NAME: the encoder that was saved last under that name. Otherwise an "
             "encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file from this "
             "pack (of SDXL either file of the pair NAME_clip_l, NAME_clip_g), CLIPTextModel weights, a "
             "CLIPTextModel folder (its name ends in /), a .pt file of the published code, or a full Stable "
@@ -188,6 +187,13 @@ def _strength_input(id: str, tooltip: str, optional: bool = False) -> Any:
 def find_choice(encoder: str) -> pathlib.Path:
     """Return the path of the chosen encoder, of several with one name the newest. Raises AdvUnlearnError for none."""
     return folders.find_encoder(encoder_list.resolve_encoder(encoder))
+
+
+def describe_choice(encoder: str, released: str, path: pathlib.Path) -> str:
+    """Return the name of the chosen encoder for messages; an entry that stands for the newest file gets the file's."""
+    if released != NONE:
+        return f"the released encoder {released!r}"
+    return f"{encoder} ({path.name})" if encoder.startswith(encoder_list.NEWEST) else encoder
 
 
 def require_choice(encoder: str, released: str, clip: Any, strengths: Mapping[str, float]) -> None:
@@ -288,12 +294,19 @@ class SaveRobustCLIP(io.ComfyNode):
 
 
 def save_lora_file(clip: Any, base: Any, name: str, rank: int, metadata: dict[str, str]) -> io.NodeOutput:
-    """Save the difference between two CLIPs as a LoRA. Raises AdvUnlearnError without `base`."""
+    """Save the difference between two CLIPs as a LoRA.
+
+    Raises AdvUnlearnError without `base`, and for one that is of another family.
+    """
     from ..advunlearn.formats.lora import Lora, extract_lora, save_lora
     from . import clip_l, text_encoders
 
     if base is None:
         raise AdvUnlearnError("a LoRA is the difference between two encoders; connect the CLIP before training to base")
+    if text_encoders.is_sdxl(base) != text_encoders.is_sdxl(clip):
+        raise AdvUnlearnError(
+            "one of clip and base is SDXL's, the other is not; connect the CLIP before training to base"
+        )
     path, listed = folders.new_path(name, "loras")
     tensors, residuals = {}, []
     for part in text_encoders.list_parts(base):

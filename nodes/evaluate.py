@@ -177,12 +177,15 @@ def make_evaluator(
     config: EvaluateConfig,
     inputs: EvaluationInputs,
 ) -> tuple[Evaluator, Subject]:
-    """Return the evaluator of an adapted model, whose predictions are signs of life, and another CLIP as a subject."""
+    """Return the evaluator of an adapted model, whose predictions are signs of life, and another CLIP as a subject.
+
+    Raises AdvUnlearnError for a CLIP of another family than the MODEL, and for a concept that the judge does not know.
+    """
     from ..advunlearn.evaluation.evaluator import Evaluator, Subject
-    from . import text_encoders
+    from . import host
 
     original.denoiser.on_predict = status.beat
-    subject = Subject(text_encoders.make_text_encoder(clip, original.denoiser.device), original.denoiser)
+    subject = Subject(host.make_other_encoder(original, clip), original.denoiser)
     return Evaluator(original, judge, concept, config, inputs), subject
 
 

@@ -77,10 +77,8 @@ class HostDenoiser:
                 f"dynamic memory management cannot be turned off for this MODEL ({error}); load it with Load "
                 "Checkpoint, or start ComfyUI with --disable-dynamic-vram"
             ) from error
-        if dtype is not None:
-            self.patcher.set_model_compute_dtype(
-                dtype
-            )  # only of the clone; the host's ModelComputeDtype node does the same
+        if dtype is not None:  # only of the clone; the host's ModelComputeDtype node does the same
+            self.patcher.set_model_compute_dtype(dtype)
         self.sampling = model.get_model_object("model_sampling")
         self.latent_shape = (model.model.latent_format.latent_channels, latent_size, latent_size)
         with torch.inference_mode(False):
@@ -269,6 +267,12 @@ def make_model(
     encoder = make_text_encoder(clip, denoiser.device)
     denoiser.load()  # last, so that loading the encoder cannot unload it again
     return HostModel("host", CLIPTokenizer.from_pretrained(CLIP_TOKENIZER), encoder, denoiser, vae)
+
+
+def make_other_encoder(model: HostModel, clip: Any) -> Any:
+    """Return the encoder of another CLIP for an adapted model. Raises AdvUnlearnError for a CLIP of another family."""
+    check_pair(model.denoiser.patcher, clip)  # type: ignore[attr-defined]
+    return make_text_encoder(clip, model.denoiser.device)
 
 
 @torch.no_grad()

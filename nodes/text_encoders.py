@@ -19,7 +19,7 @@ from ..advunlearn.formats.detect import CLIP_G_WIDTH, PROJECTION, TEXT_PREFIX, r
 from ..advunlearn.formats.sdxl_encoders import CLIP_G_PREFIX, extract_sdxl_encoder, is_clip_g
 from ..advunlearn.formats.text_encoders import export_state
 from ..advunlearn.formats.weights import describe_mismatch, get_shapes, open_weights
-from ..advunlearn.models.encoder_files import BASE_HASHES
+from ..advunlearn.models.encoder_files import select_part_metadata
 from ..advunlearn.models.sdxl_text_encoder import DualTextEncoder
 from ..advunlearn.models.text_encoder import encoder_parts
 from . import clip_l, folders
@@ -113,12 +113,9 @@ def save_parts(
     from ..advunlearn.formats.text_encoders import save_encoder
 
     parts = encoder_parts(encoder)
-    shared = {key: value for key, value in metadata.items() if key != BASE_HASHES}
-    hashes = metadata.get(BASE_HASHES)
     files = new_paths(name, list(parts), encoders)
     for part, (path, _) in files.items():
-        base = {"advunlearn.base_sha256": hashes[part]} if isinstance(hashes, Mapping) else {}
-        save_encoder(path, parts[part], shared | base, dtype)
+        save_encoder(path, parts[part], select_part_metadata(metadata, part), dtype)
     return next(iter(files.values()))
 
 

@@ -19,7 +19,8 @@ MODES = ("advunlearn", "fast", "esd", "official")
 # Settings that Train AdvUnlearn Encoder shows itself, and those of runs that the nodes do not have.
 SHOWN_ELSEWHERE = {
     "concept": ("concept", "kind"),
-    "train": ("iterations", "seed", "train_method", "encoders", "offload"),  # `memory` chooses to offload
+    # `memory` chooses to offload; `_node_inputs` has `encoders`.
+    "train": ("iterations", "seed", "train_method", "encoders", "offload"),
 }
 NODE_SETTINGS = ("dtype", "sample_every", "encoder_dtype", "keep_every")  # no settings of the library
 RULE = (

@@ -41,11 +41,10 @@ FRAMING = (
 )
 
 # A list of concepts: pairs of quotes, and words and signs that may make a list.
-QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("\u300c", "\u300d"), ("\xab", "\xbb"))
-QUOTED = (
-    "|".join(f"{start}[^{end}]*{end}" for start, end in QUOTES)  # a single quote may be an apostrophe:
-    + rf"|(?<![^{SEPARATORS}\s])'[^']*'(?=\s*(?:[{SEPARATORS}]|$))"  # it counts around a complete name only
-)
+QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("\u300c", "\u300d"), ("\u300e", "\u300f"), ("\xab", "\xbb"))
+# A single quote may be an apostrophe: it counts around a complete name only.
+SINGLE_QUOTED = rf"(?<![^{SEPARATORS}\s])['\u2018][^'\u2018\u2019]*['\u2019](?=\s*(?:[{SEPARATORS}]|$))"
+QUOTED = "|".join([*(f"{start}[^{end}]*{end}" for start, end in QUOTES), SINGLE_QUOTED])
 ITEM = rf"(?:{QUOTED}|[^{SEPARATORS}])+"
 # English, German, French, Spanish, Chinese, Japanese.
 CONJUNCTION_WORDS = r"and|or|und|oder|et|ou|y|\u548c|\u4e0e|\u8207|\u6216|\u3068|&|\+|\xb7"
@@ -87,7 +86,8 @@ def split_names(text: str) -> tuple[str, ...]:
             if re.fullmatch(QUOTED, name):
                 name = name[1:-1].strip()
             else:
-                name = re.sub(rf"(?i)^(?:{CONJUNCTION_WORDS})\s+", "", name) if i else name
+                # Capitals may begin a title that is a name, such as "ET the alien".
+                name = re.sub(rf"^(?:{CONJUNCTION_WORDS}|AND|And|OR|Or)\s+", "", name) if i else name
                 check_one_concept(name)
             names += [name] * bool(name)
     return tuple(names)

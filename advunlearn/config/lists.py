@@ -17,9 +17,10 @@ INVISIBLE = dict.fromkeys(
     [0xFEFF, 0x200B, 0x2060, 0x00AD, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 )
 
-BRACKETED = r"\s*[\[({]([^\[\](){}]*)[\])}]\s*"
-BULLET = r"(?m)^[^\S\n]*[-*\u2022\u2013\u2014][^\S\n]+"
-NUMBER = r"(?m)^[^\S\n]*\d+[.)][^\S\n]+"
+BRACKETED = r"\s*[\[({\u3010]([^\[\](){}\u3010\u3011]*)[\])}\u3011]\s*"
+# In front of a line. A dash or a star may begin a name, unless a blank follows; dots and squares do not.
+BULLET = r"^\s*(?:[-*+\u2013\u2014]\s+|[\xb7\u2022\u2023\u25aa\u25cb\u25cf\u25e6\u30fb\uff65]\s*)"
+NUMBER = r"^\s*\(?\d+[.)\u3001](?!\d)\s*"  # "1. cat", "(1) cat", "1\u3001\u732b"; not "1.5 ton truck"
 
 
 def normalize(text: str) -> str:
@@ -28,16 +29,19 @@ def normalize(text: str) -> str:
 
 
 def strip_list_marks(text: str) -> str:
-    """Return a list without brackets around all of it, and without bullets or numbers in front of its lines."""
+    """Return a list without brackets around all of it, and without bullets or numbers in front of its lines.
+
+    Its lines end with line feeds, and empty ones are left out.
+    """
     if bracketed := re.fullmatch(BRACKETED, text):
         text = bracketed[1]
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(re.match(NUMBER, line) for line in lines):  # one line may be a name: "7. Panzer Division"
-        text = re.sub(NUMBER, "", text)
-    return re.sub(BULLET, "", text)
+        lines = [re.sub(NUMBER, "", line) for line in lines]
+    return "\n".join(re.sub(BULLET, "", line) for line in lines)
 
 
 def split_list(text: str) -> list[str]:
     """Return the items of a list, without empty ones."""
-    items = re.split(rf"[{SEPARATORS}\r\n\u2028\u2029\u0085]", strip_list_marks(normalize(text)))
+    items = re.split(rf"[{SEPARATORS}\n]", strip_list_marks(normalize(text)))
     return [item.strip() for item in items if item.strip()]

@@ -90,17 +90,21 @@ def save_encoders(
     The file of an encoder that was not trained is deleted: an earlier run left it, so it does not match the other one.
     If `metadata` has `BASE_HASHES`, each file gets the hash of its encoder only. `dtype` is that of `save_encoder`.
     """
-    shared = {k: v for k, v in metadata.items() if k != BASE_HASHES}
-    hashes = metadata.get(BASE_HASHES)
     written = []
     for name, part in encoder_parts(encoder).items():
         file = pathlib.Path(folder) / f"{name}.safetensors"
         if encoders not in ("both", name):
             file.unlink(missing_ok=True)
             continue
-        base = {"advunlearn.base_sha256": hashes[name]} if isinstance(hashes, Mapping) else {}
-        written.append(save_encoder(file, part, shared | base, dtype))
+        written.append(save_encoder(file, part, select_part_metadata(metadata, name), dtype))
     return written
+
+
+def select_part_metadata(metadata: Mapping[str, object], name: str) -> dict[str, object]:
+    """Return the metadata of one encoder's file: of `BASE_HASHES`, if there, only the hash of this encoder."""
+    shared = {key: value for key, value in metadata.items() if key != BASE_HASHES}
+    hashes = metadata.get(BASE_HASHES)
+    return shared | ({"advunlearn.base_sha256": hashes[name]} if isinstance(hashes, Mapping) else {})
 
 
 def part_hashes(encoder: nn.Module) -> dict[str, str]:

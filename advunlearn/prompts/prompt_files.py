@@ -114,9 +114,9 @@ def check_is_text(lines: list[str], where: str) -> None:
     first = lines[0] if lines else ""
     for delimiter in DELIMITERS:
         cells = [_plain_name(cell.strip(" \"'")) for cell in first.split(delimiter)]
-        # "poster, text" is a prompt.
+        # "poster, text" and "text" are prompts.
         columns = {name for name in PROMPT_COLUMNS if delimiter != "," or "prompt" in name}
-        if len(cells) > 1 and columns & set(cells):
+        if columns & set(cells) and (len(cells) > 1 or delimiter == ","):
             raise AdvUnlearnError(
                 f"{where}: the first line {_shorten(first)} is the header of a table; name the file .csv or .tsv, or "
                 "remove everything but the prompts"

@@ -70,13 +70,16 @@ def test_an_attack_without_a_vae_shows_rough_previews(server: Server) -> None:
     assert "the attack" not in outputs["report"]["text"][0]
 
 
-def test_a_judge_that_cannot_say_anything_is_refused_before_the_search(server: Server) -> None:
+def test_a_judge_that_cannot_say_anything_and_no_pictures_are_refused_before_the_search(server: Server) -> None:
     start = server.log.stat().st_size
     with pytest.raises(HostError, match="judge is connected but vae is not"):
         server.run(JUDGE | attack_graph("a church", judge=("judge", 0)))
     with pytest.raises(HostError, match="knows no thing in the prompt 'zeppelin'"):
         graph = attack_graph("a church", judge=("judge", 0), vae=("ckpt", 2), concept="zeppelin")
         server.run(JUDGE | graph)
+    none = {"none": node("PrimitiveInt", value=0)}
+    with pytest.raises(HostError, match="pictures is 0; it must be at least 1"):
+        server.run(none | attack_graph("a church", pictures=("none", 0)))
     assert b"attacking" not in server.log.read_bytes()[start:]
 
 

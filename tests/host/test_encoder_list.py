@@ -67,6 +67,25 @@ def test_the_newest_of_a_name_is_found_anew_at_every_run_and_reported(
         server.queue(load_graph(encoder="newest of nobody"))
 
 
+def test_the_newest_of_a_name_may_be_a_clip_g_alone(server: Server, base: pathlib.Path) -> None:
+    """Of SDXL one encoder can be trained; the pair before it is older."""
+    tables = {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}
+    names = [f"pair_{number:05}_{part}" for number, part in ((1, "clip_l"), (1, "clip_g"), (2, "clip_g"))]
+    files = [base / "output" / "clip" / f"{name}.safetensors" for name in names]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"text_model.embeddings.token_embedding.weight": tables[file.stem[-6:]]}, file)
+    try:
+        for count, newest in ((3, names[2]), (2, names[0])):
+            for file in files[count:]:
+                file.unlink()
+            with pytest.raises(HostError, match=newest):
+                server.run(load_graph(encoder="newest of pair"))
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
 def test_the_report_has_the_recipe_and_the_base_of_a_trained_encoder(server: Server) -> None:
     name = server.run(train_graph("described"))["name"]["text"][0]
     graph = load_graph(encoder=name) | {"report": node("PreviewAny", source=("robust", 1))}

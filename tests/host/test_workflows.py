@@ -58,7 +58,7 @@ def test_a_shipped_file_has_every_setting_of_the_packs_nodes_in_its_position(ser
 
 
 def test_every_workflow_but_those_for_stable_diffusion_is_run() -> None:
-    """`test_sdxl.py` runs those for SDXL."""
+    """`test_sdxl_runs.py` runs those for SDXL."""
     assert sorted([*WORKFLOWS, *FOR_STABLE_DIFFUSION]) == NAMES
 
 

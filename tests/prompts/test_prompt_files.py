@@ -123,6 +123,8 @@ def test_a_file_that_was_read_is_described_by_its_number_its_first_and_its_last_
         ("prompt\tseed\na cat\t1\n", "is the header of a table; name the file .csv or .tsv"),
         ("seed;Adv_Prompt\n1;a cat\n", "is the header of a table"),
         ('"prompt","seed"\n"a cat","1"\n', "is the header of a table"),
+        ("Prompts\na cat\na dog\n", "is the header of a table"),
+        ("text\na cat\n", ""),
         ('{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "is JSON; give text"),
         ('[\n"a cat",\n"a dog"\n]\n', "is JSON; give text"),
         ("poster, text\n[a cat]\n{a, dog}\n", ""),
