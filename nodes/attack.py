@@ -84,10 +84,10 @@ class AdversarialPromptAttack(io.ComfyNode):
     ) -> io.NodeOutput:
         """Run the attack; return its best result as conditioning, as text and as an embedding, and pictures of it.
 
-        Raises AdvUnlearnError if the attack needs the original CLIP and none is connected, for the settings of another
-        attack, for a prompt that is empty, too long, or has weights or embeddings, for restarts or pictures below 1,
-        for an image or a judge without a VAE, for a concept that the judge does not know, for an invalid name, and for
-        a CLIP that is of another family than the MODEL, or refuses the embeddings of the result.
+        Raises AdvUnlearnError for an attack that lacks the original CLIP or takes one text encoder only, for the
+        settings of another attack, for a prompt that is empty, too long, or has weights or embeddings, for restarts or
+        pictures below 1, for an image or a judge without a VAE, for a concept that the judge does not know, for an
+        invalid name, and for a CLIP that is of another family than the MODEL, or refuses the result's embeddings.
         """
         from ..advunlearn.models.encoder_files import embedding_file
         from . import attack_pictures, folders, host, prompt_text
@@ -133,8 +133,9 @@ def _check_inputs(
 
     Prompt, numbers and name are checked again because `validate_inputs` and widgets do not see the values of links.
     """
+    from ..advunlearn.attacks.base import NEEDS
     from ..advunlearn.attacks.registry import attack_class
-    from . import clip_l, prompt_text
+    from . import clip_l, prompt_text, text_encoders
 
     check_name(embedding_name)
     if fault := find_prompt_fault(prompt):
@@ -142,7 +143,10 @@ def _check_inputs(
     AdversaryConfig(restarts=restarts)
     if pictures < 1:
         raise AdvUnlearnError(f"pictures is {pictures}; it must be at least 1")
-    if original_clip is None and "original encoder" in attack_class(attack).needs:
+    needs = attack_class(attack).needs
+    if "one encoder" in needs and text_encoders.is_sdxl(clip):
+        raise AdvUnlearnError(f"{attack} needs {NEEDS['one encoder']}, and this CLIP is SDXL's; choose another attack")
+    if original_clip is None and "original encoder" in needs:
         raise AdvUnlearnError(f"{attack} needs the CLIP before erasing; connect it to original_clip")
     if attack in EMBEDDING_ATTACKS and clip_l.refuses_embeddings(clip):
         raise AdvUnlearnError(REFUSES_EMBEDDINGS.format(what=f"{attack} finds embeddings"))
@@ -215,7 +219,7 @@ def _inputs() -> list[Any]:
             tooltip="tokens before the prompt: unlearndiffatk (words), soft_prefix (embeddings in a ball "
             "around real tokens); tokens between its words: p4d_k; a new prompt: p4d_n, pez, ring_a_bell, and "
             "mma (without the concept's words); a new word for the concept: cce. All but unlearndiffatk, "
-            "soft_prefix and cce need original_clip",
+            "soft_prefix and cce need original_clip. pez, ring_a_bell and mma are for SD 1.x",
         ),
         widget(EvaluateConfig, "attack_steps", id="steps", least=1),
         widget(EvaluateConfig, "attack_tokens", id="tokens"),
@@ -236,7 +240,7 @@ def _inputs() -> list[Any]:
         io.Image.Input("image", optional=True, tooltip="an image that shows the concept; needs vae"),
         io.Vae.Input("vae", optional=True, tooltip="decodes the pictures and encodes the image"),
         attack_settings_input("the settings node of the chosen attack; without one, the defaults that it shows"),
-        Judge.Input("judge", optional=True, tooltip="says in which pictures the concept is; needs vae"),
+        Judge.Input("judge", optional=True, tooltip="decides which pictures show the concept; needs vae"),
         io.Int.Input(
             "pictures",
             default=PICTURES,

@@ -23,6 +23,11 @@ def offer_encoders() -> list[str]:
     return [*(f"{NEWEST}{name}" for name in sorted(_group_numbered(files))), *files]
 
 
+def find_entry(entry: str) -> pathlib.Path:
+    """Return the path of an entry's file. Raises AdvUnlearnError if there is none."""
+    return folders.find_encoder(resolve_encoder(entry))
+
+
 def resolve_encoder(entry: str) -> str:
     """Return the file that an entry stands for now. Raises AdvUnlearnError if nothing has been saved under a name."""
     if not entry.startswith(NEWEST):

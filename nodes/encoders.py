@@ -59,7 +59,7 @@ class LoadRobustCLIP(io.ComfyNode):
         if released != NONE or encoder in (None, NONE):
             return True
         try:
-            return bool(find_choice(encoder))
+            return bool(encoder_list.find_entry(encoder))
         except AdvUnlearnError as error:
             return str(error)
 
@@ -74,7 +74,7 @@ class LoadRobustCLIP(io.ComfyNode):
         if encoder is None or released is None or second_encoder is None:
             return float("nan")
         try:
-            path = find_choice(encoder) if released == NONE else hub.find_fetched(released, folders.FETCHED)
+            path = encoder_list.find_entry(encoder) if released == NONE else hub.find_fetched(released, folders.FETCHED)
             paths = [path, find_second(path, second_encoder)] if path else []
         except AdvUnlearnError:
             paths = []
@@ -107,7 +107,7 @@ class LoadRobustCLIP(io.ComfyNode):
         from . import clip_l, encoder_report, text_encoders
 
         require_choice(encoder, released, clip, {"strength": strength, "strength_clip_g": strength_clip_g})
-        path = find_choice(encoder) if released == NONE else download(released, status)
+        path = encoder_list.find_entry(encoder) if released == NONE else download(released, status)
         second = find_second(path, second_encoder)
         states = text_encoders.choose_parts(clip, text_encoders.read_parts(path, *([second] if second else [])))
         source = describe_choice(encoder, released, path)
@@ -129,7 +129,7 @@ def _load_inputs() -> list[Any]:
             options=[*encoder_list.offer_encoders(), NONE],
             tooltip="newest of NAME: the encoder that was saved last under that name. Otherwise an "
             "encoder in models/text_encoders, models/clip, output/clip or models/advunlearn: a file from this "
-            "pack (of SDXL either file of the pair NAME_clip_l, NAME_clip_g), CLIPTextModel weights, a "
+            "pack (for SDXL either file of the pair NAME_clip_l, NAME_clip_g), CLIPTextModel weights, a "
             "CLIPTextModel folder (its name ends in /), a .pt file of the published code, or a full Stable "
             "Diffusion checkpoint",
         ),
@@ -145,7 +145,7 @@ def _load_inputs() -> list[Any]:
             tooltip="the CLIP of an SD 1.x, SDXL, SD3, Flux, HunyuanVideo, HiDream or Kandinsky 5 model. SD "
             "1.x reads nothing else; SDXL and SD3 read CLIP-G (and T5) as well; the last four read "
             "only CLIP-L's pooled vector, and their other encoders decide most. Without one, the "
-            "node makes a CLIP for SD 1.x, or of a pair for SDXL",
+            "node makes a CLIP for SD 1.x, or, from a pair, for SDXL",
         ),
         io.Combo.Input(
             "released",
@@ -182,11 +182,6 @@ def _load_inputs() -> list[Any]:
 
 def _strength_input(id: str, tooltip: str, optional: bool = False) -> Any:
     return io.Float.Input(id, default=1.0, min=-2.0, max=3.0, step=0.05, optional=optional, tooltip=tooltip)
-
-
-def find_choice(encoder: str) -> pathlib.Path:
-    """Return the path of the chosen encoder, of several with one name the newest. Raises AdvUnlearnError for none."""
-    return folders.find_encoder(encoder_list.resolve_encoder(encoder))
 
 
 def describe_choice(encoder: str, released: str, path: pathlib.Path) -> str:
@@ -245,7 +240,7 @@ class SaveRobustCLIP(io.ComfyNode):
             "other patches.",
             is_output_node=True,
             inputs=[
-                io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved, and of SDXL CLIP-G"),
+                io.Clip.Input("clip", tooltip="the CLIP whose CLIP-L is saved, and for SDXL its CLIP-G"),
                 io.String.Input(
                     "name", default="robust_clip", tooltip="file name, in output/clip (a LoRA: in output/loras)"
                 ),
@@ -320,7 +315,7 @@ def save_lora_file(clip: Any, base: Any, name: str, rank: int, metadata: dict[st
 
 
 def save_clip(clip: Any, name: str, format: str, metadata: dict[str, str]) -> io.NodeOutput:
-    """Save the CLIP-L of a CLIP, and of SDXL CLIP-G, as files or folders."""
+    """Save the CLIP-L of a CLIP, and for SDXL its CLIP-G, as files or folders."""
     import torch
 
     from ..advunlearn.formats.text_encoders import save_encoder, save_encoder_folder

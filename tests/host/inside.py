@@ -173,6 +173,66 @@ def listen_to_silence() -> list[str]:
     return [text for text in said if text.startswith("AdvUnlearn")]
 
 
+def compare_chunks(adapted: Any, clip: Any) -> dict[str, Any]:
+    """Return how far the library's conditioning of long prompts is from the host's, and the host's chunks of each."""
+    long = ["dog " * 75 + "church", "dog " * 200 + "church", "a dog"]  # two chunks, three, one
+    in_chunks = adapted.fit_prompts(long).encode(long)  # (3, 6 * 77, 768): six chunks, for all of them
+    stock = [clip.encode(p) for p in long]
+    repeated = torch.cat([each.repeat(1, 6 * 77 // each.shape[1], 1) for each in stock])
+    return {
+        "stock_chunks": [each.shape[1] // 77 for each in stock],
+        "stock_encode_long": (in_chunks - repeated).abs().max().item(),
+    }
+
+
+def as_v_prediction(model: Any) -> Any:
+    """Return a clone of a MODEL whose outputs are read as v."""
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+        pass
+
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", Sampling(model.model.model_config))
+    return patched
+
+
+def compare_denoisers(
+    library: Any, host: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor
+) -> dict[str, float]:
+    """Return how far predictions and gradients of the host are from the library's, for its conditioning (B, 77, 192).
+
+    In the host's checkpoint four channels stand for one: their gradients add up to its gradient.
+    """
+    p, g = gradient(library, x, t, context)
+    q, h = gradient(host, x, t, context.repeat_interleave(4, -1))
+    folded = h.view(2, 77, 192, 4).sum(-1)
+    return {
+        "prediction": (p - q).abs().max().item(),
+        "scale": p.abs().mean().item(),
+        "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
+    }
+
+
+def compare_patched(clip_l: Any, clip: Any, generator: torch.Generator) -> dict[str, float]:
+    """Return how far replaced encoders, at strengths 1 and 0.5, are from what they are to be.
+
+    Before and after the host has loaded the patched weights.
+    """
+    base = clip_l.read_state(clip)
+    robust = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
+    patched, half = (clip_l.replace_encoder(clip, robust, s, "test") for s in (1.0, 0.5))
+    distance = {}
+    for when in ("before", "after"):
+        state, middle = clip_l.read_state(patched), clip_l.read_state(half)
+        distance[when] = max(
+            max((state[k] - robust[k]).abs().max().item() for k in base),
+            max((middle[k] - (base[k] + robust[k]) / 2).abs().max().item() for k in base),
+        )
+        patched.encode("a church")
+        half.encode("a church")
+    return distance
+
+
 def main() -> dict[str, Any]:
     """Measure."""
     known, start = set(sys.modules), time.perf_counter()
@@ -201,46 +261,15 @@ def main() -> dict[str, Any]:
             stock = torch.cat([clip.encode(p) for p in prompts])
             out["stock_encode"] = (hidden - stock).abs().max().item()
             out["clip_skip"] = compare_skipped_layers(host, model, clip, prompts)
-            long = ["dog " * 75 + "church", "dog " * 200 + "church", "a dog"]  # two chunks, three, one
-            in_chunks = adapted.fit_prompts(long).encode(long)  # (3, 6 * 77, 768): six chunks, for all of them
-            stock = [clip.encode(p) for p in long]
-            out["stock_chunks"] = [each.shape[1] // 77 for each in stock]
-            repeated = torch.cat([each.repeat(1, 6 * 77 // each.shape[1], 1) for each in stock])
-            out["stock_encode_long"] = (in_chunks - repeated).abs().max().item()
+            out |= compare_chunks(adapted, clip)
             for kind in ("eps", "v"):
                 if kind == "v":
                     small.denoiser.prediction_type = "v_prediction"
-                    patched = model.clone()
-
-                    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
-                        pass
-
-                    patched.add_object_patch("model_sampling", Sampling(model.model.model_config))
-                    adapted = host.make_model(patched, clip, resolution=64)
-                p, g = gradient(small.denoiser, x, t, context)
-                q, h = gradient(adapted.denoiser, x, t, context.repeat_interleave(4, -1))
-                # Four channels stand for one: their gradients add up to its gradient.
-                folded = h.view(2, 77, 192, 4).sum(-1)
-                out[kind] = {
-                    "prediction": (p - q).abs().max().item(),
-                    "scale": p.abs().mean().item(),
-                    "gradient": ((g - folded).abs().max() / g.abs().max()).item(),
-                }
+                    adapted = host.make_model(as_v_prediction(model), clip, resolution=64)
+                out[kind] = compare_denoisers(small.denoiser, adapted.denoiser, x, t, context)
             out |= other_arithmetic(host, model, clip, (x, t, hidden))
             out |= patch_and_cancel(host, model, clip, (x, t, hidden))
-            base = clip_l.read_state(clip)
-            robust = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
-            patched, half = (clip_l.replace_encoder(clip, robust, s, "test") for s in (1.0, 0.5))
-            distance = {}
-            for when in ("before", "after"):  # before and after the host has loaded the patched weights
-                state, middle = clip_l.read_state(patched), clip_l.read_state(half)
-                distance[when] = max(
-                    max((state[k] - robust[k]).abs().max().item() for k in base),
-                    max((middle[k] - (base[k] + robust[k]) / 2).abs().max().item() for k in base),
-                )
-                patched.encode("a church")
-                half.encode("a church")
-            out["patched"] = distance
+            out["patched"] = compare_patched(clip_l, clip, generator)
         clip.encode("a church")  # the host removes the patches from the weights that the clones share
         loader = importlib.import_module("pack.nodes.encoders").LoadRobustCLIP
         prints = [loader.fingerprint_inputs(encoder) for encoder in (None, None, "gone", "gone")]

@@ -33,7 +33,9 @@ def ask(function: Callable[..., Any], *arguments: Any) -> str:
 def main() -> dict[str, str]:
     """Give SDXL's CLIP to a model of Stable Diffusion 1.x as an attack and an evaluation do, and to its CLIP."""
     host = inside.load_pack()
-    evaluate, encoders = (importlib.import_module(f"pack.nodes.{name}") for name in ("evaluate", "encoders"))
+    attack, evaluate, encoders = (
+        importlib.import_module(f"pack.nodes.{n}") for n in ("attack", "evaluate", "encoders")
+    )
     model = SimpleNamespace(denoiser=SimpleNamespace(patcher=kinds.make("SD15", **kinds.SD15)))
     clip = kinds.make_clip(comfy.sdxl_clip.SDXLClipModel)
     status = SimpleNamespace(beat=None)
@@ -41,6 +43,7 @@ def main() -> dict[str, str]:
         return {
             "attack": ask(host.make_other_encoder, model, clip),
             "evaluation": ask(evaluate.make_evaluator, status, model, clip, None, None, None, None),
+            "one encoder": ask(attack._check_inputs, clip, "a church", "pez", 1, 1, "name", clip),
             "lora": ask(encoders.save_lora_file, clip, kinds.make_clip(torch.nn.Module), "lora", 8, {}),
         }
 

@@ -17,6 +17,7 @@ from .test_load import list_choices
 pytestmark = pytest.mark.host
 NORM = "text_model.final_layer_norm.weight"
 IN_CHECKPOINT = "cond_stage_model.transformer."
+COUNT = {"success": 1, "total": 6}
 
 
 @pytest.fixture
@@ -34,12 +35,12 @@ def saved(base: pathlib.Path, checkpoint: pathlib.Path) -> Iterator[list[pathlib
     (folder / "listed_00011_.safetensors").rename(folder / "hidden")
     other = folder / "a_t5.safetensors"
     save_file({"shared.weight": torch.zeros(8, 4096)}, other)
+    intermediate = [folder / f"listed_{kind}_00001_.safetensors" for kind in ("at_20", "last_good")]
+    for path in intermediate:
+        path.hardlink_to(files[0])
     yield files
-    for path in (*files, other, folder / "hidden"):
+    for path in (*files, *intermediate, other, folder / "hidden"):
         path.unlink(missing_ok=True)
-
-
-COUNT = {"success": 1, "total": 6}
 
 
 def test_clip_l_comes_before_other_models_and_the_newest_of_a_name_before_both(
@@ -47,12 +48,11 @@ def test_clip_l_comes_before_other_models_and_the_newest_of_a_name_before_both(
 ) -> None:
     offered = list_choices(server, "encoder")
     assert offered.index("newest of listed") < offered.index(saved[0].name) < offered.index("a_t5.safetensors")
-    assert offered[-1] == "none" and not any(entry.endswith(("_last_good", "_at_1")) for entry in offered)
+    assert offered[-1] == "none" and "listed_at_20_00001_.safetensors" in offered
+    assert not {"newest of listed_at_20", "newest of listed_last_good"} & set(offered)
 
 
-def test_the_newest_of_a_name_is_found_anew_at_every_run_and_reported(
-    server: Server, saved: list[pathlib.Path]
-) -> None:
+def test_the_newest_of_a_name_is_looked_up_at_every_run_and_reported(server: Server, saved: list[pathlib.Path]) -> None:
     graph = load_graph(encoder="newest of listed") | {"report": node("PreviewAny", source=("robust", 1))}
     report = server.run(graph)["report"]["text"][0].splitlines()
     assert report[0] == f"newest of listed ({saved[1].name})"
