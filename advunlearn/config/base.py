@@ -12,6 +12,13 @@ from ..files import JsonDict
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 Self = TypeVar("Self", bound="Validated")
+# What may stand for a value of a type, and the type in words.
+TYPES: dict[type, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    bool: ((bool,), "true or false"),
+}
 
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
@@ -26,15 +33,19 @@ def choices(config: type, name: str) -> tuple[str, ...]:
 
 
 class Validated:
-    """A frozen dataclass of settings: each value is checked against its choices and its range.
+    """A frozen dataclass of settings: each value is checked against its type, its choices and its range.
 
     Raises AdvUnlearnError, on construction, for a value that is not allowed.
     """
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, allowed = getattr(self, field.name), choices(type(self), field.name)
             low, high = field.metadata.get("low"), field.metadata.get("high")
+            kinds, described = TYPES.get(hints[field.name], ((object,), ""))
+            if not isinstance(value, kinds):
+                raise AdvUnlearnError(f"{field.name} is {value!r}; it must be {described}")
             if allowed and value not in allowed:
                 raise AdvUnlearnError(f"{field.name} is {value!r}; it must be one of {', '.join(allowed)}")
             if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -46,7 +57,12 @@ class Validated:
 
     @classmethod
     def from_dict(cls: type[Self], values: JsonDict) -> Self:
-        """Make settings from what `to_dict` returned. Raises AdvUnlearnError for a name that is no setting."""
+        """Make settings from what `to_dict` returned.
+
+        Raises AdvUnlearnError for a name that is no setting, and for what is no settings at all.
+        """
+        if not isinstance(values, Mapping):
+            raise AdvUnlearnError(f"{values!r} is no {cls.__name__}; give its settings by name")
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         if unknown := [name for name in values if name not in names]:
             raise AdvUnlearnError(f"{unknown[0]} is no setting of {cls.__name__}; it has {', '.join(names)}")

@@ -65,13 +65,13 @@ def overview(rows: Mapping[str, Tensor], scale: int = 2, margin: int = 190) -> I
 def draw_side_by_side(
     titles: Sequence[str], blocks: Sequence[Tensor], framed: Sequence[Sequence[bool]], side: int = 256
 ) -> Image.Image:
-    """Arrange blocks of images (N, 3, H, W) next to each other, each a square under a title of two lines.
+    """Arrange blocks of images (N, 3, H, W) next to each other, each as a square grid under a title of two lines.
 
     Args:
         titles: one for each block; what exceeds the block's width is cut.
         blocks: all with the same number and size of images.
         framed: the images of each block that get an orange frame around them.
-        side: images that are smaller, in pixels, are enlarged by whole pixels.
+        side: least width of an image in pixels; narrower ones are enlarged by a whole factor.
     """
     scale = math.ceil(side / blocks[0].shape[-1])
     height, width = (size * scale for size in blocks[0].shape[-2:])

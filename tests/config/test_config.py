@@ -16,7 +16,7 @@ from advunlearn.config.concept import ConceptConfig
 from advunlearn.config.evaluation import EvaluateConfig, ZeroShotConfig
 from advunlearn.config.io import ModelConfig, OutputConfig, RetainConfig
 from advunlearn.config.lists import split_list
-from advunlearn.config.training import BankConfig, TrainConfig
+from advunlearn.config.training import BankConfig, RunConfig, TrainConfig
 from advunlearn.errors import AdvUnlearnError
 
 CONFIGS = (
@@ -199,3 +199,19 @@ def test_a_style_is_erased_on_many_subjects_and_anchored_on_each() -> None:
     assert style.prompts[:2] == ("a dog, ink style", "a bird, ink style") and style.anchors[:2] == ("a dog", "a bird")
     assert len(style.prompts) == len(style.anchors) > 10
     assert thing.anchors == ("",)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ({"train": {"lr": "fast"}}, "lr is 'fast'; it must be a number"),
+        ({"train": {"iterations": 1.5}}, "iterations is 1.5; it must be an integer"),
+        ({"train": {"checkpointing": 1}}, "checkpointing is 1; it must be true or false"),
+        ({"concept": {"concept": ["cat", "dog"]}}, "it must be a text"),
+        ({"train": 3}, "3 is no TrainConfig; give its settings by name"),
+    ],
+)
+def test_a_recipe_with_values_of_another_type_is_refused(recipe: dict[str, Any], says: str) -> None:
+    with pytest.raises(AdvUnlearnError, match=says):
+        RunConfig.from_dict(recipe)
+    assert RunConfig.from_dict({"train": {"lr": 1}}).train.lr == 1
