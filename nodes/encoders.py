@@ -61,7 +61,7 @@ class LoadRobustCLIP(io.ComfyNode):
         try:
             return bool(encoder_list.find_entry(encoder))
         except AdvUnlearnError as error:
-            return str(error)
+            return refuse("encoder", error)
 
     @classmethod
     def fingerprint_inputs(
@@ -281,11 +281,15 @@ class SaveRobustCLIP(io.ComfyNode):
         """
         from . import host
 
+        status.show("saving")
         with folders.lock_name(name):
             if format == "lora":
-                return save_lora_file(clip, base, name, rank, file_metadata(cls.hidden))
-            with host.enable_gradients():
-                return save_clip(clip, name, format, file_metadata(cls.hidden))
+                saved = save_lora_file(clip, base, name, rank, file_metadata(cls.hidden))
+            else:
+                with host.enable_gradients():
+                    saved = save_clip(clip, name, format, file_metadata(cls.hidden))
+        status.show(f"saved as {saved[0]}")
+        return saved
 
 
 def save_lora_file(clip: Any, base: Any, name: str, rank: int, metadata: dict[str, str]) -> io.NodeOutput:

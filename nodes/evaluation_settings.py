@@ -20,6 +20,7 @@ from ..advunlearn.config.attacks import (
 )
 from ..advunlearn.config.evaluation import EvaluateConfig
 from ..advunlearn.errors import AdvUnlearnError
+from .status import Status, with_status
 from .training_settings import SUBCATEGORY
 from .widgets import output, schema, settings, synonyms_input, widget
 
@@ -67,7 +68,8 @@ class TestAttackSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, more: Settings | None = None, **values: Any) -> io.NodeOutput:
+    @with_status
+    def execute(cls, status: Status, more: Settings | None = None, **values: Any) -> io.NodeOutput:
         """Return the settings by attack. Raises AdvUnlearnError for values that do not go together."""
         own = settings(cls.config, values).to_dict()
         chosen = {name: own[name] for name in values}

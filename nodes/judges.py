@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -9,7 +10,7 @@ from comfy_api.latest import io
 from ..advunlearn.config.evaluation import ClassifierConfig, NudityConfig, ZeroShotConfig
 from ..advunlearn.errors import AdvUnlearnError
 from . import folders
-from .status import Status, with_status
+from .status import Status, refuse, with_status
 from .widgets import advanced, output, schema, settings, widget
 
 Judge = io.Custom("ADVUNLEARN_JUDGE")
@@ -38,17 +39,30 @@ def _folder_inputs(kind: str, what: str) -> list[Any]:
     ]
 
 
+def _load(status: Status, make: Callable[[], Any]) -> io.NodeOutput:
+    """Return the judge that `make` returns, which may take a while to load."""
+    from . import host
+
+    status.show("loading the judge")
+    with host.enable_gradients():
+        judge = make()
+    status.show("loaded")
+    return io.NodeOutput(judge)
+
+
 def _check(folder: str | None, path: str | None, kind: str) -> bool | str:
     """Return why a folder cannot be used, before the graph runs; the host passes None for a linked input."""
     from ..advunlearn.judges.folders import detect_judge_kind
 
     if folder is None or path is None:
         return True
+    chosen = "path" if path.strip() else "folder"
     try:
         actual = detect_judge_kind(_resolve_folder(folder, path))
     except AdvUnlearnError as error:
-        return str(error)
-    return True if actual == kind else f"{path.strip() or folder} holds a {actual}, not a {kind}; use the loader for it"
+        return refuse(chosen, error)
+    wrong = f"{path.strip() or folder} holds a {actual}, not a {kind}; use the loader for it"
+    return True if actual == kind else refuse(chosen, wrong)
 
 
 def _resolve_folder(folder: str, path: str) -> str:
@@ -76,10 +90,8 @@ class LoadJudge(io.ComfyNode):
     @with_status
     def execute(cls, status: Status, judge: str) -> io.NodeOutput:
         from ..advunlearn.judges.load import make_judge
-        from . import host
 
-        with host.enable_gradients():
-            return io.NodeOutput(make_judge(judge))
+        return _load(status, lambda: make_judge(judge))
 
 
 class LoadNudityJudge(io.ComfyNode):
@@ -101,7 +113,7 @@ class LoadNudityJudge(io.ComfyNode):
     def execute(cls, status: Status, **values: Any) -> io.NodeOutput:
         from ..advunlearn.judges.nudity import NudityJudge
 
-        return io.NodeOutput(NudityJudge(settings(NudityConfig, values)))
+        return _load(status, lambda: NudityJudge(settings(NudityConfig, values)))
 
 
 class LoadClassifierJudge(io.ComfyNode):
@@ -128,10 +140,9 @@ class LoadClassifierJudge(io.ComfyNode):
     @with_status
     def execute(cls, status: Status, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
         from ..advunlearn.judges.classifier import ClassifierJudge
-        from . import host
 
-        with host.enable_gradients():
-            return io.NodeOutput(ClassifierJudge(_resolve_folder(folder, path), settings(ClassifierConfig, values)))
+        config = settings(ClassifierConfig, values)
+        return _load(status, lambda: ClassifierJudge(_resolve_folder(folder, path), config))
 
 
 class LoadCLIPJudge(io.ComfyNode):
@@ -162,10 +173,9 @@ class LoadCLIPJudge(io.ComfyNode):
     @with_status
     def execute(cls, status: Status, folder: str, path: str = "", **values: Any) -> io.NodeOutput:
         from ..advunlearn.judges.zero_shot import ZeroShotJudge
-        from . import host
 
-        with host.enable_gradients():
-            return io.NodeOutput(ZeroShotJudge(_resolve_folder(folder, path), settings(ZeroShotConfig, values)))
+        config = settings(ZeroShotConfig, values)
+        return _load(status, lambda: ZeroShotJudge(_resolve_folder(folder, path), config))
 
 
 def _multiline(config: type, name: str) -> Any:

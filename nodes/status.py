@@ -1,7 +1,7 @@
 """What a node says while it runs and when it ends: on itself, in the console, and as an error in the pack's own words.
 
 The text on a node is the host's progress text, a widget that both of its renderers draw. `web/js/advunlearn.js` uses it
-for what only the page learns: refused inputs.
+for what only the page learns: refused inputs, and the last text of a node whose result the host still has.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..advunlearn.errors import AdvUnlearnError, TrainingDiverged, shorten_error
 PAGE_SECONDS, CONSOLE_SECONDS = 0.5, 10.0  # between two texts of one phase
 BEAT_SECONDS = 2.0  # without a text, after which a prediction of the model is a sign of life
 SILENT_SECONDS = 5.0  # without a sign of life, after which the node says for how long it has been at a step
+LAST_TEXT = "advunlearn_text"  # in a node's output to the page
 
 
 class AdvUnlearnNodeError(ValueError):
@@ -72,6 +73,8 @@ class Status:
         self.ended.set()
         if error is not None:
             self.note = self.details = ""
+        elif self.text:
+            self._send(self.text)  # the last text sent may be an older one, or have the seconds of a step
         if isinstance(error, InterruptProcessingException):
             self.show(self.describe_stop())
         elif isinstance(error, AdvUnlearnError | TrainingDiverged):
@@ -116,25 +119,42 @@ class Status:
         logging.info("AdvUnlearn: %s", "; ".join(filter(None, [text, self.note])))
         self.logged = time.monotonic()
 
+    def compose(self, text: str) -> str:
+        """Return a text with the lines that stand under it on the node."""
+        return "\n".join(filter(None, [text, self.note, self.details]))
+
     def _send(self, text: str) -> None:
         """Send a text to the page that queued the graph; without a server there is none."""
         self.sent = time.monotonic()
         server = sys.modules.get("server")  # the host imports it if it runs as one
         instance = server and getattr(server.PromptServer, "instance", None)
         if instance is not None and self.node_id is not None and instance.client_id is not None:
-            text = "\n".join(filter(None, [text, self.note, self.details]))
-            instance.send_progress_text(text, self.node_id, instance.client_id)
+            instance.send_progress_text(self.compose(text), self.node_id, instance.client_id)
 
 
 def with_status(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a node's `execute(cls, status, ...)`: run it in the context of its status."""
+    """Decorate a node's `execute(cls, status, ...)`: run it in the context of its status, whose last text is kept."""
 
     @functools.wraps(execute)
     def wrapped(cls: Any, *args: Any, **values: Any) -> Any:
         with Status(cls.hidden.unique_id) as status:
-            return execute(cls, status, *args, **values)
+            result = execute(cls, status, *args, **values)
+            return keep_text(result, status.compose(status.text))
 
     return wrapped
+
+
+def keep_text(result: Any, text: str) -> Any:
+    """Return a node's output with its last text for the page.
+
+    The host sends this part of an output again where it takes the output from its cache: the page then shows the text
+    of that run, on a graph that was opened anew or in place of the text of another run.
+    """
+    if not text:
+        return result
+    shown = result.ui or {}
+    result.ui = {**(shown if isinstance(shown, dict) else shown.as_dict()), LAST_TEXT: [text]}
+    return result
 
 
 def refuse(input_id: str, reason: object) -> str:

@@ -25,10 +25,11 @@ COARSEST_STEP = 0.01
 def schema(**fields: Any) -> io.Schema:
     """Make a Schema in the pack's category, without the fields that this version of the host does not know.
 
-    The node knows its id, under which it shows its status.
+    The node knows its id, under which it shows its status; a cached one that is no output node shows it again too.
     """
     known = {f.name for f in dataclasses.fields(io.Schema)}
     fields["hidden"] = [io.Hidden.unique_id, *fields.get("hidden", ())]
+    fields["has_intermediate_output"] = not fields.get("is_output_node", False)
     return io.Schema(**{"category": CATEGORY, **{k: v for k, v in fields.items() if k in known}})
 
 

@@ -70,8 +70,10 @@ class ProgressText:
         if progress.iteration == progress.iterations:
             self.full += progress.iterations
         self.last = self.clock()
+        if not done:
+            self.begin = self.last
         left = self.trajectories - done
-        seconds = left * (self.last - self.begin) / done if left else None
+        seconds = left * (self.last - self.begin) / done if left and done else None
         return f"filling the bank: {done} of {self.trajectories} trajectories" + describe_left(seconds)
 
     def _attacking(self, progress: Progress) -> str:

@@ -161,11 +161,15 @@ class TrajectoryBank:
         if state is not None:
             self.restore(state)
             return
+        self._sample_all(size, report or (lambda done, total: None))
+
+    def _sample_all(self, size: int, report: Report) -> None:
+        """Fill all rows; report before the first trajectories too, since a batch of them may take minutes."""
         step = scale_batch(self.chunk, self.x_t)
+        report(0, size)
         for start in range(0, size, step):
             self._sample(range(start, min(start + step, size)))
-            if report is not None:
-                report(min(start + step, size), size)
+            report(min(start + step, size), size)
 
     def allocate(self, size: int) -> None:
         """Allocate the storage of `size` trajectories."""

@@ -76,4 +76,4 @@ def workflows(server: Server) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="session")
 def encoder(workflows: dict[str, dict[str, Any]], base: pathlib.Path) -> pathlib.Path:
     """The file of the encoder that the workflow `train` made."""
-    return base / "output" / "clip" / graphs.SHIPPED.ENCODER
+    return base / "output" / "clip" / graphs.ENCODER

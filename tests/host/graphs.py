@@ -28,6 +28,7 @@ def load_shipped() -> ModuleType:
 
 SHIPPED = load_shipped()
 CHECKPOINT: str = SHIPPED.CHECKPOINT
+ENCODER = f"{SHIPPED.NAME}_00001_.safetensors"  # what the workflow `train` makes
 IMAGES = 2  # per prompt: each takes 1.5 seconds of one core
 RETAINED = ("dog", "castle", "house", "car")
 SMALL: dict[str, dict[str, Any]] = {

@@ -153,3 +153,42 @@ def test_resume_with_nothing_to_resume_is_said_before_the_training(page: Page) -
         page, graphs.train_graph("nothing", resume=True, iterations=50), "training starts from the beginning"
     )
     assert said.startswith("stopped")
+
+
+SET = """([id, name, value]) => {
+    app.graph.getNodeById(id).widgets.find((widget) => widget.name === name).value = value;
+}"""
+
+
+def test_a_node_whose_result_is_in_the_hosts_cache_says_again_what_it_said(page: Page) -> None:
+    graph = graphs.train_graph("cached")
+    page.load_api(graph)
+    page.run()
+    said = page.wait_for_text("train", "done: 2 iterations")
+    page.wait_idle()
+    page.load_api(graph)  # as in a page that is opened anew
+    assert page.node_text("train") == ""
+    page.run()
+    assert page.wait_for_text("train", "done") == said and page.is_drawn("done: 2 iterations")
+    page.page.evaluate(SET, ["train", "concept", " "])
+    page.run()
+    assert "done" not in page.wait_for_text("train", "concept is empty")
+    page.page.evaluate(SET, ["train", "concept", "church"])
+    page.run()
+    assert page.wait_for_text("train", "done") == said
+    page.toasts()
+
+
+def test_a_cached_node_that_is_no_output_says_again_what_it_said_where_the_host_can(page: Page) -> None:
+    (name,) = page.server.run(graphs.train_graph("cached"))["name"]["text"]
+    described = page.server.get("object_info/AdvUnlearnLoadRobustCLIP")["AdvUnlearnLoadRobustCLIP"]
+    graph = graphs.load_graph(encoder=name)
+    page.load_api(graph)
+    page.run()
+    said = page.wait_for_text("robust", f"loaded {name}")
+    page.wait_idle()
+    page.load_api(graph)
+    page.run()
+    page.wait_idle()
+    # Earlier hosts send nothing about such a node.
+    assert page.node_text("robust") == (said if described.get("has_intermediate_output") else "")

@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 # The least that trains both encoders: two layers of each, since a step of all takes 20 GB.
 TRAINING = {"encoders": "both", "num_layers": 2, "lr": 1e-3, "warmup": 1, "batch": 1, "retain_batch": 1}
 RETAINED = "a castle"
+PAIR = f"{SHIPPED.XL_NAME}_00001"  # what the workflow `train-sdxl` makes
 BUDGET = {"cases": 2, "attack_steps": 1, "seed": 1000}
 SETTINGS = {"judge_interval": 1, "attack_tokens": 3, "sampling_steps": 5, "guidance_scale": 3.0, "repeats": 0}
 
@@ -79,8 +80,8 @@ def images(server: Server, outputs: dict[str, dict[str, Any]], name: str, title:
 def test_the_workflows_train_a_pair_and_load_it(server: Server, outputs: dict[str, dict[str, Any]]) -> None:
     folder = server.base / "output" / "clip"
     assert sorted(file.name for file in folder.iterdir()) == [
-        "robust_sdxl_00001_clip_g.safetensors",
-        SHIPPED.XL_ENCODER,
+        f"{PAIR}_clip_g.safetensors",
+        f"{PAIR}_clip_l.safetensors",
     ]
     erased = images(server, outputs, "train-sdxl", "erased")
     before, after = (images(server, outputs, "sdxl", f"sdxl-{when}") for when in ("before", "after"))
@@ -102,7 +103,7 @@ def sample(server: Server, **values: Any) -> torch.Tensor:
 
 def test_each_file_and_each_strength_of_a_pair_counts(server: Server, outputs: dict[str, dict[str, Any]]) -> None:
     before, after = (images(server, outputs, "sdxl", f"sdxl-{when}") for when in ("before", "after"))
-    second = SHIPPED.XL_ENCODER.replace("clip_l", "clip_g")
+    first, second = (f"{PAIR}_{part}.safetensors" for part in ("clip_l", "clip_g"))
     assert is_same_image(sample(server, encoder=second), after)  # either file of a pair stands for both
     assert is_same_image(sample(server, second_encoder=second), after)
     assert is_same_image(sample(server, strength=0.0, strength_clip_g=0.0), before)
@@ -111,7 +112,7 @@ def test_each_file_and_each_strength_of_a_pair_counts(server: Server, outputs: d
     assert is_same_image(sample(server, strength=0.0), only_g)
     assert not any(is_same_image(one, other) for one in (only_l, only_g) for other in (before, after))
     with pytest.raises(HostError, match="both hold a CLIP-L; choose a file with the other encoder"):
-        sample(server, second_encoder=SHIPPED.XL_ENCODER)
+        sample(server, second_encoder=first)
 
 
 @pytest.mark.parametrize("attack", ["unlearndiffatk", "soft_prefix"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
 import pytest
 
 from .graphs import CHECKPOINT, SETTINGS_NODES, Graph, describe_inputs, is_widget, train_graph
-from .server import HostError, Server, node
+from .server import PACK, HostError, Server, node
 
 pytestmark = pytest.mark.host
 MOST_WIDGETS = 12
@@ -62,6 +63,20 @@ def test_a_node_has_few_widgets_and_a_seed_that_stays(server: Server, name: str)
     widgets = [key for key, (kind, _) in inputs.items() if is_widget(kind)]
     assert len(widgets) <= MOST_WIDGETS, widgets
     assert inputs["seed"][1]["control_after_generate"] is False
+
+
+def test_the_notes_have_the_widgets_of_each_node(server: Server) -> None:
+    notes = (PACK / "docs" / "lab-notes" / "performance.md").read_text(encoding="utf-8")
+    section = notes.split("## In ComfyUI: widgets and waiting")[1].split("\n## ")[0]
+    written = {title: int(count) for title, count in re.findall(r"^\| ([^|]+) \| (\d+) \|", section, re.M)}
+    nodes = {kind: info for kind, info in server.get("object_info").items() if kind.startswith("AdvUnlearn")}
+    counted = {
+        info["display_name"]: sum(
+            is_widget(kind) for kind, _ in describe_inputs(server, name.removeprefix("AdvUnlearn")).values()
+        )
+        for name, info in nodes.items()
+    }
+    assert written == counted
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any
 
 Graph = dict[str, Any]
 Link = tuple[str, int]  # (node id, output)
-CHECKPOINT, ENCODER = "miniature.safetensors", "robust_clip_00001_.safetensors"
-XL_NAME = "robust_sdxl"
-XL_ENCODER = f"{XL_NAME}_00001_clip_l.safetensors"  # its CLIP-G is next to it
+CHECKPOINT = "miniature.safetensors"
+# A name for each model, and none that a new node has: an encoder is of no use to another model.
+NAME, SD15_NAME, XL_NAME = "robust_miniature", "robust_sd15", "robust_sdxl"
+NEWEST = "newest of {}"  # what was saved last under a name: the workflows use the last training, not the first
 SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
 SIDE_BY_SIDE = "without and with the attack"
 MINIATURE_SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
@@ -96,13 +97,11 @@ def train(concept: str, iterations: int, save_name: str) -> Graph:
 
 def robust(strength: float = 1.0, title: str = "", **values: Any) -> Graph:
     """Load what `train` made, or another encoder."""
-    values = {"encoder": ENCODER, "released": "none", **values}
+    values = {"encoder": NEWEST.format(NAME), "released": "none", **values}
     return node("AdvUnlearnLoadRobustCLIP", title, strength=strength, clip=("1", 1), **values)
 
 
-def train_workflow(
-    checkpoint: str = CHECKPOINT, iterations: int = 60, save_name: str = "robust_clip", **shown: Any
-) -> Graph:
+def train_workflow(checkpoint: str = CHECKPOINT, iterations: int = 60, save_name: str = NAME, **shown: Any) -> Graph:
     """Train, then sample the concept and its neighbour with the new CLIP."""
     nodes = {
         "2": train("church", iterations, save_name),
@@ -118,7 +117,7 @@ def train_workflow(
 
 def train_sd15() -> Graph:
     """Train on Stable Diffusion 1.5 with the published settings."""
-    return train_workflow(SD15, 0, size=512, batch=1, sampling=SD15_SAMPLING)
+    return train_workflow(SD15, 0, SD15_NAME, size=512, batch=1, sampling=SD15_SAMPLING)
 
 
 def load_and_replace() -> Graph:
@@ -203,7 +202,7 @@ def train_sdxl() -> Graph:
 
 def sdxl() -> Graph:
     """Sample one prompt with SDXL's two text encoders, and with the pair that `train_sdxl` made."""
-    after = {"2": robust(title="church erased", encoder=XL_ENCODER)}
+    after = {"2": robust(title="church erased", encoder=NEWEST.format(XL_NAME))}
     before = pictures(10, ("1", 1), "a church", "sdxl-before", **SDXL_PICTURES)
     return loader(SDXL) | after | before | pictures(20, ("2", 0), "a church", "sdxl-after", **SDXL_PICTURES)
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from graphs import SD15, SDXL
+
 SCREEN = (2100, 1150)  # of the graph, in its own units
 ROOM, HEAD = 20, 50  # around the nodes of a group; its title
 WINDOW = (1920, 1080)  # of the browser, in pixels
@@ -18,19 +20,23 @@ TITLE = 30  # height of a node's title
 NOTE = (380, 330)
 PROMPT = (300, 110)
 LINE, COLUMN = 42, 240  # distances of collapsed nodes
+# Heights that nodes of these widths have when they have run: with their texts, and the picture of a training.
+TRAINED, ATTACKED, LOADED = 1110, 900, 330
 HUGGING_FACE = "https://huggingface.co"
 MODELS = {
-    "v1-5-pruned-emaonly-fp16.safetensors": f"{HUGGING_FACE}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
-    "v1-5-pruned-emaonly-fp16.safetensors",
-    "sd_xl_base_1.0.safetensors": f"{HUGGING_FACE}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
-    "sd_xl_base_1.0.safetensors",
+    SD15: f"{HUGGING_FACE}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}",
+    SDXL: f"{HUGGING_FACE}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}",
 }
 MINIATURE = (
     "No Stable Diffusion needed: the miniature that comes with the pack takes its place.\n\n"
-    "In `custom_nodes/advunlearn`, with ComfyUI's Python and the full path to the models, run "
-    "`python -m advunlearn miniature --to .../models/checkpoints/miniature.safetensors`, then press R.\n\n"
+    "**First** write it, unless *Load Checkpoint* has it: in `custom_nodes/advunlearn`, with ComfyUI's Python,"
+    "\n\n`python -m advunlearn miniature --to ../../models/checkpoints/miniature.safetensors`\n\n"
+    "Then press R on this page, and **Run**.\n\n"
 )
-TRAIN_FIRST = "**First** run the workflow *train*: it makes the encoder that this one loads. Then press R and Run.\n\n"
+TRAIN_FIRST = (
+    "**First** run the workflow *train*: it makes the encoder that this one loads, the *newest of "
+    "robust_miniature*. Then press **Run**.\n\n"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Layout:
     groups: tuple[Group, ...]
     collapsed: tuple[int, ...] = ()
     note_size: tuple[int, int] = field(default=NOTE)
+    grown: Mapping[int, int] = field(default_factory=dict)  # node id -> height when it has run, for which there is room
 
 
 def fit_view(graph: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +118,7 @@ def make_train(note: str, description: str, enlarged: bool) -> Layout:
             Group("3. What it has kept", tuple(id for id in shown if id >= 20)),
         ),
         collapsed=collapsed,
+        grown={2: TRAINED},
     )
 
 
@@ -128,6 +136,7 @@ def make_comparison(note: str, description: str, enlarged: bool = True, replaced
             Group("3. After", tuple(id for id in shown if id >= 20)),
         ),
         collapsed=collapsed,
+        grown={2: LOADED},
     )
 
 
@@ -143,7 +152,7 @@ def make_attack() -> Layout:
         places={
             1: (20, 510, 380, 100),
             2: (20, 690, 380, 250),
-            5: (20, 1030, 380, 60),
+            5: (20, 1070, 380, 60),
             3: (460, 70, 420, 0),
             6: (940, 70, 700, 520),
             4: (940, 670, 700, 300),
@@ -156,6 +165,7 @@ def make_attack() -> Layout:
             Group("4. Use the prompt that it found", tuple(used)),
         ),
         collapsed=collapsed,
+        grown={2: LOADED, 3: ATTACKED},
     )
 
 
@@ -168,7 +178,7 @@ def make_evaluation() -> Layout:
         places={
             1: (20, 510, 380, 100),
             2: (20, 690, 380, 250),
-            3: (20, 1030, 380, 60),
+            3: (20, 1070, 380, 60),
             4: (460, 70, 400, 0),
             7: (460, 740, 400, 0),
             6: (900, 70, 480, 340),
@@ -179,6 +189,7 @@ def make_evaluation() -> Layout:
             Group("2. Evaluate", (4, 7)),
             Group("3. Counts and pictures", (5, 6)),
         ),
+        grown={2: LOADED},
     )
 
 
@@ -200,32 +211,41 @@ def make_sweep() -> Layout:
             ),
         ),
         collapsed=collapsed,
+        grown=dict.fromkeys((2, 3, 4), LOADED),
+    )
+
+
+def tell_what_to_fetch(file: str) -> str:
+    """Return the beginning of the note of a training on a checkpoint from the web."""
+    return (
+        f"**First** fetch [{file}]({MODELS[file]}) into `models/checkpoints`, or take a checkpoint that you have. "
+        "Press R, and choose it in *Load Checkpoint*. Write what it shall forget into **concept**. Then press **Run**."
+        "\n\n"
     )
 
 
 LAYOUTS = {
     "train": make_train(
-        f"## Train on the miniature\n\n{MINIATURE}Press **Run**. The node shows its losses, and what it draws before "
-        "and after. In a few minutes it has forgotten churches, and still draws castles.",
+        f"## Train on the miniature\n\n{MINIATURE}The node says what it does and how long it takes, and shows its "
+        "losses and what it draws before and after. In the end it has forgotten churches, and still draws castles. "
+        "Without a GPU that takes some minutes.\n\n"
+        "Then open *load-and-replace*: it uses the encoder that was saved.",
         "Erase a concept from the miniature: no Stable Diffusion and no GPU needed.",
         enlarged=True,
     ),
     "train-sd15": make_train(
-        "## Train on Stable Diffusion 1.5\n\n"
-        "**First** fetch the checkpoint that the page offers, or choose your own, and write what it shall forget into "
-        "**concept**. Then press **Run**.\n\n"
-        "The node says how much memory it takes and how long it will be. Cancel keeps the run: turn on **resume** to "
-        "go on. The encoder is saved into output/clip.",
+        f"## Train on Stable Diffusion 1.5\n\n{tell_what_to_fetch(SD15)}The node says how much memory it takes and how "
+        "long it will be. Cancel keeps the run: turn on **resume** to go on.\n\n"
+        "The encoder is saved into output/clip. In your own workflow, put *Load Robust CLIP* between the checkpoint's "
+        "CLIP and the prompts, and choose *newest of robust_sd15*.",
         "Erase a concept from Stable Diffusion 1.5, with the published settings.",
         enlarged=False,
     ),
     "train-sdxl": make_train(
-        "## Train on SDXL\n\n"
-        "**First** fetch the checkpoint that the page offers, or choose your own (Illustrious, NoobAI, Pony), and "
-        "write what it shall forget into **concept**. Then press **Run**.\n\n"
-        "Both text encoders train: with **memory** on auto that fits on 24 GB. With less, connect *AdvUnlearn Training "
-        "Settings* and choose one under **encoders**; the concept can then come back through the other. The pair is "
-        "saved into output/clip.",
+        f"## Train on SDXL\n\n{tell_what_to_fetch(SDXL)}Both text encoders train: with **memory** on auto that fits on "
+        "24 GB. With less, connect *AdvUnlearn Training Settings* and choose one under **encoders**; the concept can "
+        "then come back through the other.\n\n"
+        "The pair is saved into output/clip. Then open *sdxl*: it uses the pair, as your own workflow can.",
         "Erase a concept from SDXL: both text encoders, with the published settings.",
         enlarged=False,
     ),
@@ -238,9 +258,10 @@ LAYOUTS = {
     "before-and-after": make_evaluation(),
     "strength-sweep": make_sweep(),
     "sdxl": make_comparison(
-        "## Robust encoders in SDXL\n\n**First** run the workflow *train-sdxl*: it makes the pair that this one loads. "
-        "Then press R and Run.\n\nThe node loads CLIP-L and the CLIP-G next to it; each has its strength. With one "
-        "under **released**, only CLIP-L is replaced, and CLIP-G still knows the concept.",
+        "## Robust encoders in SDXL\n\n**First** run the workflow *train-sdxl*: it makes the pair that this one loads, "
+        "the *newest of robust_sdxl*. Then press **Run**.\n\n"
+        "The node loads CLIP-L and the CLIP-G next to it; each has its strength. With one under **released**, only "
+        "CLIP-L is replaced, and CLIP-G still knows the concept.",
         "One prompt with SDXL's two text encoders and with a robust pair.",
         enlarged=False,
         replaced="both text encoders",

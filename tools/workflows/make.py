@@ -40,9 +40,10 @@ ARRANGE = """async ({ id, name, graph, layout, models, room, head }) => {
   note.widgets[0].value = layout.note;
   app.graph.add(note);
   for (const { title, nodes } of layout.groups) {
-    const boxes = nodes.map(find).map((node) => {
-      const size = node.flags.collapsed ? [220, 0] : node.size;
-      return [node.pos[0], node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, node.pos[0] + size[0], node.pos[1] + size[1]];
+    const boxes = nodes.map((id) => {
+      const { flags, size, pos } = find(id);
+      const [width, height] = flags.collapsed ? [220, 0] : [size[0], Math.max(size[1], layout.grown[id] ?? 0)];
+      return [pos[0], pos[1] - LiteGraph.NODE_TITLE_HEIGHT, pos[0] + width, pos[1] + height];
     });
     const edge = (k, pick) => pick(...boxes.map((box) => box[k]));
     const [left, top] = [edge(0, Math.min) - room, edge(1, Math.min) - head];

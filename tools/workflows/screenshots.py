@@ -9,15 +9,13 @@ default /usr/bin/chromium).
 from __future__ import annotations
 
 import io
-import json
 import pathlib
 import sys
 from typing import Any
 
-from page import open_page
+from page import IDLE, open_page, open_workflow
 from PIL import Image
 
-WORKFLOWS = pathlib.Path(__file__).parents[2] / "workflows"
 EDGE = 12  # pixels around a node
 TYPES = "() => Object.keys(LiteGraph.registered_node_types).filter((type) => type.startsWith('AdvUnlearn'))"
 # The page remembers values by the graph and the number of a node.
@@ -43,9 +41,6 @@ SHOW = """([ids, edge]) => {
 }"""
 # The badge of a node is the name of the pack's folder here.
 NO_BADGES = "() => app.extensionManager.setting.set('Comfy.NodeBadge.NodeSourceBadgeMode', 'None')"
-IDLE = (
-    "async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running[0] && !q.queue_pending[0]; }"
-)
 
 
 def take_picture(page: Any, ids: list[int]) -> Image.Image:
@@ -53,12 +48,6 @@ def take_picture(page: Any, ids: list[int]) -> Image.Image:
     clip = page.evaluate(SHOW, [ids, EDGE])
     page.wait_for_timeout(1000)
     return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
-
-
-def open_workflow(page: Any, name: str) -> None:
-    """Open a shipped workflow."""
-    page.evaluate("(graph) => app.loadGraphData(graph)", json.loads((WORKFLOWS / f"{name}.json").read_text()))
-    page.wait_for_timeout(1500)
 
 
 def run_workflow(page: Any, name: str) -> None:

@@ -2,7 +2,7 @@
 //
 // ComfyUI's page shows a general sentence for an error of a custom node. The text on a node is the page's own progress
 // text, which both of its renderers draw; the nodes send it while they run, and this file adds what only the page knows:
-// refused inputs, and what a node needs before it can run.
+// refused inputs, what a node needs before it can run, and what a node said in the run whose result is taken again.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
@@ -11,6 +11,7 @@ const NO_ENCODER =
   "No robust encoder yet: train one with Train AdvUnlearn Encoder (it is saved into output/clip), put one into " +
   "models/text_encoders, or choose one under released: it is downloaded when this node runs.";
 const TEXT = "$$node-text-preview"; // the page's widget for progress text
+const LAST_TEXT = "advunlearn_text"; // in the output of a node
 const [CHARACTER, LINE, MARGIN] = [6.4, 16, 60]; // pixels of its font; its margins
 const PICTURE = "$$canvas-image-preview"; // the page's widget for the picture of a node, by itself 220 pixels high
 // Height by width of the nodes' pictures.
@@ -104,7 +105,18 @@ function followQueue() {
   };
 }
 
+// What a node says is about one run of it: not about the next one, nor about a result from the host's cache.
+function forgetText(id) {
+  if (lastText.has(String(id))) showOnNode(id, " "); // an empty text would be left out
+}
+
 function followRun() {
+  api.addEventListener("execution_cached", ({ detail: { nodes } }) => nodes.forEach(forgetText));
+  api.addEventListener("executing", ({ detail: id }) => forgetText(id));
+  api.addEventListener("executed", ({ detail: { node, display_node: shown, output } }) => {
+    const [text] = output?.[LAST_TEXT] ?? [];
+    if (text) showOnNode(shown ?? node, text);
+  });
   api.addEventListener("progress_text", ({ detail: { nodeId, text } }) => {
     lastText.set(String(nodeId), text);
     makeRoom(nodeId, text);
