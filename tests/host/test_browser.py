@@ -179,7 +179,8 @@ def test_a_node_whose_result_is_in_the_hosts_cache_says_again_what_it_said(page:
     page.toasts()
 
 
-def test_a_cached_node_that_is_no_output_says_again_what_it_said_where_the_host_can(page: Page) -> None:
+def test_a_cached_node_that_is_no_output_says_again_what_it_said(page: Page) -> None:
+    """Earlier hosts send nothing about such a node."""
     (name,) = page.server.run(graphs.train_graph("cached"))["name"]["text"]
     described = page.server.get("object_info/AdvUnlearnLoadRobustCLIP")["AdvUnlearnLoadRobustCLIP"]
     graph = graphs.load_graph(encoder=name)
@@ -189,6 +190,6 @@ def test_a_cached_node_that_is_no_output_says_again_what_it_said_where_the_host_
     page.wait_idle()
     page.load_api(graph)
     page.run()
+    if described.get("has_intermediate_output"):
+        assert page.wait_for_text("robust", "loaded", timeout=60) == said
     page.wait_idle()
-    # Earlier hosts send nothing about such a node.
-    assert page.node_text("robust") == (said if described.get("has_intermediate_output") else "")
