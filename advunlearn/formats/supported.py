@@ -30,7 +30,13 @@ OTHER_SCHEDULES = {
     "edm_vpred.sigma_max": "for EDM's noise schedule (CosXL)",
     "edm_mean": "for EDM's noise schedule (Playground 2.5)",
 }
-GUIDANCE_EMBEDDING = UNET_PREFIX + "time_embed.cond_proj.weight"
+# The guidance embedding of an LCM's UNet: in a checkpoint, in a file of the UNet alone, in diffusers' names.
+GUIDANCE_EMBEDDINGS = (
+    UNET_PREFIX + "time_embed.cond_proj.weight",
+    "time_embed.cond_proj.weight",
+    "time_embedding.cond_proj.weight",
+)
+TAKES_GUIDANCE = f"distilled for few steps (LCM), whose UNet takes the guidance scale as an input; {USE_ORIGINAL}"
 # The methods by which a model is distilled to a few steps, in names of files and titles.
 FEW_STEPS = r"(?i)turbo|lightning|(?<![a-z])(?:lcm|hyper|dmd2?|pcm|tcd)(?![a-z])"
 FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
@@ -49,7 +55,7 @@ def require_text_to_image(weights: Weights) -> str:
         raise AdvUnlearnError(f"{weights.source} is {found}; {TAKEN}" + (f": {USE_ORIGINAL}" if made_from else ""))
     if reason := _find_other_sampling(weights):
         raise AdvUnlearnError(f"{weights.source} is {kind} {reason}")
-    require_many_steps(weights.source, weights.metadata.get("modelspec.title", ""))
+    require_undistilled(weights)
     return FAMILIES[kind]
 
 
@@ -71,8 +77,8 @@ def _find_other_sampling(weights: Weights) -> str:
     for name, schedule in OTHER_SCHEDULES.items():
         if name in weights.names:
             return f"{schedule}, and only the discrete schedule of 1000 steps is sampled here; {USE_ORIGINAL}"
-    if GUIDANCE_EMBEDDING in weights.names:
-        return f"distilled for few steps (LCM), whose UNet takes the guidance scale as an input; {USE_ORIGINAL}"
+    if _takes_guidance(weights):
+        return TAKES_GUIDANCE
     for key in PREDICTION_KEYS:
         stated = weights.metadata.get(key, "")
         if stated.lower() not in (*NOISE_PREDICTION_NAMES, *V_PREDICTION_NAMES):
@@ -81,6 +87,17 @@ def _find_other_sampling(weights: Weights) -> str:
                 f"{USE_ORIGINAL}"
             )
     return ""
+
+
+def _takes_guidance(weights: Weights) -> bool:
+    return any(name in weights.names for name in GUIDANCE_EMBEDDINGS)
+
+
+def require_undistilled(weights: Weights) -> None:
+    """Raise AdvUnlearnError if the tensors, the name or the title of a file say that it is distilled to a few steps."""
+    if _takes_guidance(weights):
+        raise AdvUnlearnError(f"{weights.source} is a model {TAKES_GUIDANCE}")
+    require_many_steps(weights.source, weights.metadata.get("modelspec.title", ""))
 
 
 def require_many_steps(source: str, title: str = "") -> None:

@@ -8,7 +8,10 @@ The size conditioning and the pooled vector have no effect in the miniature, so 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import tempfile
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +21,9 @@ import inside  # first: it finds the host
 import comfy.model_management as management
 import comfy.model_sampling
 import comfy.sd
+import folder_paths
 import torch
+from comfy.ldm.modules.attention import SpatialTransformer
 
 PROMPTS = ["a church", "a dog, ink style"]
 LABEL = "diffusion_model.label_emb.0."
@@ -168,6 +173,70 @@ def use_lora_and_cancel(
     return out | {"cancelled": str(cancelled)}
 
 
+def act_in_training(model: Any, act: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a clone of a MODEL with an attention patch, as other packs set them, that acts in the second iteration.
+
+    `act` takes and returns the UNet's activations (B, tokens, channels).
+    """
+    transformers = (module for module in model.model.modules() if isinstance(module, SpatialTransformer))
+    blocks = sum(len(module.transformer_blocks) for module in transformers)  # calls of one prediction
+    calls = itertools.count()
+
+    def patch(n: torch.Tensor, context: Any, value: Any, _: Any) -> tuple[Any, Any, Any]:
+        # Not in the estimate of the memory, whose tensors are fake, nor while the bank is filled.
+        is_training = type(context) is torch.Tensor and context.requires_grad
+        return act(n) if is_training and next(calls) >= blocks else n, context, value
+
+    patched = model.clone()
+    patched.set_model_attn2_patch(patch)
+    return patched
+
+
+def train_with_node(model: Any, clip: Any, **training: Any) -> str:
+    """Run the training node, which is to be stopped; return the class of what it raises, and the message."""
+    node = importlib.import_module("pack.nodes.train").TrainAdvUnlearnEncoder
+    alone = type("Alone", (node,), {"hidden": SimpleNamespace(unique_id=None, prompt=None)})  # without a graph
+    train = {"mode": "esd", "batch": 1, "num_layers": 1, "retain_weight": 0.0} | training
+    values = {"concept": "church", "kind": "object", "preset": "custom", "iterations": 3, "seed": 0}
+    values |= {"retain_set": "none", "retain_prompts": "", "resolution": 0, "memory": "fast"}
+    values |= {"save_name": "stopped", "resume": False, "bank": {"bank": {"trajectories": 1, "sampling_steps": 2}}}
+    try:
+        alone.execute(model=model, clip=clip, training={"train": train, "node": {"sample_every": 0}}, **values)
+    except (Exception, management.InterruptProcessingException) as error:
+        return f"{type(error).__name__}: {error}"
+    return "not stopped"
+
+
+def fill_memory(n: torch.Tensor) -> torch.Tensor:
+    """Fail as torch does on a full GPU."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def overflow(n: torch.Tensor) -> torch.Tensor:
+    """Return what is left of activations too large for their dtype."""
+    return n * torch.nan
+
+
+def press_cancel(n: torch.Tensor) -> torch.Tensor:
+    """Cancel as the page does; the next prediction raises."""
+    management.interrupt_current_processing(True)
+    return n
+
+
+def stop_training(model: Any, clip: Any, read: Callable[[], tuple[str, str]]) -> dict[str, Any]:
+    """Stop the training node in mid-run in three ways; return what each raised, and whether `read` is as before."""
+    ways = {"error": fill_memory, "divergence": overflow, "cancel": press_cancel}
+    before, out = read(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_output_directory(folder)
+        for name, act in ways.items():
+            # The last good weights of a diverged run are saved: those of CLIP-G have 3 GB.
+            training = {"encoders": "clip_l"} if name == "divergence" else {}
+            said = train_with_node(act_in_training(model, act), clip, **training)
+            out[name] = {"raised": said, "unchanged": read() == before}
+    return out
+
+
 def main() -> dict[str, Any]:
     """Measure."""
     host = inside.load_pack()
@@ -193,7 +262,13 @@ def main() -> dict[str, Any]:
         model_again = host.HostDenoiser(model, 8)
         model_again.load()  # the host removes the patches from the weights that the clones share
         clip.encode("a church")
-        out["untouched"] = before == (inside.digest(model.model), inside.digest(clip.cond_stage_model))
+        del model_again
+
+        def read() -> tuple[str, str]:
+            return inside.digest(model.model), inside.digest(clip.cond_stage_model)
+
+        out["untouched"] = before == read()
+        out["stopped"] = stop_training(model, clip, read)
     return out
 
 

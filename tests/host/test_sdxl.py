@@ -90,5 +90,21 @@ def test_the_users_objects_are_unchanged_after_loras_and_a_cancel(measured: dict
 
 
 @slow
+@pytest.mark.parametrize(
+    ("way", "raised"),
+    [
+        ("error", "OutOfMemoryError: CUDA out of memory"),
+        ("divergence", "AdvUnlearnNodeError: loss nan"),
+        ("cancel", "InterruptProcessingException"),
+    ],
+)
+def test_a_training_that_stops_in_mid_run_leaves_the_users_objects_unchanged(
+    measured: dict[str, Any], way: str, raised: str
+) -> None:
+    assert measured["stopped"][way]["raised"].startswith(raised), measured["stopped"]
+    assert measured["stopped"][way]["unchanged"]
+
+
+@slow
 def test_both_encoders_are_replaced_each_at_its_strength(measured: dict[str, Any]) -> None:
     assert max(measured["replaced"].values()) < 1e-5, measured
