@@ -74,7 +74,9 @@ class ProgressText:
             self.begin = self.last
         left = self.trajectories - done
         seconds = left * (self.last - self.begin) / done if left and done else None
-        return f"filling the bank: {done} of {self.trajectories} trajectories" + describe_left(seconds)
+        return f"filling the bank: {done} of {self.trajectories} trajectories" + describe_left(
+            seconds, "until training"
+        )
 
     def _attacking(self, progress: Progress) -> str:
         i, step = progress.iteration, progress.attack_step
@@ -97,9 +99,9 @@ class ProgressText:
         return f", {describe_seconds(fmean(self.train_seconds) + attack)} an iteration"
 
 
-def describe_left(seconds: float | None) -> str:
+def describe_left(seconds: float | None, until: str = "left") -> str:
     """Return the end of a line about the time left; nothing if it is not known."""
-    return "" if seconds is None else f", about {describe_seconds(seconds)} left"
+    return "" if seconds is None else f", about {describe_seconds(seconds)} {until}"
 
 
 def describe_seconds(seconds: float) -> str:

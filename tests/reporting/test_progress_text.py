@@ -36,12 +36,14 @@ def test_the_banks_are_counted_together() -> None:
     clock.now += 100  # of work before the banks
     assert text(Progress("bank", 0, 64)) == "filling the bank: 0 of 96 trajectories"
     clock.now += 12
-    assert text(Progress("bank", 24, 64)) == "filling the bank: 24 of 96 trajectories, about 36 s left"  # 72 / 2
+    assert (
+        text(Progress("bank", 24, 64)) == "filling the bank: 24 of 96 trajectories, about 36 s until training"
+    )  # 72 / 2
     clock.now += 20
-    assert text(Progress("bank", 64, 64)) == "filling the bank: 64 of 96 trajectories, about 16 s left"
-    assert text(Progress("bank", 0, 32)) == "filling the bank: 64 of 96 trajectories, about 16 s left"
+    assert text(Progress("bank", 64, 64)) == "filling the bank: 64 of 96 trajectories, about 16 s until training"
+    assert text(Progress("bank", 0, 32)) == "filling the bank: 64 of 96 trajectories, about 16 s until training"
     clock.now += 8
-    assert text(Progress("bank", 16, 32)) == "filling the bank: 80 of 96 trajectories, about 8.0 s left"
+    assert text(Progress("bank", 16, 32)) == "filling the bank: 80 of 96 trajectories, about 8.0 s until training"
     assert text(Progress("bank", 32, 32)) == "filling the bank: 96 of 96 trajectories"
 
 

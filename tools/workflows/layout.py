@@ -235,7 +235,7 @@ LAYOUTS = {
     ),
     "train-sd15": make_train(
         f"## Train on Stable Diffusion 1.5\n\n{tell_what_to_fetch(SD15)}The node says how much memory it takes and how "
-        "long it will be. Cancel keeps the run: turn on **resume** to go on.\n\n"
+        "long it will be. Cancel keeps a run that has begun to train: turn on **resume** to go on.\n\n"
         "The encoder is saved into output/clip. In your own workflow, put *Load Robust CLIP* between the checkpoint's "
         "CLIP and the prompts, and choose *newest of robust_sd15*.",
         "Erase a concept from Stable Diffusion 1.5, with the published settings.",
