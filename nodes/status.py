@@ -74,7 +74,8 @@ class Status:
         if error is not None:
             self.note = self.details = ""
         elif self.text:
-            self._send(self.text)  # the last text sent may be an older one, or have the seconds of a step
+            with self.lock:  # behind a repeated text that is being sent
+                self._send(self.text)  # the last text sent may be an older one, or have the seconds of a step
         if isinstance(error, InterruptProcessingException):
             self.show(self.describe_stop())
         elif isinstance(error, AdvUnlearnError | TrainingDiverged):
