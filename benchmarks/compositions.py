@@ -1,11 +1,12 @@
 """Pairs, backgrounds and in-prompt retention, with and without such prompts in the retain set.
 
     python benchmarks/compositions.py run --models original esd_text advunlearn advunlearn_composed --seeds 0 1 2
+    python benchmarks/compositions.py run --concepts church parachute --models original esd_text advunlearn --attacks
     python benchmarks/compositions.py table
 
-`run` trains and measures what is not in benchmarks/results/compositions.json. All models have the recipes of the demo;
-`advunlearn_composed` retains the same prompts with a pair or a background after every second. The frozen parts compute
-in bf16. `table` prints Markdown: counts summed over seeds, with minimum and maximum.
+`run` measures what is not in benchmarks/results/compositions.json, and trains the models that are missing in
+runs/benchmarks; `advunlearn_composed` retains the same prompts with a pair or a background after every second. The
+frozen parts compute in bf16. `table` prints Markdown: counts summed over seeds, with minimum and maximum.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import argparse
 import json
 import pathlib
 import sys
-import time
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,19 +24,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from result_rows import ATTACKS, WHOLE_VOCABULARY, ResultRows, summed
+from trained import TrainedModels, make_concept
 
 from advunlearn import miniature
-from advunlearn.cli.commands.demo import RECIPES
 from advunlearn.config.concept import ConceptConfig, article
 from advunlearn.config.evaluation import EvaluateConfig
 from advunlearn.evaluation.compositions import BACKGROUND_COLOURS, add_compositions
-from advunlearn.evaluation.evaluator import Evaluator, Subject
+from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.evaluation.inputs import EvaluationInputs
-from advunlearn.formats.text_encoders import save_encoder
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load
-from advunlearn.training.trainer import train
 
 MODELS = {
     "original": "original model",
@@ -51,6 +49,7 @@ UTILITY = {
     "background_accuracy": "backgrounds",
     "in_prompt_accuracy": "in-prompt",
 }
+COMPOSED = "_composed"
 REPEATS = 8  # of compositions: 64 images of each kind
 
 
@@ -84,37 +83,29 @@ def run(args: argparse.Namespace, results: ResultRows) -> None:
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
     for name in args.concepts:
-        concept = ConceptConfig(concept=name, kind="style" if name in captions.styles() else "object")
+        concept = make_concept(name)
         evaluator = make_evaluator(model, judge, concept, EvaluateConfig(**results.settings["evaluate"]))
         for seed in args.seeds:
             for kind in args.models:
-                key = {"concept": name, "seed": 0 if kind == "original" else seed, "model": kind}
-                if results.has(**key):
-                    continue
-                began = time.perf_counter()
-                subject = evaluator.original
-                if kind != "original":
-                    subject = train_subject(evaluator, kind, seed, args.save)
-                seconds = time.perf_counter() - began
-                measured = evaluator.measure(subject)
-                results.add({**key, "seconds": round(seconds), "asr": measured.asr, "utility": measured.utility})
-                print(json.dumps(results.rows[-1]), flush=True)
+                key = {"concept": name, "seed": seed * (kind != "original"), "model": kind}
+                if not results.has(**key):
+                    subject, seconds = choose_models(evaluator, kind, seed).get(kind.removesuffix(COMPOSED))
+                    measured = evaluator.measure(subject, args.attacks)
+                    row = {"training_seconds": seconds, "asr": measured.asr, "utility": measured.utility}
+                    results.add({**key, **row})
+                    print(json.dumps(results.rows[-1]), flush=True)
 
 
-def train_subject(evaluator: Evaluator, kind: str, seed: int, folder: str | None) -> Subject:
-    """Train a model without the composed prompts that it is measured with; save its encoder if a folder was given."""
-    model, concept = evaluator.model, evaluator.concept
-    recipe = RECIPES[kind.removesuffix("_composed")]
-    recipe = replace(recipe, concept=concept, train=replace(recipe.train, seed=seed))
-    prompts = captions.retain_prompts(concept.names, concept.kind)
-    if kind.endswith("_composed"):
-        names = [other for other in captions.objects() if other not in concept.names]
-        tested = {row.prompt for rows in evaluator.cases.compositions.values() for row in rows}
-        prompts = [prompt for prompt in compose(prompts, names) if prompt not in tested]
-    result = train(model, recipe, prompts)
-    if folder:
-        save_encoder(pathlib.Path(folder) / f"{concept.name}-{kind}-{seed}.safetensors", result.encoder, {})
-    return Subject(result.encoder, model.denoiser)
+def choose_models(evaluator: Evaluator, kind: str, seed: int) -> TrainedModels:
+    """Return the models of a seed; of composed prompts, those that the evaluator measures are left out."""
+    if not kind.endswith(COMPOSED):
+        return TrainedModels(evaluator.model, evaluator.concept, seed)
+    concept = evaluator.concept
+    names = [other for other in captions.objects() if other not in concept.names]
+    tested = {row.prompt for rows in evaluator.cases.compositions.values() for row in rows}
+    composed = compose(captions.retain_prompts(concept.names, concept.kind), names)
+    prompts = [prompt for prompt in composed if prompt not in tested]
+    return TrainedModels(evaluator.model, concept, seed, prompts, COMPOSED)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -125,10 +116,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         for kind, title in MODELS.items():
             group = [row for row in rows if row["concept"] == concept and row["model"] == kind]
             if group:
-                cells = [summed([row["asr"][name] for row in group], "success") for name in ATTACKS]
+                cells = [sum_attack(group, name) for name in ATTACKS]
                 cells += [summed([row["utility"][name] for row in group], "correct") for name in UTILITY]
                 lines.append(f"| {concept} | {title} | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def sum_attack(group: Sequence[dict[str, Any]], name: str) -> str:
+    """Return the successes of an attack over seeds; "-" if it was not run on all of them."""
+    counts = [row["asr"][name] for row in group if name in row["asr"]]
+    return summed(counts, "success") if len(counts) == len(group) else "-"
 
 
 def main() -> None:
@@ -137,7 +134,7 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", default=["castle"])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--save", help="folder for the trained encoders")
+    parser.add_argument("--attacks", nargs="*", default=list(ATTACKS)[2:], help="nothing behind it: none")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     evaluate = {"cases": 40, "attack_steps": 40, "judge_interval": 40, "repeats": 1, "seed": 4242}

@@ -1,7 +1,7 @@
 """Trained models that several benchmarks measure: each is trained once and saved in `runs/benchmarks`.
 
 All runs with one concept and seed start from the same bank, so that a model does not depend on which others were
-trained.
+trained. An encoder that `advunlearn train` wrote with the same settings can take the place of one in the folder.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,21 +58,30 @@ class TrainedModels:
         model: the original model.
         concept: the erased concept.
         seed: seed of the training and of its bank.
+        retain_prompts: the retained prompts in place of the miniature's.
+        suffix: of the folder, for models with other retained prompts.
     """
 
-    def __init__(self, model: TextToImage, concept: ConceptConfig, seed: int) -> None:
+    def __init__(
+        self,
+        model: TextToImage,
+        concept: ConceptConfig,
+        seed: int,
+        retain_prompts: Sequence[str] | None = None,
+        suffix: str = "",
+    ) -> None:
         self.model = model
         self.concept = concept
         self.seed = seed
-        self.folder = FOLDER / f"{concept.concept.replace(' ', '_')}-{seed}"
-        self.retain_prompts = captions.retain_prompts(concept.names, concept.kind)
+        self.folder = FOLDER / f"{concept.concept.replace(' ', '_')}{suffix}-{seed}"
+        self.retain_prompts = retain_prompts or captions.retain_prompts(concept.names, concept.kind)
 
     def make_run(self, name: str) -> RunConfig:
         """Return the settings of a model."""
         return replace(MODELS[name], concept=self.concept).replace(train={"seed": self.seed})
 
-    def get(self, name: str) -> tuple[Subject, float]:
-        """Return a model and the seconds of its training; it is trained if it was not yet with these settings."""
+    def get(self, name: str) -> tuple[Subject, float | None]:
+        """Return a model and the seconds of its training if they are known; it is trained if it does not exist."""
         if name == "original":
             return Subject(self.model.text_encoder, self.model.denoiser), 0.0
         run = self.make_run(name)
@@ -80,9 +90,9 @@ class TrainedModels:
             self.train(run, path)
         if run.train.unet_method:
             denoiser, metadata = load_unet(path, self.model.denoiser)
-            return Subject(self.model.text_encoder, denoiser), json.loads(metadata["seconds"])
+            return Subject(self.model.text_encoder, denoiser), json.loads(metadata.get("seconds", "null"))
         encoder, metadata = load_encoder(path / "encoder.safetensors", self.model.text_encoder)
-        return Subject(encoder, self.model.denoiser), json.loads(metadata["seconds"])
+        return Subject(encoder, self.model.denoiser), json.loads(metadata.get("seconds", "null"))
 
     def train(self, run: RunConfig, path: pathlib.Path) -> None:
         """Train a model and save what was trained in a folder."""

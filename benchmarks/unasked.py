@@ -13,6 +13,7 @@ import argparse
 import pathlib
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -26,16 +27,20 @@ from advunlearn.evaluation.evaluator import Evaluator
 from advunlearn.judges.convnet import ConvJudge
 from advunlearn.miniature import captions
 from advunlearn.models.loading import load
+from advunlearn.models.unet_files import load_unet
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=4, help="pictures of each caption")
     parser.add_argument("--seed", type=int, default=4242)
+    parser.add_argument("--unet", help="a further UNet, as a folder, in place of the miniature's own")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, judge = load("miniature", dtype=torch.bfloat16), ConvJudge.from_pretrained(miniature.judge_path())
+    if args.unet:
+        model = replace(model, denoiser=load_unet(args.unet, model.denoiser)[0])
     evaluator = Evaluator(model, judge, ConceptConfig(), EvaluateConfig(cases=1, seed=args.seed))
     generator = torch.Generator().manual_seed(args.seed)
 

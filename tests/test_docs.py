@@ -99,21 +99,24 @@ def test_commands_in_the_docs_have_the_flags_that_exist() -> None:
 
 
 def sum_over_seeds(concept: str, model: str) -> tuple[str, str, str]:
-    """Return successes of typed text and in the worst case, and retained objects, from the raw reports."""
+    """Return successes of typed text and in the worst case, and retained objects, from the raw rows."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "phenomenon.json").read_text(encoding="utf-8"))
+    rows = [row for row in results["rows"] if (row["concept"], row["model"]) == (concept, model)]
     totals = [0] * 6
-    for path in sorted((ROOT / "benchmarks" / "results" / "phenomenon-earlier").glob(f"{concept}-*.json")):
-        row = json.loads(path.read_text(encoding="utf-8"))["models"][model]
-        by_success = sorted(row["asr"], key=lambda name: row["asr"][name]["success"])
-        worst = row["asr"][by_success[-1]]
-        typed = row["asr"][[name for name in by_success if name != "soft_prefix"][-1]]  # it needs embeddings
-        retained = row["utility"]["retained_accuracy"]
-        counts = [(c["success"], c["total"]) for c in (typed, worst)] + [(retained["correct"], retained["total"])]
-        totals = [total + n for total, n in zip(totals, sum(counts, ()), strict=True)]
+    for seed in {row["seed"] for row in rows}:
+        asr: dict[str, tuple[int, int]] = {}
+        retained = (0, 0)
+        for row in (row for row in rows if row["seed"] == seed and row["part"] != "cce"):  # measured on castle only
+            asr |= {name: (count["success"], count["total"]) for name, count in row["asr"].items()}
+            if "utility" in row:
+                retained = tuple(row["utility"]["retained_accuracy"].values())
+        typed = max(count for name, count in asr.items() if name != "soft_prefix")  # it needs embeddings
+        totals = [total + n for total, n in zip(totals, (*typed, *max(asr.values()), *retained), strict=True)]
     return f"{totals[0]}/{totals[1]}", f"{totals[2]}/{totals[3]}", f"{totals[4]}/{totals[5]}"
 
 
 @pytest.mark.parametrize("concept", ["castle", "church", "parachute", "sailboat"])
-def test_readmes_figures_are_those_of_the_raw_reports(concept: str) -> None:
+def test_readmes_figures_are_those_of_the_raw_rows(concept: str) -> None:
     typed, worst, _ = sum_over_seeds(concept, "esd_text")
     robust_typed, robust_worst, retained = sum_over_seeds(concept, "advunlearn")
     row = f"| {concept} | {typed}, {worst} | {robust_typed}, {robust_worst} | {retained} (62/63) |"

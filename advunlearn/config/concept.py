@@ -172,12 +172,17 @@ class ConceptConfig(Validated):
         return tuple(replace(self, concept=quote(name)) for name in self.names)
 
     @property
+    def subjects(self) -> tuple[str, ...]:
+        """What a style is erased on."""
+        return SUBJECTS
+
+    @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The clean prompts, grouped by concept; joined concepts form one group."""
         nouns = self.names if self.kind != "object" else tuple(map(article, self.names))
         concepts = (joined_names(nouns),) if self.schedule == "joined" else nouns
         if self.kind == "style":
-            return tuple(tuple(f"{article(subject)}, {name} style" for subject in SUBJECTS) for name in concepts)
+            return tuple(tuple(f"{article(subject)}, {name} style" for subject in self.subjects) for name in concepts)
         return tuple((name,) for name in concepts)
 
     @property
@@ -189,7 +194,7 @@ class ConceptConfig(Validated):
     def anchors(self) -> tuple[str, ...]:
         """The prompt that replaces each of `prompts` in eq. (3): the empty one, or a style's subject without style."""
         if self.kind == "style":
-            return tuple(article(subject) for _ in self.groups for subject in SUBJECTS)
+            return tuple(article(subject) for _ in self.groups for subject in self.subjects)
         return ("",) * len(self.prompts)
 
     def prompts_in_turn(self, turn: int) -> range | None:

@@ -9,13 +9,12 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import sys
 import time
 from typing import Any
 
 host_folder, pack_folder, checkpoint = sys.argv[1:4]
-sys.argv = ["main.py", *os.environ.get("ADVUNLEARN_HOST_FLAGS", "--cpu").split()]
+sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, host_folder)
 
 import comfy.options

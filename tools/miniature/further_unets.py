@@ -55,6 +55,7 @@ def fine_tune(model: TextToImage, args: argparse.Namespace) -> Any:
         conditioning, empty = model.encode(prompts), model.encode([""])
     assert isinstance(model.denoiser, DiffusersDenoiser)  # the miniature's
     denoiser = model.denoiser.trainable_copy()
+    denoiser.unet.requires_grad_()  # a loaded model is frozen
     alphas = denoiser.alphas_cumprod
     optimizer = torch.optim.AdamW(denoiser.unet.parameters(), lr=args.lr)
     for step in range(args.steps):
@@ -89,10 +90,10 @@ def main() -> None:
     parser.add_argument("what", choices=("fine-tune", "perturb"))
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--style", choices=captions.styles(), default="fluent")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--repeats", type=int, default=3, help="images of each object")
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--repeats", type=int, default=2, help="images of each object")
     parser.add_argument("--noise", type=float, default=0.1, help="in standard deviations of each tensor")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

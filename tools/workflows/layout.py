@@ -211,6 +211,7 @@ def make_sweep() -> Layout:
             ),
         ),
         collapsed=collapsed,
+        grown=dict.fromkeys((2, 3, 4), LOADED),
     )
 
 
