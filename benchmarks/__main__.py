@@ -1,6 +1,6 @@
 """Measure the cost of a training run on this machine.
 
-    python -m benchmarks [--suite iteration bank memory scale] [--repeats 3] [--device cpu] [--json]
+    python -m benchmarks [--suite iteration bank memory scale micro_batches] [--repeats 3] [--device cpu] [--json]
 
 README.md explains each figure.
 """

@@ -102,13 +102,15 @@ class LoadRobustCLIP(io.ComfyNode):
     ) -> io.NodeOutput:
         """Return the CLIP with the encoder, or with both of a pair, and what the file states of it.
 
-        Raises AdvUnlearnError if one does not fit.
+        Raises AdvUnlearnError if one does not fit, and if the other file of a pair is missing.
         """
         from . import clip_l, encoder_report, text_encoders
 
         require_choice(encoder, released, clip, {"strength": strength, "strength_clip_g": strength_clip_g})
         path = encoder_list.find_entry(encoder) if released == NONE else download(released, status)
         second = find_second(path, second_encoder)
+        if second is None and second_encoder == PARTNER:
+            text_encoders.check_partner(path, clip)
         states = text_encoders.choose_parts(clip, text_encoders.read_parts(path, *([second] if second else [])))
         source = describe_choice(encoder, released, path)
         strengths = {text_encoders.CLIP_L: strength, text_encoders.CLIP_G: strength_clip_g}

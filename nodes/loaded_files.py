@@ -43,12 +43,22 @@ def check_loaded_files(hidden: Any, find_path: Callable[[str], pathlib.Path | No
 
 
 def find_files(graph: Graph, link: object) -> Iterator[str]:
-    """Yield the names of files of weights that the nodes before a link have as inputs, each node once."""
+    """Yield the names of files of weights that the nodes before a link have as inputs, each node once.
+
+    Where a node has a model among its inputs, only that is followed: its CLIP has no part in the MODEL.
+    """
     waiting, seen = [link], set()
     while waiting:
         match waiting.pop():
             case [str() as node_id, int()] if node_id not in seen:
                 seen.add(node_id)
-                inputs = graph.get(node_id, {}).get("inputs", {}).values()
-                waiting += inputs
-                yield from (value for value in inputs if isinstance(value, str) and value.lower().endswith(ENDINGS))
+                inputs = graph.get(node_id, {}).get("inputs", {})
+                models = [value for name, value in inputs.items() if name.startswith("model") and is_link(value)]
+                waiting += models or inputs.values()
+                files = (value for value in inputs.values() if isinstance(value, str))
+                yield from (file for file in files if file.lower().endswith(ENDINGS))
+
+
+def is_link(value: object) -> bool:
+    """Return whether the value of an input comes from another node's output."""
+    return isinstance(value, list) and len(value) == 2

@@ -16,6 +16,7 @@ from ..advunlearn.config.training import ENCODER_NAMES, Encoders
 from ..advunlearn.errors import AdvUnlearnError
 from ..advunlearn.files import TEXT_ENCODER_WEIGHTS
 from ..advunlearn.formats.detect import CLIP_G_WIDTH, PROJECTION, TEXT_PREFIX, require_width
+from ..advunlearn.formats.inspect import decode_metadata
 from ..advunlearn.formats.sdxl_encoders import CLIP_G_PREFIX, extract_sdxl_encoder, is_clip_g
 from ..advunlearn.formats.text_encoders import export_state
 from ..advunlearn.formats.weights import describe_mismatch, get_shapes, open_weights
@@ -134,17 +135,40 @@ def new_paths(name: str, parts: Sequence[str], encoders: Encoders = "both") -> d
 def find_partner(path: pathlib.Path) -> pathlib.Path | None:
     """Return the file of the other encoder that this library wrote together with a file, or None.
 
-    The files, or the folders around them, are NAME_clip_l and NAME_clip_g. Both must be of this library: many folders
-    hold a clip_l.safetensors and a clip_g.safetensors of other origin, and whoever chooses one of them does not ask for
-    the other.
+    Both must be of this library: many folders hold a clip_l.safetensors and a clip_g.safetensors of other origin, and
+    whoever chooses one of them does not ask for the other.
     """
+    partner = name_partner(path)
+    return partner if partner and partner.is_file() and _is_ours(path) and _is_ours(partner) else None
+
+
+def name_partner(path: pathlib.Path) -> pathlib.Path | None:
+    """Return the other path of a pair: the files, or their folders, are NAME_clip_l and NAME_clip_g."""
     named = path.parent if path.name in TEXT_ENCODER_WEIGHTS else path
     for own, other in (ENCODER_NAMES, ENCODER_NAMES[::-1]):
         if match := re.fullmatch(rf"((?:.*_)?){own}((?:\.safetensors)?)", named.name):
             partner = named.with_name(match[1] + other + match[2])
-            partner = partner / path.name if named != path else partner
-            return partner if partner.is_file() and _is_ours(path) and _is_ours(partner) else None
+            return partner / path.name if named != path else partner
     return None
+
+
+def check_partner(path: pathlib.Path, clip: Any) -> None:
+    """Raise AdvUnlearnError for a file that lacks the other encoder of its pair, for a CLIP that has both encoders.
+
+    Of two encoders that were trained together each learned a part: with one of them the concept comes back.
+    """
+    partner = name_partner(path)
+    if partner is None or getattr(getattr(clip, "cond_stage_model", None), CLIP_G, None) is None:
+        return
+    with open_weights(path) as weights:
+        recipe = decode_metadata(weights.metadata).get("recipe")
+    train = recipe.get("train") if isinstance(recipe, Mapping) else None
+    if isinstance(train, Mapping) and train.get("encoders") == "both":
+        raise AdvUnlearnError(
+            f"{path.name} was trained together with the encoder in {partner.name}, which is missing next to it, and "
+            "with one of the two the concept comes back; put the other file there, choose it as second_encoder, or set "
+            "second_encoder to none to load this one alone"
+        )
 
 
 def _is_ours(path: pathlib.Path) -> bool:

@@ -134,12 +134,12 @@ class Estimator:
     def mode(self) -> FakeTensorMode:
         """The mode in which tensors have no values, one for all estimates."""
         try:
-            from torch._subclasses.fake_tensor import FakeTensorMode
+            from .shape_mode import shape_mode
         except ImportError as error:
             raise AdvUnlearnError(
                 f"an estimate needs torch's FakeTensorMode ({error}); install a newer torch"
             ) from error
-        return FakeTensorMode(allow_non_fake_inputs=True)
+        return shape_mode()
 
     def __call__(self, plan: Plan, seconds: float | None = None) -> Estimate:
         """Return the memory and the work of a run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import bank, iteration, memory, scale
+from . import bank, iteration, memory, micro_batches, scale
 
 # Each is called with the number of repeats and the device.
 SUITES: dict[str, Callable[[int, str], dict[str, Any]]] = {
@@ -13,4 +13,5 @@ SUITES: dict[str, Callable[[int, str], dict[str, Any]]] = {
     "bank": bank.measure,
     "memory": memory.measure,
     "scale": scale.measure,
+    "micro_batches": micro_batches.measure,
 }

@@ -9,12 +9,13 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import sys
 import time
 from typing import Any
 
 host_folder, pack_folder, checkpoint = sys.argv[1:4]
-sys.argv = ["main.py", "--cpu"]
+sys.argv = ["main.py", *os.environ.get("ADVUNLEARN_HOST_FLAGS", "--cpu").split()]
 sys.path.insert(0, host_folder)
 
 import comfy.options

@@ -40,6 +40,7 @@ def main() -> dict[str, Any]:
         model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=True)
         with host.enable_gradients():
             adapted = host.make_model(model, clip, resolution=128)
+            out["device"] = str(adapted.denoiser.device)
             measure, estimates = memory._Check._measure, []
             memory._Check._measure = lambda check, plan: estimates.append(measure(check, plan)) or estimates[-1]
             out["line"] = memory.fit_run(adapted, run, ["a dog"])[1]

@@ -133,17 +133,17 @@ def test_a_cancelled_training_says_what_is_kept_and_a_resumed_one_what_it_ignore
     page: Page, request: pytest.FixtureRequest
 ) -> None:
     name = f"seen_{page.setting(VUE) if page.has_setting(VUE) else ''}"
-    changes: dict[str, Any] = {"training": {"mode": "advunlearn"}, "iterations": 6}
-    said = cancel_at(page, graphs.train_graph(name, **changes), "iteration 3 of 6")
-    stopped = int(said.split()[2])
-    assert said == f"stopped at {stopped} of 6, kept in {name}; turn on resume to go on" and 2 <= stopped <= 4
+    changes: dict[str, Any] = {"training": {"mode": "advunlearn"}, "iterations": 10}
+    said = cancel_at(page, graphs.train_graph(name, **changes), "iteration 3 of 10")
+    stopped = int(said.split()[2])  # on a busy machine some iterations after the text was read
+    assert said == f"stopped at {stopped} of 10, kept in {name}; turn on resume to go on" and 2 <= stopped < 10
     (toast,) = page.toasts()
     assert toast == f"Train AdvUnlearn Encoder {said}"
     page.load_api(graphs.train_graph(name, resume=True, seed=5, **changes))
     page.run()
     said = page.wait_for_text("train", "ignored")
     assert f"resumed at {stopped} with the stored settings; ignored: seed is 5, stored 0" in said
-    page.wait_for_text("train", "done: 6 iterations, saved as")
+    page.wait_for_text("train", "done: 10 iterations, saved as")
     page.wait_idle()
     assert page.toasts() == []
 

@@ -73,6 +73,10 @@ def test_a_lora_is_refused_by_its_title(tmp_path: pathlib.Path) -> None:
 
 def test_other_files_texts_and_the_clip_are_not_refused() -> None:
     check(make_graph("sd_xl_base_1.0.safetensors", encoder="turbo_engine.safetensors"))
+    before_the_lora = make_graph("xl.safetensors", encoder="turbo_engine.safetensors")
+    before_the_lora["3"]["inputs"]["clip"] = ["1", 1]
+    before_the_lora["2"]["inputs"]["clip"] = ["3", 0]
+    check(before_the_lora)
     check(None)  # a node that runs outside of a graph
     check({})  # a node inside a subgraph, of which the graph of the queue knows nothing
 

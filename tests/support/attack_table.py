@@ -48,13 +48,15 @@ def two_cases(model: TextToImage) -> AttackContext:
     token = model.tokenizer.convert_tokens_to_ids
     table = embedding_table(erased)
     table.data[token("church</w>")] = table.data[token("dog</w>")]
-    noise = torch.randn(len(PROMPTS), *model.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
-    x_0 = ddim_sample(model.denoiser, model.encode(PROMPTS), model.encode([""]), noise, 6, 3.0)
-    targets = AttackTargets(tokenize(model.tokenizer, PROMPTS), x_0, model.tokenizer.eos_token_id)
+    denoiser = model.denoiser
+    noise = torch.randn(len(PROMPTS), *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(denoiser.device)
+    x_0 = ddim_sample(denoiser, model.encode(PROMPTS), model.encode([""]), noise, 6, 3.0)
+    targets = AttackTargets(tokenize(model.tokenizer, PROMPTS).to(denoiser.device), x_0, model.tokenizer.eos_token_id)
     concept = ConceptConfig(concept="church")
-    reference = ReferenceModel(model.text_encoder, model.denoiser)
+    reference = ReferenceModel(model.text_encoder, denoiser)
     names = synonyms.miniature_synonyms(concept)
-    return AttackContext(model.denoiser, erased, model.tokenizer, PROMPTS, targets, reference, concept, names)
+    return AttackContext(denoiser, erased, model.tokenizer, PROMPTS, targets, reference, concept, names)
 
 
 def attacked(name: str, context: AttackContext, seed: int = 1, **overrides: Any) -> tuple[Attack, list[float]]:

@@ -211,7 +211,6 @@ def make_sweep() -> Layout:
             ),
         ),
         collapsed=collapsed,
-        grown=dict.fromkeys((2, 3, 4), LOADED),
     )
 
 
