@@ -16,7 +16,7 @@ from .test_load import list_choices
 
 pytestmark = pytest.mark.host
 READABLE = 0.6  # the zoom below which the page draws no texts
-SCREEN = 950  # pixels of a 1080p screen that the page leaves to its graph
+SCREEN = 960  # pixels of a 1080p screen that the page leaves to its graph
 TYPES = "() => Object.keys(LiteGraph.registered_node_types).filter((type) => type.startsWith('AdvUnlearn'))"
 UNKNOWN = "() => app.graph.nodes.map(({ type }) => type).filter((type) => !LiteGraph.registered_node_types[type])"
 FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"

@@ -195,9 +195,9 @@ def make_evaluation() -> Layout:
 
 def make_sweep() -> Layout:
     """Lay out three strengths."""
-    rows = [(10, 70), (20, 480), (30, 890)]
-    shown, collapsed = stack(rows, 900, (300, 310), columns=2)
-    places = {1: (20, 510, 380, 100)} | {2 + k: (460, 70 + 410 * k, 380, 250) for k in range(3)} | shown
+    rows = [(10, 70), (20, 470), (30, 870)]
+    shown, collapsed = stack(rows, 900, (300, 300), columns=2)
+    places = {1: (20, 510, 380, 100)} | {2 + k: (460, 70 + 400 * k, 380, 250) for k in range(3)} | shown
     return Layout(
         note=f"## How much robust encoder\n\n{TRAIN_FIRST}Strength interpolates the weights: 0 is the CLIP as it was, "
         "1 the robust one. In between, the concept fades.",
