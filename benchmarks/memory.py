@@ -35,9 +35,11 @@ CASES = {
     "sd15-128": Case("sd15", 128, "float32", 2, 2, 2),
     "sd15-128-batch": Case("sd15", 128, "float32", 1, 6, 6),
     "sd15-256": Case("sd15", 256, "float32", 1, 2, 2),
+    "sd15-64-bf16": Case("sd15", 64, "bfloat16", 1, 4, 4),
 }
 MICRO = {"miniature-64-micro": replace(CASES["miniature-64"], micro_batch=2)}
 MICRO["sd15-128-micro"] = replace(CASES["sd15-128-batch"], micro_batch=2)
+MICRO["sd15-64-bf16-micro"] = replace(CASES["sd15-64-bf16"], micro_batch=1)
 CASES |= {f"{name}-checkpointed": replace(case, checkpointing=True) for name, case in CASES.items()} | MICRO
 
 
