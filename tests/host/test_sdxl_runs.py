@@ -113,6 +113,13 @@ def test_each_file_and_each_strength_of_a_pair_counts(server: Server, outputs: d
     assert not any(is_same_image(one, other) for one in (only_l, only_g) for other in (before, after))
     with pytest.raises(HostError, match="both hold a CLIP-L; choose a file with the other encoder"):
         sample(server, second_encoder=first)
+    file = server.base / "output" / "clip" / second
+    file.rename(file.with_suffix(".away"))
+    try:
+        with pytest.raises(HostError, match="trained together with the encoder in .*, which is missing next to it"):
+            sample(server, encoder=first)
+    finally:
+        file.with_suffix(".away").rename(file)
 
 
 @pytest.mark.parametrize("attack", ["unlearndiffatk", "soft_prefix"])
