@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attack import AdversarialPromptAttack
-from .encoders import LoadRobustCLIP, SaveRobustCLIP
 from .evaluate import EvaluateRobustness
 from .evaluation_settings import (
     CCESettings,
@@ -19,6 +18,8 @@ from .evaluation_settings import (
 )
 from .guard import host as guard
 from .judges import LoadClassifierJudge, LoadCLIPJudge, LoadJudge, LoadNudityJudge
+from .load_encoder import LoadRobustCLIP
+from .save_encoder import SaveRobustCLIP
 from .saved_graphs import accept_old_graphs
 from .train import TrainAdvUnlearnEncoder
 from .training_settings import AttackSettings, BankSettings, TrainingSettings

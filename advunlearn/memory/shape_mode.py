@@ -120,9 +120,9 @@ def list_items(item: Any) -> Iterator[Any]:
 
 
 def map_items(function: Callable[[Any], Any], item: Any) -> Any:
-    """Apply a function to a result of an operation, or to each of a list or a tuple."""
+    """Apply a function to an argument or a result of an operation, or to each of a list or a tuple."""
     if isinstance(item, list | tuple):
-        parts = [function(part) for part in item]
+        parts = [map_items(function, part) for part in item]
         return parts if isinstance(item, list) else tuple(parts)
     return function(item)
 

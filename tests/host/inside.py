@@ -272,7 +272,7 @@ def main() -> dict[str, Any]:
             out |= patch_and_cancel(host, model, clip, (x, t, hidden))
             out["patched"] = compare_patched(clip_l, clip, generator)
         clip.encode("a church")  # the host removes the patches from the weights that the clones share
-        loader = importlib.import_module("pack.nodes.encoders").LoadRobustCLIP
+        loader = importlib.import_module("pack.nodes.load_encoder").LoadRobustCLIP
         prints = [loader.fingerprint_inputs(encoder) for encoder in (None, None, "gone", "gone")]
         out["loads_again"] = [prints[0] != prints[1], prints[2] != prints[3]]  # by a link, by a name
         out["silence"] = listen_to_silence()

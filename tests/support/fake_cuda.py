@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from advunlearn.memory.shape_mode import list_items, map_items
+
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda:0")
 META = torch.device("meta")  # where torch's C++ thinks that CUDA tensors are
@@ -81,22 +83,6 @@ class ValuesMode(TorchDispatchMode):
         with unset_fake_temporarily():
             result = func(*map_items(put_on_cpu, args), **{k: map_items(put_on_cpu, v) for k, v in kwargs.items()})
             return map_items(wrap, result)
-
-
-def list_items(item: Any) -> Iterator[Any]:
-    """Yield an argument of an operation, or each of a list or a tuple."""
-    if isinstance(item, list | tuple):
-        for part in item:
-            yield from list_items(part)
-    else:
-        yield item
-
-
-def map_items(function: Callable[[Any], Any], item: Any) -> Any:
-    """Apply a function to an argument of an operation, or to each of a list or a tuple."""
-    if isinstance(item, list | tuple):
-        return type(item)(map_items(function, part) for part in item)
-    return function(item)
 
 
 def put_on_cpu(item: Any) -> Any:
