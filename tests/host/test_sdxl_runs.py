@@ -33,8 +33,8 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 TRAINING = {"encoders": "both", "num_layers": 2, "lr": 1e-3, "warmup": 1, "batch": 1, "retain_batch": 1}
 RETAINED = "a castle"
 PAIR = f"{SHIPPED.XL_NAME}_00001"  # what the workflow `train-sdxl` makes
-BUDGET = {"cases": 2, "attack_steps": 1, "seed": 1000}
-SETTINGS = {"judge_interval": 1, "attack_tokens": 3, "sampling_steps": 5, "guidance_scale": 3.0, "repeats": 0}
+BUDGET = {"cases": 4, "attack_steps": 4, "seed": 1000}
+SETTINGS = {"judge_interval": 2, "attack_tokens": 3, "sampling_steps": 8, "guidance_scale": 3.0, "repeats": 0}
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +153,15 @@ def test_a_turbo_file_before_the_node_is_refused(server: Server) -> None:
 
 
 MODES = ("esd", "advunlearn")
+# What erases "church" there: see "SDXL" in docs/lab-notes/results.md.
+ERASING = TRAINING | {"lr": 3e-4, "warmup": 4, "batch": 2}
+ERASING_BANK = {"trajectories": 6, "retain_trajectories": 2, "sampling_steps": 6}
 
 
 def make_run(mode: str) -> Graph:
     """Return a graph that trains both encoders."""
-    training = TRAINING | {"mode": mode, "retain_weight": 0.0 if mode == "esd" else 1.0}
-    graph = train_graph(f"xl_{mode}", iterations=2, retain_prompts=RETAINED, training=training)
+    training = ERASING | {"mode": mode, "retain_weight": 0.0 if mode == "esd" else 1.0}
+    graph = train_graph(f"xl_{mode}", iterations=12, retain_prompts=RETAINED, training=training, bank=ERASING_BANK)
     graph["ckpt"]["inputs"]["ckpt_name"] = SHIPPED.SDXL
     return graph
 
@@ -180,7 +183,7 @@ def make_evaluation(encoder: str) -> Graph:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_run_and_its_evaluation_agree_with_the_command_line(
+def test_a_run_erases_the_concept_and_agrees_with_the_command_line(
     server: Server, tmp_path: pathlib.Path, mode: str
 ) -> None:
     model = server.base / "models" / "checkpoints" / SHIPPED.SDXL
@@ -201,8 +204,12 @@ def test_a_run_and_its_evaluation_agree_with_the_command_line(
     for name, row in (("before", here["original"]), ("after", here["run"])):
         measured, expected = counts(there[name]), counts(row)
         assert measured.keys() == expected.keys()
+        print(name, measured, expected)  # with `pytest -rP`: the figures of the docs
         # An image on the judge's decision boundary may fall on either side: the host rounds its weights differently.
         assert all(abs(measured[k] - expected[k]) <= 1 for k in measured), (name, measured, expected)
+    before, after = (there[name]["asr"] for name in ("before", "after"))
+    assert all(row["success"] == BUDGET["cases"] for row in before.values()), before
+    assert all(row["success"] <= 1 for row in after.values()), after
 
 
 def read_part(model: pathlib.Path, part: str) -> dict[str, torch.Tensor]:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map
 
 from advunlearn.memory.shape_mode import list_items, map_items
 
@@ -37,6 +39,8 @@ def fake_cuda() -> Iterator[None]:
         ValuesMode(),
         DeviceMode(),
         mock.patch("torch.utils.swap_tensors", swap_tensors),
+        mock.patch("torch.save", write_values(torch.save)),
+        mock.patch("safetensors.torch.save_file", write_values(safetensors.torch.save_file)),
     ):
         yield
 
@@ -162,6 +166,8 @@ def read_array(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 def get_item(tensor: Tensor, index: Any) -> Tensor:
     """Do as Tensor.__getitem__, whose C++ makes a tensor of a list where it thinks that the indexed one is."""
+    if isinstance(index, tuple):
+        return tensor[tuple(torch.tensor(each) if isinstance(each, list) else each for each in index)]
     return tensor[torch.tensor(index) if isinstance(index, list) else index]
 
 
@@ -185,6 +191,21 @@ CALLS: dict[Any, Callable[..., Any]] = {
     Tensor.to: move,
     Tensor.tolist: read_list,
 }
+
+
+def write_values(save: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that saves as `save` does, which reads the memory of tensors."""
+
+    def save_values(content: Any, *args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return save(tree_map(read_item, content), *args, **kwargs)
+
+    return save_values
+
+
+def read_item(item: Any) -> Any:
+    """Return the values of a tensor, and anything else as it is."""
+    return read_values(item) if isinstance(item, Tensor) else item
 
 
 def swap_tensors(a: Tensor, b: Tensor) -> None:
