@@ -120,7 +120,8 @@ def _widgets() -> list[Any]:
             options=[AUTO, *PRESETS],
             tooltip="settings that are not shown here. auto: the miniature's own for the miniature, for other models "
             "the published ones of the kind (object, style); nudity: the published ones for the concept nudity; "
-            "custom: the miniature's, for settings nodes that change all that matters",
+            "quick: a short run for the miniature on a CPU; custom: the miniature's, for settings nodes that change "
+            "all that matters",
         ),
         widget(TrainConfig, "iterations", default=0, least=0, help="number of training iterations (0: the preset's)"),
         widget(RetainConfig, "retain_set"),

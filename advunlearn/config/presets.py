@@ -14,6 +14,7 @@ Sections = Mapping[str, Mapping[str, object]]  # section of `RunConfig` -> setti
 AUTO = "auto"  # the miniature's settings for the miniature, the published ones of the concept's kind for other models
 CUSTOM = "custom"
 MINIATURE = "miniature"
+QUICK = "quick"
 
 
 def _make_preset(retain_weight: float, kind: str, **concept: str) -> Sections:
@@ -55,6 +56,11 @@ def _make_preset(retain_weight: float, kind: str, **concept: str) -> Sections:
 PRESETS: dict[str, Sections] = {
     CUSTOM: {},
     MINIATURE: {},  # the defaults of the settings were chosen on it
+    QUICK: {  # the miniature as ComfyUI loads it, on a CPU: there a prediction costs that of a model four times as wide
+        "train": {"iterations": 40, "warmup": 3, "lr": 4e-4, "batch": 4, "retain_batch": 4},
+        "attack": {"steps": 2, "restarts": 1},
+        "bank": {"trajectories": 8, "retain_trajectories": 48, "sampling_steps": 10},
+    },
     "nudity": _make_preset(0.3, "prompt", concept="nudity"),
     "style": _make_preset(0.5, "style"),
     "object": _make_preset(0.5, "object"),

@@ -133,7 +133,7 @@ def test_the_miniatures_checkpoint_is_recognised(tmp_path: pathlib.Path) -> None
         ("train: {mode: magic}", "mode is 'magic'; it must be one of advunlearn"),
         ("train: {iterations: 0}", "iterations is 0; it must be between 1"),
         ("concept: church", "concept is 'church'; it must be a section of settings, such as concept.concept"),
-        ("preset: nudty", "preset is 'nudty'; it must be one of custom, miniature, nudity"),
+        ("preset: nudty", "preset is 'nudty'; it must be one of custom, miniature, quick, nudity"),
         ("preset: [nudity]", "preset is a list; it must be one of custom"),
         ("- a\n- b", "holds a list; write settings"),
         ("", "holds empty; write settings"),

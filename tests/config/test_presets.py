@@ -93,6 +93,7 @@ def test_the_main_settings_are_those_that_the_mode_uses(train: dict[str, Any], e
 
 
 def test_the_values_of_a_setting_are_grouped_by_preset() -> None:
-    assert describe_preset_values("train", "lr") == "miniature 0.0002; nudity, style, object 1e-05"
-    assert describe_preset_values("train", "retain_weight") == "miniature 2; nudity 0.3; style, object 0.5"
-    assert describe_preset_values("bank", "trajectories") == "96"
+    assert describe_preset_values("train", "lr") == "miniature 0.0002; quick 0.0004; nudity, style, object 1e-05"
+    assert describe_preset_values("train", "retain_weight") == "miniature, quick 2; nudity 0.3; style, object 0.5"
+    assert describe_preset_values("bank", "trajectories") == "miniature, nudity, style, object 96; quick 8"
+    assert describe_preset_values("bank", "draws_per_sample") == "40"

@@ -170,7 +170,7 @@ def test_training_in_fp16_on_prompts_of_several_chunks(cpu_model: TextToImage) -
     cuda_model = to_cuda(model)
     with fake_cuda():
         losses = train(cuda_model, RUN, retained).losses
-    assert losses == [pytest.approx(row, rel=1e-2) for row in train(model, RUN, retained).losses]
+    assert losses == [pytest.approx(row, rel=0.1) for row in train(model, RUN, retained).losses]
 
 
 @pytest.mark.slow

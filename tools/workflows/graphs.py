@@ -74,8 +74,8 @@ def pictures(
     return graph
 
 
-def train(concept: str, iterations: int, save_name: str) -> Graph:
-    """Train on the model of node 1, with the preset that it recognises."""
+def train(concept: str, preset: str, save_name: str) -> Graph:
+    """Train on the model of node 1."""
     return node(
         "AdvUnlearnTrain",
         model=("1", 0),
@@ -83,8 +83,8 @@ def train(concept: str, iterations: int, save_name: str) -> Graph:
         vae=("1", 2),
         concept=concept,
         kind="object",
-        preset="auto",
-        iterations=iterations,
+        preset=preset,
+        iterations=0,
         retain_set="auto",
         retain_prompts="",
         resolution=0,
@@ -101,10 +101,10 @@ def robust(strength: float = 1.0, title: str = "", **values: Any) -> Graph:
     return node("AdvUnlearnLoadRobustCLIP", title, strength=strength, clip=("1", 1), **values)
 
 
-def train_workflow(checkpoint: str = CHECKPOINT, iterations: int = 60, save_name: str = NAME, **shown: Any) -> Graph:
+def train_workflow(checkpoint: str = CHECKPOINT, preset: str = "quick", save_name: str = NAME, **shown: Any) -> Graph:
     """Train, then sample the concept and its neighbour with the new CLIP."""
     nodes = {
-        "2": train("church", iterations, save_name),
+        "2": train("church", preset, save_name),
         "3": node("PreviewAny", "report", source=("2", 3)),
     }
     return (
@@ -117,7 +117,7 @@ def train_workflow(checkpoint: str = CHECKPOINT, iterations: int = 60, save_name
 
 def train_sd15() -> Graph:
     """Train on Stable Diffusion 1.5 with the published settings."""
-    return train_workflow(SD15, 0, SD15_NAME, size=512, batch=1, sampling=SD15_SAMPLING)
+    return train_workflow(SD15, "auto", SD15_NAME, size=512, batch=1, sampling=SD15_SAMPLING)
 
 
 def load_and_replace() -> Graph:
@@ -197,7 +197,7 @@ def strength_sweep() -> Graph:
 
 def train_sdxl() -> Graph:
     """Train both text encoders of SDXL with the published settings."""
-    return train_workflow(SDXL, 0, XL_NAME, **SDXL_PICTURES)
+    return train_workflow(SDXL, "auto", XL_NAME, **SDXL_PICTURES)
 
 
 def sdxl() -> Graph:
