@@ -1,6 +1,7 @@
 """Every step that a user's GPU runs, on CUDA tensors without CUDA: a tensor that is left on the CPU fails.
 
-The models are tiny and have random weights. Values are computed on the CPU, so that results are those of a run there.
+The models are tiny and have random weights. Values are computed on the CPU, so that results are those of a run there, up to
+the rounding of some processors, which is all that losses of 1e-8 are.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def test_training_runs_on_the_gpu_and_has_the_losses_of_the_cpu(
         result = train(cuda_model, run, RETAINED)
     assert {parameter.device for parameter in result.encoder.parameters()} == {CUDA}
     expected = train(cpu_model, run, RETAINED).losses
-    assert result.losses == [pytest.approx(row, rel=1e-3) for row in expected]
+    assert result.losses == [pytest.approx(row, rel=1e-3, abs=1e-7) for row in expected]
 
 
 def test_training_in_fp16_on_prompts_of_several_chunks(cpu_model: TextToImage) -> None:
@@ -170,7 +171,7 @@ def test_training_in_fp16_on_prompts_of_several_chunks(cpu_model: TextToImage) -
     cuda_model = to_cuda(model)
     with fake_cuda():
         losses = train(cuda_model, RUN, retained).losses
-    assert losses == [pytest.approx(row, rel=0.1) for row in train(model, RUN, retained).losses]
+    assert losses == [pytest.approx(row, rel=0.1, abs=1e-7) for row in train(model, RUN, retained).losses]
 
 
 @pytest.mark.slow
@@ -180,7 +181,7 @@ def test_training_both_encoders_of_sdxl(tmp_path: pathlib.Path) -> None:
     run = RUN.replace(train={"retain_weight": 0.0})
     with fake_cuda():
         losses = train(cuda_model, run).losses
-    assert losses == [pytest.approx(row, rel=1e-3) for row in train(model, run).losses]
+    assert losses == [pytest.approx(row, rel=1e-3, abs=1e-7) for row in train(model, run).losses]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -196,7 +197,7 @@ def test_a_test_attack_takes_its_step_on_the_gpu(
         attack.surrounding_text(0)
     other, expected = attacked(name, cpu_context, steps=1)
     assert rows == other.prompts()
-    assert name in BLIND or losses == pytest.approx(expected, rel=1e-3)
+    assert name in BLIND or losses == pytest.approx(expected, rel=1e-3, abs=1e-7)
 
 
 def test_a_single_prompt_is_attacked_on_the_gpu(cpu_context: AttackContext, cuda_context: AttackContext) -> None:

@@ -121,9 +121,14 @@ class Page:
             self.page.wait_for_timeout(100)
         raise TimeoutError(f"node {node} does not say {part!r}, but {text!r}")
 
-    def is_drawn(self, text: str) -> bool:
-        """Return whether a text can be seen."""
-        return any(found.is_visible() for found in self.page.get_by_text(text).all())
+    def is_drawn(self, text: str, timeout: float = 5) -> bool:
+        """Return whether a text can be seen, at the latest after a time: Vue draws a moment after a change."""
+        end = time.time() + timeout
+        while not any(found.is_visible() for found in self.page.get_by_text(text).all()):
+            if time.time() > end:
+                return False
+            self.page.wait_for_timeout(200)
+        return True
 
     def toasts(self) -> list[str]:
         """Return the texts of the toasts, and close them."""

@@ -93,9 +93,15 @@ def test_a_new_loader_without_encoders_says_what_to_do_and_is_no_error(page: Pag
         for encoders in (["none"], [file.name, "none"]):
             file.touch() if file.name in encoders else file.unlink(missing_ok=True)
             assert list_choices(empty, "encoder") == encoders
+            if file.name in encoders:  # the page still has the old list
+                node = opened.drop("AdvUnlearnLoadRobustCLIP")
+                assert "press R to see it" in opened.wait_for_text(node, "after this page was opened", timeout=30)
+                opened.load_api(graphs.load_graph(encoder=file.name))
+                opened.page.wait_for_timeout(500)
+                assert opened.node_text("robust") == ""
             opened.open(vue=vue)
             node = opened.drop("AdvUnlearnLoadRobustCLIP")
-            opened.page.wait_for_timeout(500)
+            opened.page.wait_for_timeout(2000)
             assert ("train one with Train AdvUnlearn Encoder" in opened.node_text(node)) == (encoders == ["none"])
             assert opened.toasts() == []
 
@@ -191,5 +197,5 @@ def test_a_cached_node_that_is_no_output_says_again_what_it_said(page: Page) -> 
     page.load_api(graph)
     page.run()
     if described.get("has_intermediate_output"):
-        assert page.wait_for_text("robust", "loaded", timeout=60) == said
+        assert page.wait_for_text("robust", f"loaded {name}", timeout=60) == said
     page.wait_idle()

@@ -10,6 +10,7 @@ const PREFIX = "AdvUnlearn";
 const NO_ENCODER =
   "No robust encoder yet: train one with Train AdvUnlearn Encoder (it is saved into output/clip), put one into " +
   "models/text_encoders, or choose one under released: it is downloaded when this node runs.";
+const NEW_ENCODER = "An encoder was saved after this page was opened: press R to see it under encoder.";
 const TEXT = "$$node-text-preview"; // the page's widget for progress text
 const LAST_TEXT = "advunlearn_text"; // in the output of a node
 const [CHARACTER, LINE, MARGIN] = [6.4, 16, 60]; // pixels of its font; its margins
@@ -134,12 +135,19 @@ function followRun() {
   });
 }
 
-// A new loader on a host without encoders says what to fetch or to train.
-function explainEmptyList(node) {
+// A new loader whose list is empty says what to fetch or to train, or that the page's list is old.
+async function explainEmptyList(node) {
   const find = (name) => node.widgets?.find((widget) => widget.name === name);
   const [encoder, released] = [find("encoder"), find("released")];
-  const options = encoder?.options?.values ?? [];
-  if (options.every((option) => option === "none") && released?.value === "none") showOnNode(node.id, NO_ENCODER);
+  if (encoder?.value !== "none" || released?.value !== "none" || !isEmpty(encoder.options?.values)) return;
+  const described = await (await api.fetchApi(`/object_info/${node.comfyClass}`)).json();
+  const [kind, options] = described[node.comfyClass].input.required.encoder;
+  const found = Array.isArray(kind) ? kind : options.options; // earlier hosts describe a menu by its entries
+  showOnNode(node.id, isEmpty(found) ? NO_ENCODER : NEW_ENCODER);
+}
+
+function isEmpty(choices) {
+  return (choices ?? []).every((choice) => choice === "none");
 }
 
 // The page shows every number of a widget with the digits of its step, and so "-1.0000000" for a learning rate that is
