@@ -227,7 +227,7 @@ LAYOUTS = {
     "train": make_train(
         f"## Train on the miniature\n\n{MINIATURE}The node says what it does and how long it takes, and shows its "
         "losses and what it draws before and after. In the end it has forgotten churches, and still draws castles. "
-        "Without a GPU that takes some minutes.\n\n"
+        "Without a GPU that takes up to ten minutes.\n\n"
         "Then open *load-and-replace*: it uses the encoder that was saved.",
         "Erase a concept from the miniature: no Stable Diffusion and no GPU needed.",
         enlarged=True,
