@@ -1,7 +1,7 @@
 """Every step that a user's GPU runs, on CUDA tensors without CUDA: a tensor that is left on the CPU fails.
 
-The models are tiny and have random weights. Values are computed on the CPU, so that results are those of a run there, up to
-the rounding of some processors, which is all that losses of 1e-8 are.
+The models are tiny and have random weights. Values are computed on the CPU, so that results are those of a run there,
+up to the rounding of some processors, which is all that losses of 1e-8 are.
 """
 
 from __future__ import annotations
