@@ -101,7 +101,7 @@ def run_nodes(model: Any, clip: Any, vae: Any) -> dict[str, Any]:
         "training_losses": training["loss"],
         "adversarial_prompt": text,
         "attack_losses": losses["loss"],
-        "verdict": report.splitlines()[1:],
+        "verdict": report.splitlines()[1:3],
         "scores": json.loads(scores)["models"],
         "devices": {name: str(next(module.parameters()).device) for name, module in modules.items()},
     }

@@ -24,4 +24,6 @@ def test_the_nodes_do_on_the_gpu_what_they_do_on_the_cpu(
     assert there.pop("devices") == {"model": "cuda:0", "clip": "cuda:0", "vae": "cuda:0"}
     for losses in ("training_losses", "attack_losses"):
         assert there.pop(losses) == pytest.approx(here.pop(losses), rel=1e-3)
-    assert there == here and here["adversarial_prompt"] and here["scores"]
+    for measured in (here, there):  # which words a search takes can hang on the last digit
+        assert measured.pop("adversarial_prompt").endswith("a church")
+    assert there == here and here["verdict"] and here["scores"]
