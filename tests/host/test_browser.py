@@ -97,7 +97,7 @@ def test_a_new_loader_without_encoders_says_what_to_do_and_is_no_error(page: Pag
                 node = opened.drop("AdvUnlearnLoadRobustCLIP")
                 assert "press R to see it" in opened.wait_for_text(node, "after this page was opened", timeout=30)
                 opened.load_api(graphs.load_graph(encoder=file.name))
-                opened.page.wait_for_timeout(500)
+                opened.page.wait_for_timeout(2000)
                 assert opened.node_text("robust") == ""
             opened.open(vue=vue)
             node = opened.drop("AdvUnlearnLoadRobustCLIP")

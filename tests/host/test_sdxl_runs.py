@@ -152,7 +152,8 @@ def test_a_turbo_file_before_the_node_is_refused(server: Server) -> None:
         server.run(graph)
 
 
-MODES = ("esd", "advunlearn")
+# By mode, the prompts that are erased. AdvUnlearn, which retains a castle, leaves synonyms after so few iterations.
+MODES = {"esd": ("clean", "synonyms", "unlearndiffatk"), "advunlearn": ("clean", "unlearndiffatk")}
 # What erases "church" there: see "SDXL" in docs/lab-notes/results.md.
 ERASING = TRAINING | {"lr": 3e-4, "warmup": 4, "batch": 2}
 ERASING_BANK = {"trajectories": 6, "retain_trajectories": 2, "sampling_steps": 6}
@@ -209,9 +210,7 @@ def test_a_run_erases_the_concept_and_agrees_with_the_command_line(
         assert all(abs(measured[k] - expected[k]) <= 1 for k in measured), (name, measured, expected)
     before, after = (there[name]["asr"] for name in ("before", "after"))
     assert all(row["success"] == BUDGET["cases"] for row in before.values()), before
-    # AdvUnlearn, which retains a castle, leaves synonyms after these few iterations.
-    rows = ("clean", "unlearndiffatk") if mode == "advunlearn" else tuple(after)
-    assert all(after[name]["success"] <= 1 for name in rows), after
+    assert all(after[name]["success"] <= 1 for name in MODES[mode]), after
 
 
 def read_part(model: pathlib.Path, part: str) -> dict[str, torch.Tensor]:

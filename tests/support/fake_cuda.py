@@ -198,14 +198,9 @@ def write_values(save: Callable[..., Any]) -> Callable[..., Any]:
 
     def save_values(content: Any, *args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
-            return save(tree_map(read_item, content), *args, **kwargs)
+            return save(tree_map(put_on_cpu, content), *args, **kwargs)
 
     return save_values
-
-
-def read_item(item: Any) -> Any:
-    """Return the values of a tensor, and anything else as it is."""
-    return read_values(item) if isinstance(item, Tensor) else item
 
 
 def swap_tensors(a: Tensor, b: Tensor) -> None:
